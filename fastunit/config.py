@@ -1,0 +1,302 @@
+"""The typed configuration: the release's YAML keys, ours, and the checks on both.
+
+A configuration is a tree of frozen dataclasses. Every key carries its meaning and its limits in
+the field's metadata, so `from_dict` can reject a wrong key or value by name, and
+docs/configuration.md is printed from the same source (`python -m fastunit.config`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fastunit.errors import ConfigError
+from fastunit.typed import build
+
+ACTIVATIONS = ("relu", "lrelu", "prelu", "selu", "tanh", "none")
+NORMS = ("none", "bn", "in", "ln")
+PAD_TYPES = ("zero", "reflect", "replicate")
+GAN_TYPES = ("lsgan", "nsgan")
+INITS = ("gaussian", "xavier", "kaiming", "orthogonal", "default")
+
+
+def _key(default: Any, doc: str, **limits: Any) -> Any:
+    """Declare a configuration key. Limits: `choices`, `low` (inclusive), `high`, `below`."""
+    return field(default=default, metadata={"doc": doc, **limits})
+
+
+def _section(cls: type, doc: str) -> Any:
+    return field(default_factory=cls, metadata={"doc": doc})
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    dim: int = _key(64, "channels of the first layer", low=1)
+    activ: str = _key("relu", "activation of every block but the last", choices=ACTIVATIONS)
+    n_downsample: int = _key(2, "stride-2 layers in the encoder, upsamplings in the decoder", low=0)
+    n_res: int = _key(4, "residual blocks in the encoder, and again in the decoder", low=0)
+    pad_type: str = _key("reflect", "padding", choices=PAD_TYPES)
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    dim: int = _key(64, "channels of the first layer", low=1)
+    norm: str = _key("none", "norm of every layer but the first and last", choices=NORMS)
+    activ: str = _key("lrelu", "activation", choices=ACTIVATIONS)
+    n_layer: int = _key(4, "stride-2 layers per scale", low=1)
+    gan_type: str = _key("lsgan", "least squares or non-saturating", choices=GAN_TYPES)
+    num_scales: int = _key(3, "image scales, each half the one before", low=1)
+    pad_type: str = _key("reflect", "padding", choices=PAD_TYPES)
+
+
+@dataclass(frozen=True)
+class ShareConfig:
+    enc: int = _key(0, "last residual blocks of the encoders that both domains share", low=0)
+    dec: int = _key(0, "first residual blocks of the decoders that both domains share", low=0)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    builtin: str = _key(
+        "none", "built-in demo domains instead of files", choices=("none", "scenes")
+    )
+    skip_bad: bool = _key(False, "leave unreadable and too-small files out instead of refusing")
+    test_crop: str = _key(
+        "center", "what of a test image is evaluated and shown", choices=("center", "full")
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    keep_last: int = _key(3, "newest checkpoints kept", low=1)
+    keep_every: int = _key(0, "also keep every M-th checkpoint for good; 0: none", low=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on. Defaults are those of the release's 256x256 configurations."""
+
+    # Schedule of the run, in iterations.
+    max_iter: int = _key(1_000_000, "iterations to train", low=1)
+    log_iter: int = _key(1, "iterations between records in metrics.jsonl and TensorBoard", low=1)
+    image_save_iter: int = _key(10_000, "iterations between kept sample grids", low=1)
+    image_display_iter: int = _key(100, "iterations between refreshes of samples/latest.png", low=1)
+    snapshot_save_iter: int = _key(10_000, "iterations between checkpoints", low=1)
+    display_size: int = _key(16, "images of each domain in a sample grid", low=1)
+
+    # Optimisation.
+    batch_size: int = _key(1, "images of each domain per iteration", low=1)
+    lr: float = _key(1e-4, "Adam's learning rate", low=0.0)
+    beta1: float = _key(0.5, "Adam's first decay", low=0.0, below=1.0)
+    beta2: float = _key(0.999, "Adam's second decay", low=0.0, below=1.0)
+    weight_decay: float = _key(1e-4, "L2 penalty inside Adam's gradient", low=0.0)
+    init: str = _key("kaiming", "initialisation of the generators", choices=INITS)
+    lr_policy: str = _key("step", "learning-rate schedule", choices=("step", "constant"))
+    step_size: int = _key(100_000, "iterations between learning-rate steps", low=1)
+    gamma: float = _key(0.5, "learning-rate factor of a step", low=0.0)
+    ema_decay: float = _key(
+        0.0, "decay of the averaged generators used for samples; 0: off", low=0.0, below=1.0
+    )
+    seed: int = _key(0, "seed of weights, noise and data order", low=0, below=2**63)
+
+    # Objective: weights of equations 1-3.
+    gan_w: float = _key(1.0, "adversarial terms (lambda 0)", low=0.0)
+    recon_x_w: float = _key(10.0, "L1 of the reconstructions (lambda 2)", low=0.0)
+    recon_h_w: float = _key(0.0, "read and unused, as in the release", low=0.0)
+    recon_kl_w: float = _key(0.01, "KL of the codes (lambda 1)", low=0.0)
+    recon_x_cyc_w: float = _key(10.0, "L1 of the cycles (lambda 4); 0 skips the cycle", low=0.0)
+    recon_kl_cyc_w: float = _key(0.01, "KL of the re-encoded codes (lambda 3)", low=0.0)
+    vgg_w: float = _key(0.0, "perceptual term on VGG16 features; needs vgg_model_path", low=0.0)
+    vgg_model_path: str | None = _key(None, "torchvision-format VGG16 weights (.pth)")
+
+    # Networks.
+    input_dim_a: int = _key(3, "channels of domain a", low=1)
+    input_dim_b: int = _key(3, "channels of domain b", low=1)
+    gen: GeneratorConfig = _section(GeneratorConfig, "generators")
+    dis: DiscriminatorConfig = _section(DiscriminatorConfig, "discriminators")
+    share: ShareConfig = _section(ShareConfig, "weight sharing between the generators")
+
+    # Data.
+    data_root: str | None = _key(None, "folder with trainA, trainB and, if any, testA, testB")
+    data_folder_train_a: str | None = _key(None, "folder of domain a's training images")
+    data_folder_train_b: str | None = _key(None, "folder of domain b's training images")
+    data_folder_test_a: str | None = _key(None, "folder of domain a's test images")
+    data_folder_test_b: str | None = _key(None, "folder of domain b's test images")
+    data_list_train_a: str | None = _key(None, "text file naming files in data_folder_train_a")
+    data_list_train_b: str | None = _key(None, "text file naming files in data_folder_train_b")
+    data_list_test_a: str | None = _key(None, "text file naming files in data_folder_test_a")
+    data_list_test_b: str | None = _key(None, "text file naming files in data_folder_test_b")
+    new_size: int | None = _key(None, "shorter side after resizing, both domains", low=1)
+    new_size_a: int | None = _key(None, "shorter side after resizing, domain a", low=1)
+    new_size_b: int | None = _key(None, "shorter side after resizing, domain b", low=1)
+    crop_image_height: int = _key(256, "height of the training crop in pixels", low=1)
+    crop_image_width: int = _key(256, "width of the training crop in pixels", low=1)
+    num_workers: int = _key(2, "decoding threads per domain", low=1)
+    data: DataConfig = _section(DataConfig, "how files are treated")
+    checkpoint: CheckpointConfig = _section(CheckpointConfig, "which checkpoints are kept")
+
+    def resize_a(self) -> int | None:
+        """Shorter side of domain a after resizing; None leaves images as they are."""
+        return self.new_size_a if self.new_size_a is not None else self.new_size
+
+    def resize_b(self) -> int | None:
+        """Shorter side of domain b after resizing; None leaves images as they are."""
+        return self.new_size_b if self.new_size_b is not None else self.new_size
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width of the training crop."""
+        return self.crop_image_height, self.crop_image_width
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Build and check a configuration; raises ConfigError naming the key, value and choices."""
+    config = build(Config, values, "")
+    _check_sharing(config)
+    _check_sizes(config)
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return the configuration as plain dictionaries, ready for YAML or a checkpoint."""
+    return dataclasses.asdict(config)
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] = (), **extra: Any) -> Config:
+    """Read a YAML file (configs/demo.yaml when None), apply ``key=value`` overrides, check.
+
+    `extra` holds top-level keys that win over both, for the command line's own options.
+    """
+    values = read_yaml(path)
+    for text in overrides:
+        _override(values, text)
+    return from_dict(values | extra)
+
+
+def read_yaml(path: str | Path | None) -> dict[str, Any]:
+    """Return a YAML file's top-level mapping; None reads the packaged configs/demo.yaml."""
+    import yaml
+
+    source = resources.files("fastunit.configs") / "demo.yaml" if path is None else Path(path)
+    try:
+        values = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {source}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source} must hold 'key: value' lines, not {type(values).__name__}")
+    return values
+
+
+def dump_yaml(config: Config) -> str:
+    """Return the resolved configuration as YAML that `load` reads back to an equal one."""
+    import yaml
+
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    """Set ``section.key=value`` in place; the value is read as YAML."""
+    import yaml
+
+    key, sep, value = text.partition("=")
+    *sections, leaf = key.strip().split(".")
+    if not sep or not leaf:
+        raise ConfigError(f"--set {text!r} must look like key=value, for instance gen.dim=32")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {text!r}: {section} is a value, not a section")
+    try:
+        values[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text!r}: {value!r} is not valid YAML") from error
+
+
+def _check_sharing(config: Config) -> None:
+    for name in ("enc", "dec"):
+        shared = getattr(config.share, name)
+        if shared > config.gen.n_res:
+            raise ConfigError(
+                f"share.{name}={shared} is more than the gen.n_res={config.gen.n_res} residual "
+                f"blocks there are; choose 0 to {config.gen.n_res}"
+            )
+
+
+def _check_sizes(config: Config) -> None:
+    """Reject crops that the networks cannot take, before any of them is built."""
+    multiple = 2**config.gen.n_downsample
+    for name in ("crop_image_height", "crop_image_width"):
+        size = getattr(config, name)
+        if size % multiple:
+            near = max(multiple, round(size / multiple) * multiple)
+            raise ConfigError(
+                f"{name}={size} must be a multiple of {multiple} "
+                f"(2 to the power gen.n_downsample={config.gen.n_downsample}); try {near}"
+            )
+        least = smallest_crop(config)
+        if size < least:
+            raise ConfigError(
+                f"{name}={size} is too small for these networks, which need {least} or more; "
+                "enlarge the crop or lower dis.num_scales, dis.n_layer or gen.n_downsample"
+            )
+        for domain, resized in (("a", config.resize_a()), ("b", config.resize_b())):
+            if resized is not None and resized < size:
+                raise ConfigError(
+                    f"new_size={resized} of domain {domain} is smaller than {name}={size}; "
+                    f"raise it to {size} or lower the crop"
+                )
+
+
+def smallest_crop(config: Config) -> int:
+    """Return the smallest side (a multiple of the downsampling) that both networks take.
+
+    Every discriminator scale must keep one pixel (two under reflection, which cannot mirror a
+    single one) through all its stride-2 layers; the generator's codes need two pixels a side.
+    """
+    dis, multiple = config.dis, 2**config.gen.n_downsample
+    size = max(4, 2 * multiple)
+    size += -size % multiple
+    while not _fits(size, dis):
+        size += multiple
+    return size
+
+
+def _fits(size: int, dis: DiscriminatorConfig) -> bool:
+    need = 2  # a 4x4 window on a side padded by 1; reflection too needs two pixels
+    for _ in range(dis.num_scales):
+        side = size
+        for _ in range(dis.n_layer):
+            if side < need:
+                return False
+            side //= 2
+        size = (size + 1) // 2
+    return True
+
+
+def reference() -> str:
+    """Return docs/configuration.md's table of keys, from the dataclasses themselves."""
+    lines = ["| key | default | meaning |", "| --- | --- | --- |"]
+
+    def walk(cls: type, prefix: str) -> None:
+        for item in fields(cls):
+            if dataclasses.is_dataclass(item.default_factory):
+                walk(item.default_factory, f"{prefix}{item.name}.")
+                continue
+            doc = item.metadata["doc"]
+            if choices := item.metadata.get("choices"):
+                doc += f" ({', '.join(choices)})"
+            default = "" if item.default is None else str(item.default).lower()
+            lines.append(f"| `{prefix}{item.name}` | {default} | {doc} |")
+
+    walk(Config, "")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(reference())

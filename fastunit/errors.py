@@ -1,0 +1,23 @@
+"""Errors that are the user's to mend: one clear message, no traceback on the command line."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Bad input. The message names the offending value and the remedy; command lines exit 2."""
+
+
+class ConfigError(UserError):
+    """A configuration key or value is wrong."""
+
+
+class DataError(UserError):
+    """A folder, list file or image is missing, empty or unreadable."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, or belongs to another configuration."""
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss became NaN or infinite; the message says which one and at which iteration."""

@@ -1,0 +1,67 @@
+"""Files that are written whole or not at all, and read without running code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastunit.errors import CheckpointError
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in `path`'s folder (made if need be) that becomes `path` at the end.
+
+    `path` holds either the old file or the whole new one: the content is synced to disk before
+    the rename, the folder after it. An exception leaves `path` as it was and no temporary file.
+    The temporary name keeps the suffix, for writers that choose a format by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save(value: Any, path: Path) -> None:
+    """Write tensors and plain values atomically, for `read`."""
+    with atomic(path) as temporary:
+        torch.save(value, temporary)
+
+
+def read(path: Path) -> Any:
+    """Load what `save` wrote onto the CPU, with ``weights_only=True``: a file cannot run code.
+
+    Raises CheckpointError when the file is missing, damaged or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {path}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise CheckpointError(f"checkpoint {path} is damaged or unreadable: {reason}") from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

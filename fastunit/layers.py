@@ -1,0 +1,166 @@
+"""Layers of the 2018 release over fused operations: same constructors, same state_dict keys."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastunit.config import ACTIVATIONS, NORMS, PAD_TYPES
+from fastunit.kernels import checks, conv_norm_act, norm_act, upsample_conv
+
+LRELU_SLOPE = 0.2
+
+
+class LayerNorm(nn.Module):
+    """The release's layer norm: ``(x - mean) / (std + eps) * gamma + beta`` over (C, H, W).
+
+    The standard deviation is the unbiased one and eps is added to it, not to the variance.
+    `gamma` starts uniform in [0, 1), `beta` at 0; both [C], absent when `affine` is false.
+    Input and result: [N, C, H, W].
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.affine = num_features, eps, affine
+        self.gamma = nn.Parameter(torch.rand(num_features)) if affine else None
+        self.beta = nn.Parameter(torch.zeros(num_features)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return norm_act(x, norm="ln", gamma=self.gamma, beta=self.beta, eps=self.eps)
+
+
+class _Block(nn.Module):
+    """What convolutional and linear blocks share: checked options, norm and activation modules."""
+
+    def __init__(self, channels: int, norm: str, activation: str, batch_norm: type) -> None:
+        super().__init__()
+        checks.choice("norm", norm, NORMS)
+        checks.choice("activation", activation, ACTIVATIONS)
+        self.norm_name, self.activ_name = norm, activation
+        if norm == "bn":
+            self.norm = batch_norm(channels)
+        elif norm == "ln":
+            self.norm = LayerNorm(channels)
+        else:
+            self.norm = None
+        self.activation = nn.PReLU() if activation == "prelu" else None
+
+    def _tail(self) -> dict:
+        """Return the keyword arguments of the fused norm and activation."""
+        fused = {"act": self.activ_name, "slope": LRELU_SLOPE}
+        if self.activation is not None:
+            fused["slope"] = self.activation.weight
+        if self.norm_name != "bn":
+            fused["norm"] = self.norm_name
+        if isinstance(self.norm, LayerNorm):
+            fused |= {"gamma": self.norm.gamma, "beta": self.norm.beta, "eps": self.norm.eps}
+        return fused
+
+
+class Conv2dBlock(_Block):
+    """Pad, convolve, normalise, activate.
+
+    Args:
+        input_dim, output_dim: channels in and out.
+        kernel_size, stride, padding: of the convolution, both axes.
+        norm: "none", "bn", "in" or "ln".
+        activation: "relu", "lrelu" (slope 0.2), "prelu", "selu", "tanh" or "none".
+        pad_type: "zero", "reflect" or "replicate".
+
+    Input [N, input_dim, H, W], result [N, output_dim, P, Q]; `residual`, of the result's shape,
+    is added last. Raises ValueError naming an option, its value and the choices.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        kernel_size: int,
+        stride: int,
+        padding: int = 0,
+        norm: str = "none",
+        activation: str = "relu",
+        pad_type: str = "zero",
+    ) -> None:
+        super().__init__(output_dim, norm, activation, nn.BatchNorm2d)
+        checks.choice("pad_type", pad_type, PAD_TYPES)
+        self.stride, self.padding, self.pad_type = stride, padding, pad_type
+        self.conv = nn.Conv2d(input_dim, output_dim, kernel_size, stride)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        where = {"stride": self.stride, "padding": self.padding, "pad_mode": self.pad_type}
+        tail = self._tail() | {"residual": residual}
+        if self.norm_name != "bn":
+            return conv_norm_act(x, self.conv.weight, self.conv.bias, **where, **tail)
+        y = self.norm(conv_norm_act(x, self.conv.weight, self.conv.bias, **where))
+        return norm_act(y, **tail)
+
+
+class UpsampleConv2dBlock(Conv2dBlock):
+    """`Conv2dBlock` with stride 1 on the input enlarged twice by repetition."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = upsample_conv(
+            x, self.conv.weight, self.conv.bias, padding=self.padding, pad_mode=self.pad_type
+        )
+        if self.norm_name == "bn":
+            y = self.norm(y)
+        return norm_act(y, **self._tail())
+
+
+class LinearBlock(_Block):
+    """Linear layer, norm, activation. Input [N, input_dim], result [N, output_dim].
+
+    A norm other than batch norm takes each sample's features as one row, as the release does.
+    """
+
+    def __init__(
+        self, input_dim: int, output_dim: int, norm: str = "none", activation: str = "relu"
+    ) -> None:
+        super().__init__(output_dim, norm, activation, nn.BatchNorm1d)
+        self.fc = nn.Linear(input_dim, output_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        if self.norm_name == "bn":
+            y = self.norm(y)
+        tail = self._tail()
+        if self.norm_name == "in":  # one row of features: the same as one channel of pixels
+            return norm_act(y[:, None, None, :], **tail)[:, 0, 0]
+        return norm_act(y[:, :, None, None], **tail)[:, :, 0, 0]
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 blocks, the second without activation, plus the input. Shape is kept."""
+
+    def __init__(
+        self, dim: int, norm: str = "in", activation: str = "relu", pad_type: str = "zero"
+    ) -> None:
+        super().__init__()
+        self.model = nn.Sequential(
+            Conv2dBlock(dim, dim, 3, 1, 1, norm, activation, pad_type),
+            Conv2dBlock(dim, dim, 3, 1, 1, norm, "none", pad_type),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model[1](self.model[0](x), residual=x)
+
+
+class ResBlocks(nn.Module):
+    """`num_blocks` residual blocks in a row; none is the identity."""
+
+    def __init__(
+        self,
+        num_blocks: int,
+        dim: int,
+        norm: str = "in",
+        activation: str = "relu",
+        pad_type: str = "zero",
+    ) -> None:
+        super().__init__()
+        self.model = nn.Sequential(
+            *(ResBlock(dim, norm, activation, pad_type) for _ in range(num_blocks))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)

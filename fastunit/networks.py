@@ -1,0 +1,269 @@
+"""The 2018 release's networks, and the coupled pair that UNIT trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastunit.config import Config, DiscriminatorConfig, GeneratorConfig
+from fastunit.initialise import initialise
+from fastunit.kernels import reparameterize
+from fastunit.layers import Conv2dBlock, ResBlocks, UpsampleConv2dBlock
+from fastunit.typed import build
+
+DIRECTIONS = ("a2b", "b2a")
+
+
+class ContentEncoder(nn.Module):
+    """Images [N, input_dim, H, W] to codes [N, output_dim, H / 2^n, W / 2^n], n downsamplings."""
+
+    def __init__(
+        self, n_downsample: int, n_res: int, input_dim: int, dim: int, activ: str, pad_type: str
+    ) -> None:
+        super().__init__()
+        layers = [Conv2dBlock(input_dim, dim, 7, 1, 3, "in", activ, pad_type)]
+        for _ in range(n_downsample):
+            layers.append(Conv2dBlock(dim, 2 * dim, 4, 2, 1, "in", activ, pad_type))
+            dim *= 2
+        layers.append(ResBlocks(n_res, dim, "in", activ, pad_type))
+        self.model = nn.Sequential(*layers)
+        self.output_dim = dim
+
+    @property
+    def res_blocks(self) -> nn.Sequential:
+        return self.model[-1].model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class Decoder(nn.Module):
+    """Codes [N, dim, P, Q] to images [N, output_dim, P * 2^n, Q * 2^n] in [-1, 1]."""
+
+    def __init__(
+        self, n_upsample: int, n_res: int, dim: int, output_dim: int, activ: str, pad_type: str
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [ResBlocks(n_res, dim, "in", activ, pad_type)]
+        for _ in range(n_upsample):
+            # The release has a parameterless upsampling module before each 5x5 block; ours
+            # upsamples inside the block, so a placeholder keeps the state_dict keys.
+            layers.append(nn.Identity())
+            layers.append(UpsampleConv2dBlock(dim, dim // 2, 5, 1, 2, "ln", activ, pad_type))
+            dim //= 2
+        layers.append(Conv2dBlock(dim, output_dim, 7, 1, 3, "none", "tanh", pad_type))
+        self.model = nn.Sequential(*layers)
+
+    @property
+    def res_blocks(self) -> nn.Sequential:
+        return self.model[0].model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class VAEGen(nn.Module):
+    """One domain's encoder and decoder: a VAE whose posterior is N(hidden, I).
+
+    Args:
+        input_dim: channels of the images.
+        params: the YAML's ``gen`` section (a mapping, or a GeneratorConfig): dim,
+            n_downsample, n_res, activ, pad_type.
+
+    Images are [N, input_dim, H, W] in [-1, 1], H and W multiples of 2^n_downsample; codes are
+    [N, dim * 2^n_downsample, H / 2^n_downsample, W / 2^n_downsample]. Any floating dtype.
+
+    Raises:
+        ValueError: an option is unknown or out of range, or the image's channels or size do
+            not fit; the message names it and the choices.
+    """
+
+    def __init__(self, input_dim: int, params: Mapping | GeneratorConfig) -> None:
+        super().__init__()
+        options = _section(GeneratorConfig, params, "gen")
+        _positive("input_dim", input_dim)
+        self.input_dim, self.multiple = input_dim, 2**options.n_downsample
+        self.enc = ContentEncoder(
+            options.n_downsample,
+            options.n_res,
+            input_dim,
+            options.dim,
+            options.activ,
+            options.pad_type,
+        )
+        self.dec = Decoder(
+            options.n_downsample,
+            options.n_res,
+            self.enc.output_dim,
+            input_dim,
+            options.activ,
+            options.pad_type,
+        )
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the code's mean and unit normals of its shape: z = hidden + noise."""
+        hidden = self.code(images)
+        return hidden, torch.randn_like(hidden)
+
+    def code(self, images: Tensor) -> Tensor:
+        """Return the code's mean alone, drawing no noise."""
+        _check_image(images, self.input_dim)
+        height, width = images.shape[2:]
+        if height % self.multiple or width % self.multiple:
+            raise ValueError(
+                f"an image of {height}x{width} cannot be halved {self.multiple.bit_length() - 1} "
+                f"times; height and width must be multiples of {self.multiple}"
+            )
+        return self.enc(images)
+
+    def decode(self, hidden: Tensor) -> Tensor:
+        """Return images in [-1, 1] for codes."""
+        return self.dec(hidden)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the reconstruction (from a noisy code in training mode) and the code's mean."""
+        hidden = self.code(images)
+        z = reparameterize(hidden)[0] if self.training else hidden
+        return self.decode(z), hidden
+
+
+class MsImageDis(nn.Module):
+    """Multi-scale patch discriminator: one convolutional net per image scale.
+
+    Args:
+        input_dim: channels of the images.
+        params: the YAML's ``dis`` section (a mapping, or a DiscriminatorConfig): dim, norm,
+            activ, n_layer, gan_type, num_scales, pad_type.
+
+    `forward` takes images [N, input_dim, H, W] and returns one [N, 1, P, Q] tensor of logits
+    (nsgan) or scores (lsgan) per scale, finest first.
+
+    Raises:
+        ValueError: an option is unknown or out of range, or the channels do not fit.
+    """
+
+    def __init__(self, input_dim: int, params: Mapping | DiscriminatorConfig) -> None:
+        super().__init__()
+        self.options = _section(DiscriminatorConfig, params, "dis")
+        _positive("input_dim", input_dim)
+        self.input_dim, self.gan_type = input_dim, self.options.gan_type
+        self.cnns = nn.ModuleList(self._make_net() for _ in range(self.options.num_scales))
+
+    def _make_net(self) -> nn.Sequential:
+        dim, activ, pad_type = self.options.dim, self.options.activ, self.options.pad_type
+        layers: list[nn.Module] = [
+            Conv2dBlock(self.input_dim, dim, 4, 2, 1, "none", activ, pad_type)
+        ]
+        for _ in range(self.options.n_layer - 1):
+            layers.append(Conv2dBlock(dim, 2 * dim, 4, 2, 1, self.options.norm, activ, pad_type))
+            dim *= 2
+        layers.append(nn.Conv2d(dim, 1, 1))
+        return nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        _check_image(x, self.input_dim)
+        outputs = []
+        for scale, net in enumerate(self.cnns):
+            if scale:
+                x = F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
+            outputs.append(net(x))
+        return outputs
+
+    def calc_dis_loss(self, input_fake: Tensor, input_real: Tensor) -> Tensor:
+        """Return the scalar loss that teaches this network fake from real (equation 2).
+
+        Real and fake are separate passes, which matters with batch norm.
+        """
+        fake, real = self(input_fake), self(input_real)
+        return self._score(fake, 0.0) + self._score(real, 1.0)
+
+    def calc_gen_loss(self, input_fake: Tensor) -> Tensor:
+        """Return the scalar loss of a generator whose images should be taken for real."""
+        return self._score(self(input_fake), 1.0)
+
+    def _score(self, outputs: list[Tensor], target: float) -> Tensor:
+        if self.gan_type == "lsgan":
+            return sum((output - target).square().mean() for output in outputs)
+        return sum(
+            F.binary_cross_entropy_with_logits(output, torch.full_like(output, target))
+            for output in outputs
+        )
+
+
+class UNIT(nn.Module):
+    """Two VAE-GANs with a shared latent space: gen_a, gen_b, dis_a, dis_b.
+
+    With ``config.share`` the last encoder and first decoder residual blocks of both generators
+    are the same modules: once in `parameters()`, in the state_dict of each generator.
+    Initialised as the release: generators by ``config.init``, discriminators N(0, 0.02).
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.gen_a = VAEGen(config.input_dim_a, config.gen)
+        self.gen_b = VAEGen(config.input_dim_b, config.gen)
+        self.dis_a = MsImageDis(config.input_dim_a, config.dis)
+        self.dis_b = MsImageDis(config.input_dim_b, config.dis)
+        for generator in (self.gen_a, self.gen_b):
+            initialise(generator, config.init)
+        for discriminator in (self.dis_a, self.dis_b):
+            initialise(discriminator, "gaussian")
+        share_blocks(self.gen_a, self.gen_b, enc=config.share.enc, dec=config.share.dec)
+
+    def generators(self) -> list[nn.Parameter]:
+        """Return both generators' parameters, shared ones once."""
+        return _unique(self.gen_a, self.gen_b)
+
+    def discriminators(self) -> list[nn.Parameter]:
+        """Return both discriminators' parameters."""
+        return _unique(self.dis_a, self.dis_b)
+
+    def translate(self, x: Tensor, direction: str) -> Tensor:
+        """Translate images [N, C, H, W] in [-1, 1] "a2b" or "b2a", without noise."""
+        source, target = self.along(direction)
+        return target.decode(source.code(x))
+
+    def along(self, direction: str) -> tuple[VAEGen, VAEGen]:
+        """Return the generators whose encoder and whose decoder serve a direction."""
+        if direction not in DIRECTIONS:
+            raise ValueError(f"direction={direction!r} must be one of {', '.join(DIRECTIONS)}")
+        return (self.gen_a, self.gen_b) if direction == "a2b" else (self.gen_b, self.gen_a)
+
+
+def share_blocks(gen_a: VAEGen, gen_b: VAEGen, *, enc: int, dec: int) -> None:
+    """Make the last `enc` and first `dec` residual blocks of both generators the same modules.
+
+    Raises ValueError when there are fewer blocks than that.
+    """
+    for name, count, mine, other in (
+        ("enc", enc, gen_a.enc.res_blocks, gen_b.enc.res_blocks),
+        ("dec", dec, gen_a.dec.res_blocks, gen_b.dec.res_blocks),
+    ):
+        if not 0 <= count <= len(mine):
+            raise ValueError(f"share.{name}={count} must be between 0 and {len(mine)} blocks")
+        start = len(mine) - count if name == "enc" else 0
+        for index in range(start, start + count):
+            other[index] = mine[index]
+
+
+def _section(cls: type, params: Mapping, name: str) -> GeneratorConfig | DiscriminatorConfig:
+    return params if isinstance(params, cls) else build(cls, params, name)
+
+
+def _positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+
+
+def _check_image(images: Tensor, channels: int) -> None:
+    if images.dim() != 4 or images.shape[1] != channels:
+        raise ValueError(
+            f"images must be [N, {channels}, H, W] for this network, not {tuple(images.shape)}"
+        )
+
+
+def _unique(*modules: nn.Module) -> list[nn.Parameter]:
+    return list(dict.fromkeys(p for module in modules for p in module.parameters()))

@@ -1,0 +1,130 @@
+"""UNIT's objective (Liu, Breuel and Kautz 2017, equations 1 to 3) as named losses.
+
+`LOSSES` says what each name means; `total` entries carry the gradient, all are scalars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fastunit.config import Config
+from fastunit.kernels import reparameterize
+from fastunit.networks import UNIT
+from fastunit.perceptual import Perceptual
+
+Losses = dict[str, Tensor]
+Noise = Mapping[str, Tensor]
+
+LOSSES = {
+    "discriminator_a": "equation 2, discriminator of a: real a against b translated to a",
+    "discriminator_b": "equation 2, discriminator of b: real b against a translated to b",
+    "discriminator_total": "weighted sum that the discriminators descend",
+    "adversarial_a": "equation 2, generator: b translated to a should pass for a",
+    "adversarial_b": "equation 2, generator: a translated to b should pass for b",
+    "reconstruction_a": "equation 1: mean absolute difference of a and its reconstruction",
+    "reconstruction_b": "equation 1: mean absolute difference of b and its reconstruction",
+    "kl_a": "equation 1: mean(mu^2) of a's code",
+    "kl_b": "equation 1: mean(mu^2) of b's code",
+    "cycle_a": "equation 3: mean absolute difference of a and a -> b -> a",
+    "cycle_b": "equation 3: mean absolute difference of b and b -> a -> b",
+    "cycle_kl_a": "equation 3: mean(mu^2) of the code of a translated to b",
+    "cycle_kl_b": "equation 3: mean(mu^2) of the code of b translated to a",
+    "perceptual_a": "VGG16 feature distance of b translated to a from b",
+    "perceptual_b": "VGG16 feature distance of a translated to b from a",
+    "generator_total": "weighted sum that the generators descend",
+}
+DISCRIMINATOR_NOISE = ("a", "b")
+GENERATOR_NOISE = ("a", "b", "ba", "ab")
+
+
+def discriminator_losses(
+    unit: UNIT, x_a: Tensor, x_b: Tensor, config: Config, noise: Noise | None = None
+) -> Losses:
+    """Return the discriminators' losses; the generators get no gradient.
+
+    Args:
+        x_a, x_b: [N, C, H, W] in [-1, 1]; the domains' N, C, H and W may differ.
+        noise: unit normals of the codes' shapes under "a" and "b"; None draws them.
+    """
+    noise = _checked(noise, DISCRIMINATOR_NOISE)
+    with torch.no_grad():
+        z_a, _ = reparameterize(unit.gen_a.code(x_a), noise=noise["a"])
+        z_b, _ = reparameterize(unit.gen_b.code(x_b), noise=noise["b"])
+        x_ba, x_ab = unit.gen_a.decode(z_b), unit.gen_b.decode(z_a)
+    losses = {
+        "discriminator_a": unit.dis_a.calc_dis_loss(x_ba, x_a),
+        "discriminator_b": unit.dis_b.calc_dis_loss(x_ab, x_b),
+    }
+    total = config.gan_w * (losses["discriminator_a"] + losses["discriminator_b"])
+    return losses | {"discriminator_total": total}
+
+
+def generator_losses(
+    unit: UNIT,
+    x_a: Tensor,
+    x_b: Tensor,
+    config: Config,
+    noise: Noise | None = None,
+    perceptual: Perceptual | None = None,
+) -> Losses:
+    """Return the generators' losses.
+
+    Args:
+        x_a, x_b: [N, C, H, W] in [-1, 1]; the domains' N, C, H and W may differ.
+        noise: unit normals of the codes' shapes under "a", "b" (the images' codes), "ba", "ab"
+            (the codes of the translations); None draws them.
+        perceptual: the VGG16 term; needed when config.vgg_w is above 0.
+
+    With config.recon_x_cyc_w at 0 the cycle, and the KL of its codes, are left out.
+    """
+    noise = _checked(noise, GENERATOR_NOISE)
+    gen_a, gen_b = unit.gen_a, unit.gen_b
+    z_a, kl_a = reparameterize(gen_a.code(x_a), noise=noise["a"])
+    z_b, kl_b = reparameterize(gen_b.code(x_b), noise=noise["b"])
+    x_ba, x_ab = gen_a.decode(z_b), gen_b.decode(z_a)
+    losses = {
+        "adversarial_a": unit.dis_a.calc_gen_loss(x_ba),
+        "adversarial_b": unit.dis_b.calc_gen_loss(x_ab),
+        "reconstruction_a": _l1(gen_a.decode(z_a), x_a),
+        "reconstruction_b": _l1(gen_b.decode(z_b), x_b),
+        "kl_a": kl_a,
+        "kl_b": kl_b,
+    }
+    if config.recon_x_cyc_w > 0:
+        z_ba, kl_ba = reparameterize(gen_a.code(x_ba), noise=noise["ba"])
+        z_ab, kl_ab = reparameterize(gen_b.code(x_ab), noise=noise["ab"])
+        losses["cycle_a"] = _l1(gen_a.decode(z_ab), x_a)
+        losses["cycle_b"] = _l1(gen_b.decode(z_ba), x_b)
+        losses["cycle_kl_a"], losses["cycle_kl_b"] = kl_ab, kl_ba
+    if perceptual is not None and config.vgg_w > 0:
+        losses["perceptual_a"] = perceptual(x_ba, x_b)
+        losses["perceptual_b"] = perceptual(x_ab, x_a)
+    return losses | {"generator_total": _weighted(losses, config)}
+
+
+def _weighted(losses: Losses, config: Config) -> Tensor:
+    weights = {
+        "adversarial": config.gan_w,
+        "reconstruction": config.recon_x_w,
+        "kl": config.recon_kl_w,
+        "cycle": config.recon_x_cyc_w,
+        "cycle_kl": config.recon_kl_cyc_w,
+        "perceptual": config.vgg_w,
+    }
+    return sum(weights[name.rpartition("_")[0]] * loss for name, loss in losses.items())
+
+
+def _l1(output: Tensor, target: Tensor) -> Tensor:
+    return (output - target).abs().mean()
+
+
+def _checked(noise: Noise | None, names: tuple[str, ...]) -> Noise:
+    if noise is None:
+        return dict.fromkeys(names)
+    missing = [name for name in names if name not in noise]
+    if missing:
+        raise ValueError(f"noise has no {', '.join(missing)}; it must hold {', '.join(names)}")
+    return noise

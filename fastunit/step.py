@@ -1,0 +1,117 @@
+"""One training step: discriminator update, then generator update."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import StepLR
+
+from fastunit.config import Config
+from fastunit.networks import UNIT
+from fastunit.objective import Losses, Noise, discriminator_losses, generator_losses
+from fastunit.perceptual import Perceptual
+
+
+class TrainStep:
+    """``step(x_a, x_b) -> losses``: both updates, with the release's optimisers and schedule.
+
+    Images are [N, C, H, W] in [-1, 1] on the networks' device and of their dtype; the losses
+    are detached scalars on that device, named as in `objective.LOSSES`. Nothing waits for the
+    device.
+    """
+
+    def __init__(self, unit: UNIT, config: Config, perceptual: Perceptual | None = None) -> None:
+        self.unit, self.config, self.perceptual = unit, config, perceptual
+        self.dis_opt = _adam(unit.discriminators(), config)
+        self.gen_opt = _adam(unit.generators(), config)
+        self.dis_scheduler = _scheduler(self.dis_opt, config)
+        self.gen_scheduler = _scheduler(self.gen_opt, config)
+
+    def __call__(self, x_a: Tensor, x_b: Tensor) -> Losses:
+        self.update_learning_rate()
+        return self.dis_update(x_a, x_b) | self.gen_update(x_a, x_b)
+
+    def dis_update(self, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Losses:
+        """Update the discriminators; `noise` as in `objective.discriminator_losses`."""
+        self.dis_opt.zero_grad()
+        losses = discriminator_losses(self.unit, x_a, x_b, self.config, noise)
+        losses["discriminator_total"].backward()
+        self.dis_opt.step()
+        return _detached(losses)
+
+    def gen_update(self, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Losses:
+        """Update the generators; `noise` as in `objective.generator_losses`."""
+        self.gen_opt.zero_grad()
+        with frozen(self.unit.dis_a, self.unit.dis_b):
+            losses = generator_losses(self.unit, x_a, x_b, self.config, noise, self.perceptual)
+            losses["generator_total"].backward()
+        self.gen_opt.step()
+        return _detached(losses)
+
+    def update_learning_rate(self) -> None:
+        """Advance both schedules by one iteration; the release does so before the updates."""
+        with warnings.catch_warnings():
+            # PyTorch's own order is after the updates, and it says so on the first call.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            for scheduler in (self.dis_scheduler, self.gen_scheduler):
+                if scheduler is not None:
+                    scheduler.step()
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.gen_opt.param_groups[0]["lr"])
+
+    def _stateful(self) -> dict:
+        parts = {
+            "dis_opt": self.dis_opt,
+            "gen_opt": self.gen_opt,
+            "dis_scheduler": self.dis_scheduler,
+            "gen_scheduler": self.gen_scheduler,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def state_dict(self) -> dict:
+        """Return the state of the optimisers and schedules (not of the networks)."""
+        return {name: part.state_dict() for name, part in self._stateful().items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` returned."""
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Spare the modules' weights their gradients inside the block; gradients pass through."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def _adam(parameters: list[nn.Parameter], config: Config) -> Adam:
+    return Adam(
+        parameters,
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+    )
+
+
+def _scheduler(optimizer: Adam, config: Config) -> StepLR | None:
+    if config.lr_policy == "constant":
+        return None
+    return StepLR(optimizer, config.step_size, config.gamma)
+
+
+def _detached(losses: Losses) -> Losses:
+    return {name: torch.as_tensor(loss).detach() for name, loss in losses.items()}

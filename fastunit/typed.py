@@ -1,0 +1,109 @@
+"""Build a frozen dataclass from a mapping, rejecting wrong keys, types and values by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from fastunit.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Mapping[str, Any], name: str) -> T:
+    """Return `cls` filled from `values`; `name` is the section's dotted name, "" for the root.
+
+    Field metadata may hold `choices`, `low` (inclusive), `high` (inclusive) and `below`
+    (exclusive). Missing keys take their defaults. Raises ConfigError.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{name} must be a section of keys, not {values!r}")
+    specs = {spec.name: spec for spec in dataclasses.fields(cls)}
+    for key in values:
+        if key not in specs:
+            raise ConfigError(_unknown(cls, str(key), name))
+    hints = typing.get_type_hints(cls)
+    filled = {}
+    for key, value in values.items():
+        full = f"{name}.{key}" if name else key
+        filled[key] = _convert(hints[key], value, full, specs[key].metadata)
+    return cls(**filled)
+
+
+def known_keys(cls: type) -> list[str]:
+    """Return every dotted key of a dataclass tree."""
+    keys = []
+    for spec in dataclasses.fields(cls):
+        keys.append(spec.name)
+        if dataclasses.is_dataclass(spec.default_factory):
+            keys += [f"{spec.name}.{key}" for key in known_keys(spec.default_factory)]
+    return keys
+
+
+def _unknown(cls: type, key: str, name: str) -> str:
+    full = f"{name}.{key}" if name else key
+    where = f"section {name}" if name else "the configuration"
+    near = difflib.get_close_matches(key, known_keys(cls), n=1, cutoff=0.5)
+    if near:
+        hint = f"did you mean {name + '.' if name else ''}{near[0]}?"
+    else:
+        hint = "known keys: " + ", ".join(spec.name for spec in dataclasses.fields(cls))
+    return f"unknown key {full!r} in {where}; {hint}"
+
+
+def _convert(hint: Any, value: Any, key: str, limits: Mapping[str, Any]) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return build(hint, {} if value is None else value, key)
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(option for option in hint.__args__ if option is not type(None))
+    value = _typed(hint, value, key)
+    _check(value, key, limits)
+    return value
+
+
+def _typed(hint: type, value: Any, key: str) -> Any:
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint in (int, float) and not isinstance(value, bool):
+        number = _number(value)
+        if number is not None and (hint is float or number.is_integer()):
+            return hint(number)
+    if hint is str and isinstance(value, str):
+        return value
+    kind = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+    raise ConfigError(f"{key}={value!r} must be {kind[hint]}")
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite float. YAML 1.1 reads 1e-4 as text, so text that is a number counts."""
+    if not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _check(value: Any, key: str, limits: Mapping[str, Any]) -> None:
+    choices = limits.get("choices")
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError(f"{key}={value!r} must be one of {', '.join(choices)}{hint}")
+    for limit, broken, words in (
+        ("low", lambda v, x: v < x, "at least"),
+        ("high", lambda v, x: v > x, "at most"),
+        ("below", lambda v, x: v >= x, "below"),
+    ):
+        if limit in limits and broken(value, limits[limit]):
+            raise ConfigError(f"{key}={value!r} must be {words} {limits[limit]}")

@@ -193,7 +193,31 @@ class MsImageDis(nn.Module):
         )
 
 
-class UNIT(nn.Module):
+class GeneratorPair(nn.Module):
+    """The two generators that together translate."""
+
+    def __init__(self, gen_a: VAEGen, gen_b: VAEGen) -> None:
+        super().__init__()
+        self.gen_a, self.gen_b = gen_a, gen_b
+
+    def translate(self, x: Tensor, direction: str) -> Tensor:
+        """Translate images "a2b" or "b2a" without noise.
+
+        Images [N, C, H, W] in [-1, 1] of any size: sides that the downsampling does not divide
+        are extended by repeating the last pixels, and the result is cut back to [N, K, H, W].
+        """
+        source, target = self.along(direction)
+        height, width = x.shape[2:]
+        return target.decode(source.code(_extended(x, source.multiple)))[..., :height, :width]
+
+    def along(self, direction: str) -> tuple[VAEGen, VAEGen]:
+        """Return the generators whose encoder and whose decoder serve a direction."""
+        if direction not in DIRECTIONS:
+            raise ValueError(f"direction={direction!r} must be one of {', '.join(DIRECTIONS)}")
+        return (self.gen_a, self.gen_b) if direction == "a2b" else (self.gen_b, self.gen_a)
+
+
+class UNIT(GeneratorPair):
     """Two VAE-GANs with a shared latent space: gen_a, gen_b, dis_a, dis_b.
 
     With ``config.share`` the last encoder and first decoder residual blocks of both generators
@@ -202,9 +226,9 @@ class UNIT(nn.Module):
     """
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.gen_a = VAEGen(config.input_dim_a, config.gen)
-        self.gen_b = VAEGen(config.input_dim_b, config.gen)
+        super().__init__(
+            VAEGen(config.input_dim_a, config.gen), VAEGen(config.input_dim_b, config.gen)
+        )
         self.dis_a = MsImageDis(config.input_dim_a, config.dis)
         self.dis_b = MsImageDis(config.input_dim_b, config.dis)
         for generator in (self.gen_a, self.gen_b):
@@ -220,17 +244,6 @@ class UNIT(nn.Module):
     def discriminators(self) -> list[nn.Parameter]:
         """Return both discriminators' parameters."""
         return _unique(self.dis_a, self.dis_b)
-
-    def translate(self, x: Tensor, direction: str) -> Tensor:
-        """Translate images [N, C, H, W] in [-1, 1] "a2b" or "b2a", without noise."""
-        source, target = self.along(direction)
-        return target.decode(source.code(x))
-
-    def along(self, direction: str) -> tuple[VAEGen, VAEGen]:
-        """Return the generators whose encoder and whose decoder serve a direction."""
-        if direction not in DIRECTIONS:
-            raise ValueError(f"direction={direction!r} must be one of {', '.join(DIRECTIONS)}")
-        return (self.gen_a, self.gen_b) if direction == "a2b" else (self.gen_b, self.gen_a)
 
 
 def share_blocks(gen_a: VAEGen, gen_b: VAEGen, *, enc: int, dec: int) -> None:
@@ -263,6 +276,14 @@ def _check_image(images: Tensor, channels: int) -> None:
         raise ValueError(
             f"images must be [N, {channels}, H, W] for this network, not {tuple(images.shape)}"
         )
+
+
+def _extended(x: Tensor, multiple: int) -> Tensor:
+    """Extend the bottom and right edges to the next size that the networks take."""
+    height, width = (
+        max(-(-size // multiple) * multiple, 2 * multiple, 4) - size for size in x.shape[2:]
+    )
+    return F.pad(x, (0, width, 0, height), mode="replicate") if height or width else x
 
 
 def _unique(*modules: nn.Module) -> list[nn.Parameter]:

@@ -1,0 +1,1 @@
+"""Configurations: demo.yaml and one per documented task."""

@@ -1,0 +1,46 @@
+"""Installation: `fastunit/`, with the top-level `kernels/` and `configs/` mapped into it.
+
+The version stands here and nowhere else; running code reads it from the installed metadata.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = ["torch>=2.11", "triton>=3.6; sys_platform == 'linux'", "numpy"]
+TRAIN = ["nvidia-dali-cuda130", "tensorboard", "tqdm", "pyyaml", "pillow", "matplotlib"]
+BENCH = ["pytest", "pytest-benchmark"]
+TEST = [*TRAIN, *BENCH]
+DEV = [*TEST, "ruff", "build"]
+
+# `kernels` is an unrelated package on the public index, hence fastunit.kernels; a wheel can only
+# find the configurations inside a package, hence fastunit.configs.
+MAPPED = {"fastunit.kernels": "kernels", "fastunit.configs": "configs"}
+
+setup(
+    name="fastunit",
+    version="0.1.0",
+    description="Unsupervised image-to-image translation (UNIT), fast and dependable",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    python_requires=">=3.10",
+    install_requires=CORE,
+    extras_require={"train": TRAIN, "test": TEST, "bench": BENCH, "dev": DEV},
+    packages=[*find_packages(include=["fastunit", "fastunit.*"]), *MAPPED],
+    package_dir=MAPPED,
+    package_data={"fastunit.configs": ["*.yaml"]},
+    zip_safe=False,
+)

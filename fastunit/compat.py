@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from fastunit.networks import UNIT
 from fastunit.objective import Losses, Noise
 from fastunit.perceptual import load_perceptual
 from fastunit.step import TrainStep
+from fastunit.typed import build
 
 # The release's attribute for each of ours. Its cyc names say whose cycle, ours whose image.
 ATTRIBUTES = {
@@ -42,6 +43,8 @@ ATTRIBUTES = {
     "perceptual_b": "loss_gen_vgg_b",
     "generator_total": "loss_gen_total",
 }
+DISCRIMINATOR_LOSSES = [name for name in ATTRIBUTES if name.startswith("discriminator_")]
+GENERATOR_LOSSES = [name for name in ATTRIBUTES if name not in DISCRIMINATOR_LOSSES]
 WEIGHTS = ("gan_w", "recon_x_w", "recon_kl_w", "recon_x_cyc_w", "recon_kl_cyc_w", "vgg_w")
 
 
@@ -91,8 +94,8 @@ class UNIT_Trainer(UNIT):  # noqa: N801 - the release's name
         `hyperparameters` gives this update's loss weights, as in the release; None keeps those
         of the constructor.
         """
-        self._weights(hyperparameters)
-        self._publish(self._step.dis_update(x_a, x_b, noise))
+        self._weigh(hyperparameters)
+        self._publish(self._step.dis_update(x_a, x_b, noise), DISCRIMINATOR_LOSSES)
 
     def gen_update(
         self,
@@ -102,8 +105,8 @@ class UNIT_Trainer(UNIT):  # noqa: N801 - the release's name
         noise: Noise | None = None,
     ) -> None:
         """Update the generators; `noise` holds unit normals under "a", "b", "ba" and "ab"."""
-        self._weights(hyperparameters)
-        self._publish(self._step.gen_update(x_a, x_b, noise))
+        self._weigh(hyperparameters)
+        self._publish(self._step.gen_update(x_a, x_b, noise), GENERATOR_LOSSES)
 
     def update_learning_rate(self) -> None:
         """Advance the schedules by one iteration."""
@@ -141,24 +144,21 @@ class UNIT_Trainer(UNIT):  # noqa: N801 - the release's name
         """
         folder = Path(checkpoint_dir)
         iteration = _newest(folder)
-        release.load_networks(self, folder / f"gen_{iteration:08d}.pt")
-        release.load_networks(self, folder / f"dis_{iteration:08d}.pt")
-        optimizers = files.read(folder / "optimizer.pt")
-        self.dis_opt.load_state_dict(optimizers["dis"])
-        self.gen_opt.load_state_dict(optimizers["gen"])
-        for scheduler in (self.dis_scheduler, self.gen_scheduler):
-            if scheduler is not None:
-                scheduler.last_epoch = iteration
+        release.load_networks(self, folder / f"gen_{iteration:08d}.pt", expect="gen")
+        release.load_networks(self, folder / f"dis_{iteration:08d}.pt", expect="dis")
+        self._step.load_release_optimizers(files.read(folder / "optimizer.pt"), iteration)
         return iteration
 
-    def _weights(self, hyperparameters: Mapping[str, Any] | None) -> None:
-        if hyperparameters is not None:
-            weights = {key: hyperparameters[key] for key in WEIGHTS if key in hyperparameters}
-            self._step.config = replace(self.config, **weights)
+    def _weigh(self, hyperparameters: Mapping[str, Any] | None) -> None:
+        """Set the next update's loss weights, read and checked as those of the constructor."""
+        given = {key: hyperparameters[key] for key in WEIGHTS if key in (hyperparameters or ())}
+        checked = build(Config, given, "")
+        weights = {key: getattr(checked, key) for key in given}
+        self._step.config = replace(self.config, **weights)
 
-    def _publish(self, losses: Losses) -> None:
-        for name, loss in losses.items():
-            setattr(self, ATTRIBUTES[name], loss)
+    def _publish(self, losses: Losses, kinds: Iterable[str]) -> None:
+        for name in kinds:
+            setattr(self, ATTRIBUTES[name], losses.get(name, 0))
 
 
 def _config(hyperparameters: Mapping[str, Any]) -> Config:

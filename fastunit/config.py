@@ -66,7 +66,7 @@ class DataConfig:
     )
     skip_bad: bool = _key(False, "leave unreadable and too-small files out instead of refusing")
     test_crop: str = _key(
-        "center", "what of a test image is evaluated and shown", choices=("center", "full")
+        "center", "what of a test image is measured: centre crop or all of it", choices=("center", "full")
     )
 
 
@@ -166,31 +166,47 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def load(path: str | Path | None = None, overrides: Sequence[str] = (), **extra: Any) -> Config:
-    """Read a YAML file (configs/demo.yaml when None), apply ``key=value`` overrides, check.
+def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (configs/demo.yaml when None), apply ``key=value`` overrides, check."""
+    return resolve(read_yaml(path), overrides, {})
 
-    `extra` holds top-level keys that win over both, for the command line's own options.
-    """
-    values = read_yaml(path)
+
+def resolve(
+    values: dict[str, Any], overrides: Sequence[str], extra: Mapping[str, Any]
+) -> Config:
+    """Apply ``key=value`` overrides, then the top-level keys of `extra`, and check the result."""
     for text in overrides:
         _override(values, text)
-    return from_dict(values | extra)
+    return from_dict(values | dict(extra))
 
 
 def read_yaml(path: str | Path | None) -> dict[str, Any]:
-    """Return a YAML file's top-level mapping; None reads the packaged configs/demo.yaml."""
+    """Return a YAML file's top-level mapping.
+
+    A bare name that is no file, such as "photos", is one of our own configurations; None is
+    "demo".
+    """
     import yaml
 
-    source = resources.files("fastunit.configs") / "demo.yaml" if path is None else Path(path)
+    source = _source(path)
     try:
         values = yaml.safe_load(source.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {source}: {error}") from error
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not valid YAML: {error}") from error
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{source} must hold 'key: value' lines, not {type(values).__name__}")
+        raise ConfigError(f"{path} must hold 'key: value' lines, not {type(values).__name__}")
     return values
+
+
+def _source(path: str | Path | None) -> Any:
+    """Return the file to read: `path`, or ours of that name (a Path or a package resource)."""
+    name = "demo" if path is None else str(path)
+    own = resources.files("fastunit.configs") / f"{name}.yaml"
+    if path is None or (not Path(path).exists() and "/" not in name and own.is_file()):
+        return own
+    return Path(path)
 
 
 def dump_yaml(config: Config) -> str:

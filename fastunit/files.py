@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import zipfile
@@ -38,6 +39,11 @@ def write_text(text: str, path: Path) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write a JSON file atomically."""
+    write_text(json.dumps(value, indent=2) + "\n", path)
 
 
 def save(value: Any, path: Path) -> None:

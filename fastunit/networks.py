@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
@@ -263,7 +264,7 @@ def share_blocks(gen_a: VAEGen, gen_b: VAEGen, *, enc: int, dec: int) -> None:
 
 
 def _section(cls: type, params: Mapping, name: str) -> GeneratorConfig | DiscriminatorConfig:
-    return params if isinstance(params, cls) else build(cls, params, name)
+    return build(cls, asdict(params) if isinstance(params, cls) else params, name)
 
 
 def _positive(name: str, value: int) -> None:

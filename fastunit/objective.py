@@ -48,6 +48,8 @@ def discriminator_losses(
     Args:
         x_a, x_b: [N, C, H, W] in [-1, 1]; the domains' N, C, H and W may differ.
         noise: unit normals of the codes' shapes under "a" and "b"; None draws them.
+
+    Raises ValueError when noise lacks a name.
     """
     noise = _checked(noise, DISCRIMINATOR_NOISE)
     with torch.no_grad():
@@ -79,8 +81,11 @@ def generator_losses(
         perceptual: the VGG16 term; needed when config.vgg_w is above 0.
 
     With config.recon_x_cyc_w at 0 the cycle, and the KL of its codes, are left out.
+    Raises ValueError when noise lacks a name or the perceptual term is needed but None.
     """
     noise = _checked(noise, GENERATOR_NOISE)
+    if config.vgg_w > 0 and perceptual is None:
+        raise ValueError(f"vgg_w={config.vgg_w} needs the perceptual term, which is not loaded")
     gen_a, gen_b = unit.gen_a, unit.gen_b
     z_a, kl_a = reparameterize(gen_a.code(x_a), noise=noise["a"])
     z_b, kl_b = reparameterize(gen_b.code(x_b), noise=noise["b"])
@@ -99,7 +104,7 @@ def generator_losses(
         losses["cycle_a"] = _l1(gen_a.decode(z_ab), x_a)
         losses["cycle_b"] = _l1(gen_b.decode(z_ba), x_b)
         losses["cycle_kl_a"], losses["cycle_kl_b"] = kl_ab, kl_ba
-    if perceptual is not None and config.vgg_w > 0:
+    if config.vgg_w > 0:
         losses["perceptual_a"] = perceptual(x_ba, x_b)
         losses["perceptual_b"] = perceptual(x_ab, x_a)
     return losses | {"generator_total": _weighted(losses, config)}

@@ -5,7 +5,6 @@ As in the 2018 release, only the first three blocks are followed by pooling.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -25,7 +24,8 @@ class Perceptual(nn.Module):
     """Mean squared difference of two images' instance-normalised VGG16 features.
 
     Call with images [N, C, H, W] in [-1, 1], C 1 or 3 (one channel is repeated), sides of at
-    least 8 pixels; the result is a scalar, differentiable in the first image. Frozen.
+    least 8 pixels; the result is a scalar, differentiable in the first image. Frozen. Raises
+    ValueError for other channels or smaller images.
     """
 
     def __init__(self) -> None:
@@ -41,6 +41,11 @@ class Perceptual(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Return relu5_3's features [N, 512, H / 8, W / 8] of images in [-1, 1]."""
+        if x.shape[1] not in (1, 3) or min(x.shape[2:]) < 8:
+            raise ValueError(
+                "the perceptual term takes images of 1 or 3 channels and 8 pixels a side or more, "
+                f"not {tuple(x.shape)}; set vgg_w=0 to train without it"
+            )
         x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
         x = (x.flip(1) + 1) * 127.5 - self.mean
         convs = iter(self.convs)
@@ -71,7 +76,7 @@ def load_perceptual(path: str | Path | None) -> Perceptual:
         raise ConfigError(f"vgg_model_path={str(path)!r} is not a file; {remedy}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+    except Exception as error:  # on bytes that are not its own, torch.load raises nearly anything
         raise ConfigError(f"vgg_model_path={str(path)!r} cannot be read: {error}") from error
     network = Perceptual()
     _fill(network, state, path)
@@ -87,8 +92,9 @@ def _fill(network: Perceptual, state: dict[str, Tensor], path: str | Path) -> No
             for name, parameter in conv.named_parameters():
                 key = f"features.{index}.{name}"
                 value = state.get(key) if isinstance(state, dict) else None
-                if value is None or value.shape != parameter.shape:
-                    found = "missing" if value is None else f"of shape {tuple(value.shape)}"
+                shape = tuple(value.shape) if isinstance(value, Tensor) else None
+                if shape != parameter.shape:
+                    found = "missing" if shape is None else f"of shape {shape}"
                     raise ConfigError(
                         f"vgg_model_path={str(path)!r} is not VGG16: {key} is {found}, "
                         f"expected {tuple(parameter.shape)}"

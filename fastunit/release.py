@@ -20,16 +20,21 @@ def save_networks(unit: UNIT, folder: Path, iteration: int) -> None:
     files.save(discriminators, folder / f"dis_{iteration:08d}.pt")
 
 
-def load_networks(unit: UNIT, path: Path) -> None:
+def load_networks(unit: UNIT, path: Path, expect: str | None = None) -> None:
     """Load a gen_*.pt or dis_*.pt (told apart by their keys) into both domains' networks.
+
+    With `expect` ("gen" or "dis") the other kind is refused.
 
     Raises CheckpointError when the file does not fit the networks, or when it holds different
     values for blocks that the networks share.
     """
     state = files.read(path)
-    if not isinstance(state, dict) or not {"a", "b"} <= state.keys():
+    domains = [state.get(name) for name in ("a", "b")] if isinstance(state, dict) else []
+    if not domains or not all(isinstance(domain, dict) for domain in domains):
         raise CheckpointError(f"{path} does not hold the two domains 'a' and 'b'")
     kind = "dis" if any(key.startswith("cnns.") for key in state["a"]) else "gen"
+    if expect not in (None, kind):
+        raise CheckpointError(f"{path} holds {kind} networks, but {expect} ones are needed")
     if kind == "gen":
         _check_shared(unit, state, path)
     for domain in ("a", "b"):

@@ -12,6 +12,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
 
 from fastunit.config import Config
+from fastunit.errors import CheckpointError
 from fastunit.networks import UNIT
 from fastunit.objective import Losses, Noise, discriminator_losses, generator_losses
 from fastunit.perceptual import Perceptual
@@ -83,6 +84,17 @@ class TrainStep:
         """Restore what `state_dict` returned."""
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
+
+    def load_release_optimizers(self, state: dict, iteration: int) -> None:
+        """Restore the release's optimizer.pt, {"gen": ..., "dis": ...}, at an iteration."""
+        try:
+            self.gen_opt.load_state_dict(state["gen"])
+            self.dis_opt.load_state_dict(state["dis"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"optimizer.pt does not fit the networks: {error}") from error
+        for scheduler in (self.dis_scheduler, self.gen_scheduler):
+            if scheduler is not None:
+                scheduler.last_epoch = iteration
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -11,8 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+_TINY = {
+    "gen": {"dim": 4, "n_res": 1, "n_downsample": 1},
+    "dis": {"dim": 4, "n_layer": 2, "num_scales": 1},
+    "share": {"enc": 1, "dec": 1},
+    "batch_size": 2,
+    "new_size": 20,
+    "crop_image_height": 16,
+    "crop_image_width": 16,
+    "num_workers": 1,
+    "max_iter": 4,
+    "display_size": 2,
+}
 
 Golden = tuple[dict[str, Any], dict[str, np.ndarray]]
 
@@ -63,3 +78,22 @@ def load_golden(shared: Path) -> Callable[[str], Golden]:
             return case, dict(arrays)
 
     return load
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """Return a configuration whose step takes milliseconds; a copy, free to change."""
+    return copy.deepcopy(_TINY)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return a folder of small pictures: trainA (5), trainB (3), testA and testB (2 pairs)."""
+    rng = np.random.default_rng(0)
+    for split, count in (("trainA", 5), ("trainB", 3), ("testA", 2), ("testB", 2)):
+        folder = tmp_path / "photos" / split
+        folder.mkdir(parents=True)
+        for index in range(count):
+            pixels = rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "photos"

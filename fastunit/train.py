@@ -1,0 +1,214 @@
+"""Train UNIT: ``python -m fastunit.train [options]``; without any, the demo."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastunit import checkpoint, cli, config, datasets, evaluate, files, images, memory
+from fastunit.config import Config
+from fastunit.errors import TrainingDiverged
+from fastunit.images import Domains, SizeRule
+from fastunit.loop import Trainer, stop_on_signals
+from fastunit.runs import Run, find_run
+from fastunit.session import Session
+
+FILE_KEYS = [f"data_{kind}_{part}" for kind in ("folder", "list") for part in images.SPLITS]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, check everything, train, measure. Returns the exit code.
+
+    0 done; 1 the training diverged; 2 bad input; 130 and 143 ended by Ctrl-C and SIGTERM, with a
+    checkpoint saved.
+    """
+    started = time.perf_counter()
+    args = _parser().parse_args(argv)
+    cli.setup_logging()
+    device = cli.pick_device(args.device)
+    run = find_run(args.output, args.resume, args.config)
+    settings = _configure(args, run)
+    if args.dry_run:
+        _print_plan(settings, run, device)
+        return 0
+    domains = _checked_files(settings)
+    pairs = evaluate.find_pairs(domains) if evaluate.comparable(settings) else []
+    evaluate.check_pairs(pairs, settings)
+    session = Session(settings, device)
+    run.restore(session)
+    _describe(run.folder, settings, device)
+    trainer = Trainer(session, domains, run.folder)
+    with stop_on_signals() as stop:
+        try:
+            finished = trainer.run(stop)
+        except TrainingDiverged as error:
+            print(f"error: {error}; {_last_good(run.folder)}", file=sys.stderr)
+            return 1
+    if not finished:
+        print(f"stopped at iteration {session.iteration}; continue with --resume {run.folder}")
+        return 128 + stop.signal
+    _print_result(trainer.finish(started, pairs), run.folder)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastunit.train",
+        description="Train UNIT on two folders of unpaired images; without options, on the demo.",
+    )
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="YAML file, or the name of one of ours (default: demo)")
+    add(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override a key, for instance gen.dim=32; may be repeated",
+    )
+    add("--data", metavar="DIR", help="folder with trainA, trainB and, if any, testA, testB")
+    add("--output", metavar="DIR", help="the run's folder (default: runs/NAME of the config)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="auto|PATH",
+        help="continue a run: the newest here, a run's folder, a checkpoint, or a gen_*.pt",
+    )
+    add("--max-iter", type=int, metavar="N", help="iterations to train (max_iter)")
+    add("--seed", type=int, metavar="N", help="seed of weights, noise and data order (seed)")
+    add("--dry-run", action="store_true", help="check and print the plan; write nothing")
+    return parser
+
+
+def _configure(args: argparse.Namespace, run: Run) -> Config:
+    """Return the configuration: file or checkpoint, then --set, then the other options."""
+    extra = {"max_iter": args.max_iter, "seed": args.seed}
+    extra = {key: value for key, value in extra.items() if value is not None}
+    if args.data is not None:
+        extra |= {"data_root": args.data} | dict.fromkeys(FILE_KEYS)
+    if args.config is None and run.state is not None:
+        values = config.to_dict(checkpoint.stored_config(run.state, run.source))
+    else:
+        values = config.read_yaml(args.config)
+    if args.data is not None:
+        values["data"] = (values.get("data") or {}) | {"builtin": "none"}
+    return config.resolve(values, args.overrides, extra)
+
+
+def _checked_files(settings: Config) -> Domains:
+    """Find the images and read every new one; raises DataError listing the bad ones."""
+    if settings.data.builtin == "scenes":
+        settings = replace(settings, data_root=str(datasets.demo_root()))
+    found = images.find_domains(settings)
+    rules = {
+        "a": SizeRule(settings.resize_a(), settings.crop),
+        "b": SizeRule(settings.resize_b(), settings.crop),
+    }
+    wanted = {split: (getattr(found, split), rules[split[-1]]) for split in images.SPLITS}
+    return Domains(
+        **images.validate_all(
+            wanted, workers=settings.num_workers, skip_bad=settings.data.skip_bad
+        )
+    )
+
+
+def _describe(run_dir: Path, settings: Config, device: torch.device) -> None:
+    """Write what the run depends on: config.yaml and environment.json."""
+    files.write_text(config.dump_yaml(settings), run_dir / "config.yaml")
+    files.write_json(_environment(settings, device), run_dir / "environment.json")
+    print(f"training on {_device_name(device)}; everything goes to {run_dir}/", flush=True)
+
+
+def _environment(settings: Config, device: torch.device) -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for name in ("fastunit", "torch", "triton", "numpy", "nvidia-dali-cuda130"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "seed": settings.seed,
+        "device": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+        "commit": _commit(),
+        "command": sys.argv,
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout the code runs from, None where it is not one."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def _print_plan(settings: Config, run: Run, device: torch.device) -> None:
+    """Print the resolved configuration, parameters, images and expected memory."""
+    print(config.dump_yaml(settings))
+    print("parameters:")
+    for name, count in memory.parameter_counts(settings).items():
+        print(f"  {name}: {count:,}")
+    print("images:")
+    for split, count in _image_counts(settings).items():
+        print(f"  {split}: {count}")
+    print("expected memory:")
+    for name, size in memory.expected_bytes(settings).items():
+        print(f"  {name}: {size / 2**20:.0f} MiB")
+    start = f"continues {run.source}" if run.source else "starts afresh"
+    print(f"would train on {_device_name(device)} into {run.folder}/ ({start})")
+
+
+def _image_counts(settings: Config) -> dict[str, int | str]:
+    if settings.data.builtin == "scenes":
+        return datasets.DEMO_COUNTS
+    found = images.find_domains(settings)
+    return {split: len(getattr(found, split)) for split in images.SPLITS}
+
+
+def _last_good(run_dir: Path) -> str:
+    kept = checkpoint.iterations(run_dir)
+    if not kept:
+        return "no checkpoint had been saved before"
+    return f"the last good checkpoint is {checkpoint.path_of(run_dir, kept[-1])}"
+
+
+def _print_result(result: dict[str, Any], run_dir: Path) -> None:
+    print(
+        f"trained to iteration {result['iteration']}, {result['images_per_s']:.1f} images/s; "
+        f"{result['seconds']:.0f} s in all; see {run_dir / 'index.html'}"
+    )
+    if "a2b" not in result:
+        print("no held-out paired error: testA and testB are not pairs of equal names and shapes")
+        return
+    print("held-out paired error (mean absolute difference, images in [-1, 1]):")
+    for direction, label in (("a2b", "a->b"), ("b2a", "b->a")):
+        errors = result[direction]
+        print(
+            f"  {label}: {errors['paired_l1']:.4f} translated, "
+            f"{errors['identity_l1']:.4f} unchanged"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.guard(main))

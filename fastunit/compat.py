@@ -48,7 +48,7 @@ GENERATOR_LOSSES = [name for name in ATTRIBUTES if name not in DISCRIMINATOR_LOS
 WEIGHTS = ("gan_w", "recon_x_w", "recon_kl_w", "recon_x_cyc_w", "recon_kl_cyc_w", "vgg_w")
 
 
-class UNIT_Trainer(UNIT):  # noqa: N801 - the release's name
+class UNIT_Trainer(UNIT):
     """Networks, optimisers and schedules under the release's names.
 
     Args:

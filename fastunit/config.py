@@ -21,6 +21,15 @@ ACTIVATIONS = ("relu", "lrelu", "prelu", "selu", "tanh", "none")
 NORMS = ("none", "bn", "in", "ln")
 PAD_TYPES = ("zero", "reflect", "replicate")
 GAN_TYPES = ("lsgan", "nsgan")
+DATA_KEYS = (
+    "data_root",
+    *(
+        f"data_{kind}_{split}_{d}"
+        for kind in ("folder", "list")
+        for split in ("train", "test")
+        for d in "ab"
+    ),
+)
 INITS = ("gaussian", "xavier", "kaiming", "orthogonal", "default")
 
 
@@ -66,7 +75,9 @@ class DataConfig:
     )
     skip_bad: bool = _key(False, "leave unreadable and too-small files out instead of refusing")
     test_crop: str = _key(
-        "center", "what of a test image is measured: centre crop or all of it", choices=("center", "full")
+        "center",
+        "what of a test image is measured: centre crop or all of it",
+        choices=("center", "full"),
     )
 
 
@@ -156,6 +167,7 @@ class Config:
 def from_dict(values: Mapping[str, Any]) -> Config:
     """Build and check a configuration; raises ConfigError naming the key, value and choices."""
     config = build(Config, values, "")
+    _check_data(config)
     _check_sharing(config)
     _check_sizes(config)
     return config
@@ -171,9 +183,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     return resolve(read_yaml(path), overrides, {})
 
 
-def resolve(
-    values: dict[str, Any], overrides: Sequence[str], extra: Mapping[str, Any]
-) -> Config:
+def resolve(values: dict[str, Any], overrides: Sequence[str], extra: Mapping[str, Any]) -> Config:
     """Apply ``key=value`` overrides, then the top-level keys of `extra`, and check the result."""
     for text in overrides:
         _override(values, text)
@@ -232,6 +242,15 @@ def _override(values: dict[str, Any], text: str) -> None:
         values[leaf] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text!r}: {value!r} is not valid YAML") from error
+
+
+def _check_data(config: Config) -> None:
+    given = [key for key in DATA_KEYS if getattr(config, key) is not None]
+    if config.data.builtin != "none" and given:
+        raise ConfigError(
+            f"data.builtin={config.data.builtin} and {', '.join(given)} are both given; "
+            "use --data DIR, or set data.builtin=none"
+        )
 
 
 def _check_sharing(config: Config) -> None:

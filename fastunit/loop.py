@@ -207,9 +207,7 @@ class Trainer:
             chosen = domains.train_a, domains.train_b
         count = min(size, *map(len, chosen))
         return tuple(
-            torch.cat(
-                list(evaluate.crops(some[:count], name, self.config, self.session.device))
-            )
+            torch.cat(list(evaluate.crops(some[:count], name, self.config, self.session.device)))
             for some, name in zip(chosen, "ab", strict=True)
         )
 

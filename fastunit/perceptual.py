@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastunit.errors import ConfigError
+from fastunit import files
+from fastunit.errors import CheckpointError, ConfigError
 from fastunit.kernels import norm_act
 
 # Output channels of the convolutions of VGG16's five blocks (Simonyan and Zisserman 2015).
@@ -75,8 +76,8 @@ def load_perceptual(path: str | Path | None) -> Perceptual:
     if not Path(path).is_file():
         raise ConfigError(f"vgg_model_path={str(path)!r} is not a file; {remedy}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on bytes that are not its own, torch.load raises nearly anything
+        state = files.read(Path(path))
+    except CheckpointError as error:
         raise ConfigError(f"vgg_model_path={str(path)!r} cannot be read: {error}") from error
     network = Perceptual()
     _fill(network, state, path)

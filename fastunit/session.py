@@ -91,9 +91,7 @@ class Session:
         """Write and prune checkpoints; raises TrainingDiverged rather than keep bad weights."""
         for name, parameter in self.unit.named_parameters():
             if not parameter.isfinite().all():
-                raise TrainingDiverged(
-                    f"{name} is not finite after iteration {self.iteration}"
-                )
+                raise TrainingDiverged(f"{name} is not finite after iteration {self.iteration}")
         path = checkpoint.save(run_dir, self.state(), self.unit)
         checkpoint.prune(run_dir, self.config.checkpoint, self.config.snapshot_save_iter)
         return path

@@ -23,8 +23,6 @@ from fastunit.loop import Trainer, stop_on_signals
 from fastunit.runs import Run, find_run
 from fastunit.session import Session
 
-FILE_KEYS = [f"data_{kind}_{part}" for kind in ("folder", "list") for part in images.SPLITS]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, check everything, train, measure. Returns the exit code.
@@ -46,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate.check_pairs(pairs, settings)
     session = Session(settings, device)
     run.restore(session)
-    _describe(run.folder, settings, device)
     trainer = Trainer(session, domains, run.folder)
+    _describe(run.folder, settings, device)
     with stop_on_signals() as stop:
         try:
             finished = trainer.run(stop)
@@ -97,7 +95,7 @@ def _configure(args: argparse.Namespace, run: Run) -> Config:
     extra = {"max_iter": args.max_iter, "seed": args.seed}
     extra = {key: value for key, value in extra.items() if value is not None}
     if args.data is not None:
-        extra |= {"data_root": args.data} | dict.fromkeys(FILE_KEYS)
+        extra |= dict.fromkeys(config.DATA_KEYS) | {"data_root": args.data}
     if args.config is None and run.state is not None:
         values = config.to_dict(checkpoint.stored_config(run.state, run.source))
     else:
@@ -118,9 +116,7 @@ def _checked_files(settings: Config) -> Domains:
     }
     wanted = {split: (getattr(found, split), rules[split[-1]]) for split in images.SPLITS}
     return Domains(
-        **images.validate_all(
-            wanted, workers=settings.num_workers, skip_bad=settings.data.skip_bad
-        )
+        **images.validate_all(wanted, workers=settings.num_workers, skip_bad=settings.data.skip_bad)
     )
 
 
@@ -150,7 +146,15 @@ def _environment(settings: Config, device: torch.device) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """Return the commit of the checkout the code runs from, None where it is not one."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    git = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+    ]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -93,9 +93,10 @@ def test_the_seed_decides_every_bit(command):
         command("--output", name, "--seed", seed, "--max-iter", 2)
     assert_bitwise(weights(Path("one"), 2), weights(Path("same"), 2))
     other = weights(Path("other"), 2)
-    assert not torch.equal(weights(Path("one"), 2)["gen_a.enc.model.0.conv.weight"], other[
-        "gen_a.enc.model.0.conv.weight"
-    ])
+    assert not torch.equal(
+        weights(Path("one"), 2)["gen_a.enc.model.0.conv.weight"],
+        other["gen_a.enc.model.0.conv.weight"],
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -110,9 +111,7 @@ def test_a_signal_saves_and_resume_is_bitwise(command, monkeypatch, number):
 
     with monkeypatch.context() as patch:
         patch.setattr(Session, "advance", interrupted)
-        code, out, err = command(
-            "--output", "cut", "--max-iter", 7, "--set", "ema_decay=0.9"
-        )
+        code, out, err = command("--output", "cut", "--max-iter", 7, "--set", "ema_decay=0.9")
     assert code == 128 + number
     assert "stopped at iteration 3" in out and "Traceback" not in err
     assert checkpoint.iterations(Path("cut"))[-1] == 3
@@ -167,7 +166,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good(command, monkey
 
     def poisoned(self, x_a, x_b):
         losses = advance(self, x_a, x_b)
-        return losses | {"cycle_b": losses["cycle_b"] * (float("nan") if self.iteration >= 4 else 1)}
+        return losses | {
+            "cycle_b": losses["cycle_b"] * (float("nan") if self.iteration >= 4 else 1)
+        }
 
     monkeypatch.setattr(Session, "advance", poisoned)
     code, _, err = command("--output", "run", "--max-iter", 9)
@@ -240,7 +241,9 @@ BAD_COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize(("args", "words"), BAD_COMMANDS, ids=[" ".join(a) for a, _ in BAD_COMMANDS])
+@pytest.mark.parametrize(
+    ("args", "words"), BAD_COMMANDS, ids=[" ".join(a) for a, _ in BAD_COMMANDS]
+)
 def test_bad_commands_are_refused_by_name(command, args, words, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     code, _, err = command(*args)

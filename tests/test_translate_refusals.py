@@ -1,0 +1,319 @@
+"""What fastunit.translate refuses: bad images one by one, wrong arguments, harm to an input."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastunit import checkpoint, config
+from fastunit.networks import UNIT
+from fastunit.translate import main
+
+
+def trained(run: Path, **keys: object) -> Path:
+    settings = config.from_dict(
+        {
+            "gen": {"dim": 4, "n_downsample": 2, "n_res": 1},
+            "dis": {"dim": 4, "n_layer": 2, "num_scales": 1},
+            "crop_image_height": 32,
+            "crop_image_width": 32,
+            **keys,
+        }
+    )
+    unit = UNIT(settings)
+    state = {"iteration": 1, "config": config.to_dict(settings), "unit": unit.state_dict()}
+    return checkpoint.save(run, {**state, "ema": None}, unit)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(autouse=True)
+def _logger() -> Iterator[None]:
+    logger = logging.getLogger("fastunit")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
+
+
+def put(*files: Path) -> None:
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.linear_gradient("L").resize((16, 16 + len(file.parts))).save(file)
+
+
+def translate(*words: object) -> int:
+    return main([*map(str, words), "--direction", "a2b", "--device", "cpu"])
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Return every entry below `folder`: a file's content, None for a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+# ---- images that cannot be translated
+
+
+def cut(path: Path) -> None:
+    put(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+def flipped_byte(path: Path) -> None:
+    put(path)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + 8] ^= 255
+    path.write_bytes(data)
+
+
+def other_format(path: Path) -> None:
+    put(path.with_suffix(".gif"))
+    path.with_suffix(".gif").rename(path)
+
+
+BAD = {
+    "zero.png": (Path.touch, "empty: zero bytes"),
+    "text.jpg": (lambda path: path.write_text("no image\n" * 99), "not an image"),
+    "cut.jpg": (cut, "damaged or truncated"),
+    "cut.png": (cut, "damaged or truncated"),
+    "cut.bmp": (cut, "damaged or truncated"),
+    "cut.tif": (cut, "damaged or truncated"),
+    "cut.webp": (cut, "damaged or truncated"),
+    "flipped.png": (flipped_byte, "damaged or truncated"),
+    "gif.png": (other_format, "not an image"),
+    "loop.png": (lambda path: path.symlink_to(path), "symbolic links"),
+    "dangling.png": (lambda path: path.symlink_to("nowhere"), "No such file"),
+    "pipe.png": (os.mkfifo, "not a regular file"),
+    "wide.tif": (
+        lambda path: Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(path),
+        "32-bit or signed integers",
+    ),
+    "huge.bmp": (
+        lambda path: path.write_bytes(
+            b"BM" + bytes(8) + b"\x36\0\0\0\x28\0\0\0" + b"\0\0\1\0" * 2 + b"\1\0\x18\0" + bytes(24)
+        ),
+        "too large",
+    ),
+}
+
+
+def test_bad_images_are_listed_at_the_end_and_the_others_done(tmp_path, model, capsys):
+    put(tmp_path / "in/a.png", tmp_path / "in/sub/z.png")
+    for name, (make, _) in BAD.items():
+        make(tmp_path / "in/sub" / name)
+    assert translate(model, tmp_path / "in", tmp_path / "out") == 1
+    out, err = capsys.readouterr()
+    listed = err[err.index(f"{len(BAD)} images could not be translated:") :]
+    for name, (_, reason) in BAD.items():
+        (line,) = (line for line in listed.splitlines() if f"/{name}:" in line)
+        assert line.startswith(f"  {tmp_path / 'in/sub' / name}: ") and reason in line
+    assert out.startswith(f"translated 2 of {2 + len(BAD)} images")
+    assert sorted(tree(tmp_path / "out")) == ["a.png", "sub", "sub/z.png"]
+
+
+def test_an_image_without_permission(tmp_path, model, monkeypatch, capsys):
+    put(tmp_path / "in/a.png", tmp_path / "in/secret.png")
+    secret, own = tmp_path / "in/secret.png", Path.read_bytes
+    secret.chmod(0)
+    if os.access(secret, os.R_OK):  # root reads everything: do as the kernel does for others
+
+        def read_bytes(self: Path) -> bytes:
+            if self == secret:
+                raise PermissionError(13, "Permission denied", str(self))
+            return own(self)
+
+        monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert translate(model, tmp_path / "in", tmp_path / "out") == 1
+    assert f"{secret}: Permission denied" in capsys.readouterr().err
+    assert (tmp_path / "out/a.png").is_file()
+
+
+def test_a_single_bad_image(tmp_path, model, capsys):
+    (tmp_path / "zero.png").touch()
+    assert translate(model, tmp_path / "zero.png", tmp_path / "y.png") == 1
+    out, err = capsys.readouterr()
+    assert f"{tmp_path / 'zero.png'}: empty" in err
+    assert out.startswith("translated 0 of 1 images") and not (tmp_path / "y.png").exists()
+
+
+def test_a_size_that_the_output_format_cannot_hold(tmp_path, model, capsys):
+    Image.new("RGB", (16384, 1)).save(tmp_path / "x.png")
+    assert translate(model, tmp_path / "x.png", tmp_path / "y.webp") == 1
+    assert "x.png: 16384x1 pixels cannot be written as .webp" in capsys.readouterr().err
+
+
+# ---- arguments
+
+
+def damaged(tmp_path: Path, model: Path) -> Path:
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 255
+    (tmp_path / "damaged.pt").write_bytes(data)
+    return tmp_path / "damaged.pt"
+
+
+def with_nan(tmp_path: Path, model: Path) -> Path:
+    state = torch.load(model, weights_only=True)
+    state["unit"]["gen_a.enc.model.0.conv.weight"][0] = float("nan")
+    torch.save(state, tmp_path / "nan.pt")
+    return tmp_path / "nan.pt"
+
+
+def lone_release(tmp_path: Path, model: Path) -> Path:
+    (tmp_path / "lone").mkdir()
+    return Path(shutil.copy(model.with_name("gen_00000001.pt"), tmp_path / "lone"))
+
+
+def empty_folder(tmp_path: Path) -> Path:
+    (tmp_path / "empty").mkdir()
+    return tmp_path / "empty"
+
+
+# Each: what to run, given a folder and a good checkpoint, and what the message must say.
+WRONG = {
+    "no input": (lambda t, m: (m, t / "nowhere", t / "out"), "INPUT .*/nowhere is neither"),
+    "empty input": (lambda t, m: (m, empty_folder(t), t / "out"), "/empty holds no images"),
+    "no checkpoint": (lambda t, m: (t / "no.pt", t / "in", t / "out"), "no checkpoint .*/no.pt"),
+    "no image format": (lambda t, m: (m, t / "in/x.png", t / "y.gif"), "name of .*/y.gif"),
+    "no extension": (lambda t, m: (m, t / "in/x.png", t / "out"), "existing folder or end in"),
+    "output a file": (lambda t, m: (m, t / "in", t / "note.txt"), "OUTPUT .*/note.txt is a file"),
+    "folder without a run": (lambda t, m: (t / "in", t / "in", t / "out"), "/in has no checkpoint"),
+    "checkpoint of text": (lambda t, m: (t / "note.txt", t / "in", t / "out"), "note.txt is dam"),
+    "damaged checkpoint": (lambda t, m: (damaged(t, m), t / "in", t / "out"), "damaged.pt is dam"),
+    "NaN": (lambda t, m: (with_nan(t, m), t / "in", t / "out"), "weights that are NaN"),
+    "no config": (lambda t, m: (lone_release(t, m), t / "in", t / "out"), "gen_0.*--config"),
+    "discriminators": (
+        lambda t, m: (m.with_name("dis_00000001.pt"), t / "in", t / "out", "--config", t / "c.yml"),
+        "dis_00000001.pt holds dis networks",
+    ),
+    "absent config": (
+        lambda t, m: (m, t / "in", t / "out", "--config", t / "absent.yaml"),
+        "cannot read .*/absent.yaml",
+    ),
+    "config of its own": (
+        lambda t, m: (m, t / "in", t / "out", "--config", t / "c.yml"),
+        "00000001.pt has its own configuration; leave out --config",
+    ),
+    "four channels": (
+        lambda t, m: (trained(t / "run", input_dim_b=4), t / "in", t / "out"),
+        "images of 4 channels",
+    ),
+    "device": (lambda t, m: (m, t / "in", t / "out", "--device", "gpu"), "--device gpu must be"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_arguments_are_one_message_and_write_nothing(tmp_path, model, capsys, words, message):
+    put(tmp_path / "in/x.png")
+    (tmp_path / "note.txt").write_text("not yours")
+    (tmp_path / "c.yml").write_text("max_iter: 1\n")
+    checkpoint_, source, output, *options = words(tmp_path, model)
+    before = tree(tmp_path)
+    options = options if "--device" in options else [*options, "--device", "cpu"]
+    arguments = [checkpoint_, source, output, "--direction", "a2b", *options]
+    assert main(list(map(str, arguments))) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert re.search(message, line)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--direction", "c2d"], "'c2d'"),
+        ([], "--direction"),
+        (["--direction", "a2b", "--batch-size", "0"], "'0' must be a whole number of at least 1"),
+        (["--direction", "a2b", "--batch-size", "two"], "'two' must be a whole number"),
+    ],
+)
+def test_wrong_options_exit_with_2(tmp_path, model, capsys, options, message):
+    put(tmp_path / "x.png")
+    with pytest.raises(SystemExit) as exit_:
+        main([str(model), str(tmp_path / "x.png"), str(tmp_path / "y.png"), *options])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "y.png").exists()
+
+
+# ---- inputs are never overwritten
+
+
+def link(path: Path, to: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(to)
+    return path
+
+
+def hard(path: Path, to: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.hardlink_to(to)
+    return path
+
+
+# Each lays its links, given the folder with in/x.png and in/in/x.png, and names INPUT and OUTPUT.
+HARMFUL = {
+    "folder onto itself": lambda t: (t / "in", t / "in"),
+    "folder onto itself by ..": lambda t: (t / "in", t / "in/in/.."),
+    "folder onto itself by a link": lambda t: (t / "in", link(t / "out", t / "in")),
+    "linked folder onto its target": lambda t: (link(t / "src", t / "in"), t / "in"),
+    "folder into itself": lambda t: (t / "in", t / "in/new"),
+    "folder into itself by a link": lambda t: (t / "in", link(t / "l", t / "in/in") / "new"),
+    "folder onto its parent": lambda t: (
+        hard(t / "in/in/in/x.png", t / "in/x.png").parents[1],
+        t / "in",
+    ),
+    "into itself through a linked subfolder of the output": lambda t: (
+        t / "in",
+        link(t / "out/in", t / "in/new").parent,
+    ),
+    "onto a folder that the input links to": lambda t: (
+        link(t / "src/l", t / "in").parent,
+        link(t / "out/l", t / "in").parent,
+    ),
+    "linked input": lambda t: (link(t / "src/x.png", t / "in/x.png").parent, t / "in"),
+    "linked output": lambda t: (t / "in", link(t / "out/x.png", t / "in/x.png").parent),
+    "hard link": lambda t: (t / "in", hard(t / "out/x.png", t / "in/in/x.png").parent),
+    "file onto itself": lambda t: (t / "in/x.png", t / "in/x.png"),
+    "file onto itself by ..": lambda t: (t / "in/x.png", t / "in/in/../x.png"),
+    "file into its folder": lambda t: (t / "in/x.png", t / "in"),
+    "file onto its link": lambda t: (t / "in/x.png", link(t / "y.png", t / "in/x.png")),
+    "link onto its file": lambda t: (link(t / "y.png", t / "in/x.png"), t / "in/x.png"),
+    "file onto its hard link": lambda t: (t / "in/x.png", hard(t / "y.png", t / "in/x.png")),
+}
+
+
+@pytest.mark.parametrize("lay", HARMFUL.values(), ids=HARMFUL.keys())
+def test_an_input_is_never_overwritten(tmp_path, model, capsys, lay):
+    put(tmp_path / "in/x.png", tmp_path / "in/in/x.png")
+    source, output = lay(tmp_path)
+    before = tree(tmp_path)
+    assert translate(model, source, output) == 2
+    error = capsys.readouterr().err
+    assert "error: the " in error and "choose " in error and str(output) in error
+    assert tree(tmp_path) == before
+
+
+def test_a_neighbour_of_the_input_is_no_harm(tmp_path, model):
+    put(tmp_path / "in/x.png")
+    before = tree(tmp_path / "in")
+    assert translate(model, tmp_path / "in", tmp_path / "in2") == 0
+    assert translate(model, tmp_path / "in/x.png", tmp_path / "in/y.png") == 0
+    assert tree(tmp_path / "in") == {**before, "y.png": (tmp_path / "in2/x.png").read_bytes()}

@@ -2,7 +2,7 @@
 
 A configuration is a tree of frozen dataclasses. Every key carries its meaning and its limits in
 the field's metadata, so `from_dict` can reject a wrong key or value by name, and
-docs/configuration.md is printed from the same source (`python -m fastunit.config`).
+docs/configuration.md is printed from the same source (`reference`).
 """
 
 from __future__ import annotations
@@ -331,7 +331,3 @@ def reference() -> str:
 
     walk(Config, "")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(reference())

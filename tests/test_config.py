@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -216,3 +217,8 @@ def test_reference_lists_every_key():
     table = config.reference()
     leaves = [k for k in known_keys(Config) if k not in ("gen", "dis", "share", "data")]
     assert all(f"| `{key}` |" in table for key in leaves if key != "checkpoint")
+
+
+def test_the_documentation_holds_the_reference():
+    text = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert config.reference() in text, "paste what config.reference() returns"

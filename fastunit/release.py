@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastunit import files
 from fastunit.errors import CheckpointError
@@ -32,37 +32,46 @@ def load_networks(unit: UNIT, path: Path, expect: str | None = None) -> None:
     domains = [state.get(name) for name in ("a", "b")] if isinstance(state, dict) else []
     if not domains or not all(isinstance(domain, dict) for domain in domains):
         raise CheckpointError(f"{path} does not hold the two domains 'a' and 'b'")
-    kind = "dis" if any(key.startswith("cnns.") for key in state["a"]) else "gen"
+    kind = "dis" if any(str(key).startswith("cnns.") for key in state["a"]) else "gen"
     if expect not in (None, kind):
         raise CheckpointError(f"{path} holds {kind} networks, but {expect} ones are needed")
+    networks = {domain: getattr(unit, f"{kind}_{domain}") for domain in ("a", "b")}
+    for domain, network in networks.items():
+        _check_fit(network, state[domain], f"{path} ({domain})")
     if kind == "gen":
         _check_shared(unit, state, path)
-    for domain in ("a", "b"):
-        load_state(getattr(unit, f"{kind}_{domain}"), state[domain], f"{path} ({domain})")
+    for domain, network in networks.items():
+        network.load_state_dict(state[domain])
 
 
 def load_state(module: nn.Module, state: dict, source: str) -> None:
     """Load a state_dict strictly; a misfit is a CheckpointError with the first differences."""
+    _check_fit(module, state, source)
+    module.load_state_dict(state)
+
+
+def _check_fit(module: nn.Module, state: dict, source: str) -> None:
+    """Raise CheckpointError with the first differences between a network and a state_dict."""
     own = module.state_dict()
     wrong = [f"{key} is missing" for key in own if key not in state]
     wrong += [f"{key} is not one of the network's" for key in state if key not in own]
     wrong += [
+        f"{key} is not a tensor" for key in own if not isinstance(state.get(key, own[key]), Tensor)
+    ]
+    wrong += [
         f"{key} is of shape {tuple(state[key].shape)}, the network's is {tuple(value.shape)}"
         for key, value in own.items()
-        if key in state and state[key].shape != value.shape
+        if isinstance(state.get(key), Tensor) and state[key].shape != value.shape
     ]
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise CheckpointError(f"{source} does not fit the networks: {'; '.join(wrong[:3])}{more}")
-    module.load_state_dict(state)
 
 
 def _check_shared(unit: UNIT, state: dict, path: Path) -> None:
     mine = {key: id(value) for key, value in unit.gen_a.named_parameters()}
     for key, value in unit.gen_b.named_parameters():
-        if mine.get(key) != id(value) or not {key} <= state["a"].keys() & state["b"].keys():
-            continue
-        if not torch.equal(state["a"][key], state["b"][key]):
+        if mine[key] == id(value) and not torch.equal(state["a"][key], state["b"][key]):
             raise CheckpointError(
                 f"{path} holds different values of {key} for a and b, which these networks "
                 "share; set share.enc and share.dec to 0 to load it"

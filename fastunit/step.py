@@ -57,8 +57,10 @@ class TrainStep:
     def update_learning_rate(self) -> None:
         """Advance both schedules by one iteration; the release does so before the updates."""
         with warnings.catch_warnings():
-            # PyTorch's own order is after the updates, and it says so on the first call.
-            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            # PyTorch's own order is after the updates, and it says so on the first call; in a
+            # copy of a trainer it takes the same for an overridden optimizer.step.
+            for said in ("Detected call of `lr_scheduler.step", "Seems like `optimizer.step"):
+                warnings.filterwarnings("ignore", message=said)
             for scheduler in (self.dis_scheduler, self.gen_scheduler):
                 if scheduler is not None:
                     scheduler.step()
@@ -88,9 +90,10 @@ class TrainStep:
     def load_release_optimizers(self, state: dict, iteration: int) -> None:
         """Restore the release's optimizer.pt, {"gen": ..., "dis": ...}, at an iteration."""
         try:
-            self.gen_opt.load_state_dict(state["gen"])
-            self.dis_opt.load_state_dict(state["dis"])
-        except (KeyError, TypeError, ValueError) as error:
+            for optimizer, name in ((self.gen_opt, "gen"), (self.dis_opt, "dis")):
+                optimizer.load_state_dict(state[name])
+                _check_moments(optimizer)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"optimizer.pt does not fit the networks: {error}") from error
         for scheduler in (self.dis_scheduler, self.gen_scheduler):
             if scheduler is not None:
@@ -117,6 +120,17 @@ def _adam(parameters: list[nn.Parameter], config: Config) -> Adam:
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,
     )
+
+
+def _check_moments(optimizer: Adam) -> None:
+    """Raise ValueError for moments of another shape than their weights: loading lets them pass."""
+    for parameter, moments in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if moments[name].shape != parameter.shape:
+                raise ValueError(
+                    f"{name} of shape {tuple(moments[name].shape)} for a weight of shape "
+                    f"{tuple(parameter.shape)}"
+                )
 
 
 def _scheduler(optimizer: Adam, config: Config) -> StepLR | None:

@@ -45,6 +45,7 @@ def conv_norm_act(
     checks.image("x", x)
     checks.filters(x, w, b)
     checks.padding(x, padding, pad_mode)
+    checks.window(x, w, padding)
     y = _conv(x, w, b, stride, padding, pad_mode)
     return norm_act(
         y, norm=norm, gamma=gamma, beta=beta, eps=eps, act=act, slope=slope, residual=residual

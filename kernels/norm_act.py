@@ -43,6 +43,7 @@ def norm_act(
     checks.image("x", x)
     checks.choice("norm", norm, checks.NORMS)
     checks.choice("act", act, checks.ACTS)
+    checks.slope(x, act, slope)
     for name, value in (("gamma", gamma), ("beta", beta)):
         if value is not None and value.shape != x.shape[1:2]:
             raise ValueError(f"{name} must be of shape {(x.shape[1],)}, not {tuple(value.shape)}")

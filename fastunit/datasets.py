@@ -1,0 +1,76 @@
+"""Built-in demo domains: drawn landscapes by day (A) and by night (B), as real JPEG files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from fastunit import scenes
+from fastunit.errors import ConfigError, DataError
+from fastunit.paths import cache_dir
+
+_TRAIN_A, _TRAIN_B, _TEST = range(3)  # separate random streams: no scene is in two of them
+
+
+def demo_root(n_train: int = 400, n_test: int = 64, seed: int = 2017) -> Path:
+    """Return the folder of the demo domains, drawing them first if they are not there yet.
+
+    It holds ``trainA trainB testA testB`` with JPEG files of 96x72 pixels (width x height).
+    trainA and trainB show different scenes (`n_train` each, unpaired); a test scene (`n_test`)
+    has the same file name in testA and testB, so that translations can be measured. The same
+    arguments always give the same pictures. The folder appears only when it is complete.
+
+    Raises ConfigError for counts below 1 or a negative seed, DataError if the cache folder
+    cannot be written.
+    """
+    for name, value, least in (("n_train", n_train, 1), ("n_test", n_test, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ConfigError(f"demo data: {name} is {value}, but must be at least {least}")
+    root = cache_dir() / f"demo-v{scenes.VERSION}-{n_train}-{n_test}-{seed}"
+    if root.is_dir():
+        return root
+    partial = root.with_name(f".{root.name}.{uuid.uuid4().hex}")
+    try:
+        _draw_all(partial, n_train, n_test, seed)
+        _publish(partial, root)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the demo data to {root.parent}: {error}; "
+            "set FASTUNIT_CACHE to a folder with space that you may write to"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return root
+
+
+def _draw_all(folder: Path, n_train: int, n_test: int, seed: int) -> None:
+    for name in ("trainA", "trainB", "testA", "testB"):
+        (folder / name).mkdir(parents=True)
+    jobs = [("trainA", None, _TRAIN_A, i) for i in range(n_train)]
+    jobs += [(None, "trainB", _TRAIN_B, i) for i in range(n_train)]
+    jobs += [("testA", "testB", _TEST, i) for i in range(n_test)]
+    for day, night, stream, index in tqdm(jobs, desc="drawing demo scenes", unit="scene"):
+        scene = scenes.make_scene(np.random.default_rng([seed, stream, index]))
+        if day:
+            _save(scenes.render(scene, night=False), folder / day / f"{index:04d}.jpg")
+        if night:
+            _save(scenes.render(scene, night=True), folder / night / f"{index:04d}.jpg")
+
+
+def _publish(partial: Path, root: Path) -> None:
+    try:
+        os.rename(partial, root)
+    except OSError:
+        if not root.is_dir():  # else another process was first, with the same pictures
+            raise
+
+
+def _save(picture: np.ndarray, path: Path) -> None:
+    # 4:4:4: chroma subsampling would smear the small coloured shapes.
+    Image.fromarray(picture).save(path, quality=95, subsampling=0)

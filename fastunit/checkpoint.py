@@ -16,7 +16,7 @@ from torch import nn
 
 from fastunit import config as configuration
 from fastunit import files, release
-from fastunit.config import CheckpointConfig, Config
+from fastunit.config import Config
 from fastunit.errors import CheckpointError, ConfigError
 from fastunit.networks import UNIT, GeneratorPair
 
@@ -49,13 +49,15 @@ def save(run_dir: Path, state: dict[str, Any], unit: UNIT) -> Path:
     return path
 
 
-def prune(run_dir: Path, keep: CheckpointConfig, interval: int) -> None:
-    """Delete all but the newest `keep.keep_last` and every `keep.keep_every`-th checkpoint.
+def prune(run_dir: Path, config: Config, current: int) -> None:
+    """Delete all but the newest `keep_last` and every `keep_every`-th checkpoint.
 
-    A checkpoint is the n-th when its iteration is n times `interval`.
+    A checkpoint is the n-th when its iteration is n times `snapshot_save_iter`. Those after the
+    iteration `current` (damaged ones, which the run has gone back behind) are left alone.
     """
-    for iteration in iterations(run_dir)[: -keep.keep_last]:
-        kept = keep.keep_every * interval
+    kept = config.checkpoint.keep_every * config.snapshot_save_iter
+    past = [iteration for iteration in iterations(run_dir) if iteration <= current]
+    for iteration in past[: -config.checkpoint.keep_last]:
         if kept and iteration % kept == 0:
             continue
         path = path_of(run_dir, iteration)
@@ -110,7 +112,7 @@ def load_generators(path: Path, config: Config | None = None) -> tuple[Generator
     state = files.read(path)
     if isinstance(state, dict) and "format" in state:
         return _from_state(load(path), str(path))
-    config = config or _config_beside(path)
+    config = config or config_beside(path)
     unit = UNIT(config)
     release.load_networks(unit, path, expect="gen")
     return GeneratorPair(unit.gen_a, unit.gen_b).eval(), config
@@ -158,7 +160,8 @@ def stored_config(state: dict[str, Any], source: str) -> Config:
         raise CheckpointError(f"the configuration in {source} cannot be used: {error}") from error
 
 
-def _config_beside(path: Path) -> Config:
+def config_beside(path: Path) -> Config:
+    """Return the configuration of the run that a release's file lies in."""
     for folder in (path.parent, path.parent.parent):
         if (folder / "config.yaml").is_file():
             return configuration.load(folder / "config.yaml")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -13,22 +15,71 @@ from fastunit.errors import UserError
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 def guard(main: Callable[[], int]) -> int:
     """Run `main` and return its exit status; what is the user's to mend is said in one message.
 
-    A UserError is printed to stderr as ``error: ...`` and gives 2, Ctrl-C gives 130. Any other
-    exception is a bug and passes through with its traceback.
+    A UserError, or the system's refusal of a file (disk full, no permission), is printed to
+    stderr as ``error: ...`` and gives 2; Ctrl-C gives 130; a reader of our output that has gone
+    gives 141. Any other exception is a bug and passes through with its traceback.
     """
     try:
         return main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # quiet at exit, too
+        return BROKEN_PIPE
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """End the program with one message when an import in the block finds a package missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        print(
+            f"error: the package {error.name} is not installed; "
+            f"pip install 'fastunit[{extra}]' brings it",
+            file=sys.stderr,
+        )
+        raise SystemExit(USAGE_ERROR) from None
+
+
+class LastingStderr:
+    """stderr for bars and messages: a reader that has gone (``| tee``) ends no training."""
+
+    def write(self, text: str) -> None:
+        with suppress(BrokenPipeError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(BrokenPipeError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+    def __eq__(self, other: object) -> bool:
+        """Be the same as stderr to tqdm, which clears a bar for messages to the bar's own file."""
+        return other is sys.stderr or isinstance(other, LastingStderr)
+
+    __hash__ = object.__hash__
+
+
+STDERR = LastingStderr()  # one for all, so that tqdm knows messages and bars share a terminal
 
 
 def pick_device(name: str) -> torch.device:
@@ -71,6 +122,6 @@ class _BarHandler(logging.Handler):
         from tqdm import tqdm
 
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
+            tqdm.write(self.format(record), file=STDERR)
         except Exception:
             self.handleError(record)

@@ -20,7 +20,7 @@ from fastunit.config import Config, from_dict
 from fastunit.errors import CheckpointError
 from fastunit.networks import UNIT
 from fastunit.objective import Losses, Noise
-from fastunit.perceptual import load_perceptual
+from fastunit.perceptual import Perceptual, load_perceptual
 from fastunit.step import TrainStep
 from fastunit.typed import build
 
@@ -127,6 +127,14 @@ class UNIT_Trainer(UNIT):
         )
         self.train()
         return outputs
+
+    def recon_criterion(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the mean absolute difference, a scalar."""
+        return (input - target).abs().mean()
+
+    def compute_vgg_loss(self, vgg: Perceptual, img: Tensor, target: Tensor) -> Tensor:
+        """Return the perceptual distance of two images, a scalar; `vgg` is the attribute `vgg`."""
+        return vgg(img, target)
 
     def save(self, snapshot_dir: str | Path, iterations: int) -> None:
         """Write gen_%08d.pt and dis_%08d.pt, numbered iterations + 1, and optimizer.pt."""

@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fastunit import limits
 from fastunit.errors import ConfigError
 from fastunit.typed import build
 
@@ -21,15 +22,6 @@ ACTIVATIONS = ("relu", "lrelu", "prelu", "selu", "tanh", "none")
 NORMS = ("none", "bn", "in", "ln")
 PAD_TYPES = ("zero", "reflect", "replicate")
 GAN_TYPES = ("lsgan", "nsgan")
-DATA_KEYS = (
-    "data_root",
-    *(
-        f"data_{kind}_{split}_{d}"
-        for kind in ("folder", "list")
-        for split in ("train", "test")
-        for d in "ab"
-    ),
-)
 INITS = ("gaussian", "xavier", "kaiming", "orthogonal", "default")
 
 
@@ -88,6 +80,15 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class Domain:
+    """One domain's images: its channels and, unless None, its shorter side after resizing."""
+
+    name: str
+    channels: int
+    new_size: int | None
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything a run depends on. Defaults are those of the release's 256x256 configurations."""
 
@@ -122,7 +123,9 @@ class Config:
     recon_x_cyc_w: float = _key(10.0, "L1 of the cycles (lambda 4); 0 skips the cycle", low=0.0)
     recon_kl_cyc_w: float = _key(0.01, "KL of the re-encoded codes (lambda 3)", low=0.0)
     vgg_w: float = _key(0.0, "perceptual term on VGG16 features; needs vgg_model_path", low=0.0)
-    vgg_model_path: str | None = _key(None, "torchvision-format VGG16 weights (.pth)")
+    vgg_model_path: str | None = _key(
+        None, "VGG16 weights in torchvision's layout, for BGR 0..255 less the mean"
+    )
 
     # Networks.
     input_dim_a: int = _key(3, "channels of domain a", low=1)
@@ -150,13 +153,15 @@ class Config:
     data: DataConfig = _section(DataConfig, "how files are treated")
     checkpoint: CheckpointConfig = _section(CheckpointConfig, "which checkpoints are kept")
 
-    def resize_a(self) -> int | None:
-        """Shorter side of domain a after resizing; None leaves images as they are."""
-        return self.new_size_a if self.new_size_a is not None else self.new_size
+    def domain(self, name: str) -> Domain:
+        """Return what concerns domain "a" or "b" alone."""
+        own = getattr(self, f"new_size_{name}")
+        new_size = own if own is not None else self.new_size
+        return Domain(name, getattr(self, f"input_dim_{name}"), new_size)
 
-    def resize_b(self) -> int | None:
-        """Shorter side of domain b after resizing; None leaves images as they are."""
-        return self.new_size_b if self.new_size_b is not None else self.new_size
+    def given_data(self) -> list[str]:
+        """Return the keys that name image files and are set."""
+        return [key for key in DATA_KEYS if getattr(self, key) is not None]
 
     @property
     def crop(self) -> tuple[int, int]:
@@ -164,12 +169,13 @@ class Config:
         return self.crop_image_height, self.crop_image_width
 
 
+DATA_KEYS = tuple(spec.name for spec in fields(Config) if spec.name.startswith("data_"))
+
+
 def from_dict(values: Mapping[str, Any]) -> Config:
     """Build and check a configuration; raises ConfigError naming the key, value and choices."""
     config = build(Config, values, "")
-    _check_data(config)
-    _check_sharing(config)
-    _check_sizes(config)
+    limits.check(config)
     return config
 
 
@@ -235,83 +241,15 @@ def _override(values: dict[str, Any], text: str) -> None:
     if not sep or not leaf:
         raise ConfigError(f"--set {text!r} must look like key=value, for instance gen.dim=32")
     for section in sections:
-        values = values.setdefault(section, {})
+        if values.get(section) is None:  # absent, or a YAML section without keys
+            values[section] = {}
+        values = values[section]
         if not isinstance(values, dict):
             raise ConfigError(f"--set {text!r}: {section} is a value, not a section")
     try:
         values[leaf] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text!r}: {value!r} is not valid YAML") from error
-
-
-def _check_data(config: Config) -> None:
-    given = [key for key in DATA_KEYS if getattr(config, key) is not None]
-    if config.data.builtin != "none" and given:
-        raise ConfigError(
-            f"data.builtin={config.data.builtin} and {', '.join(given)} are both given; "
-            "use --data DIR, or set data.builtin=none"
-        )
-
-
-def _check_sharing(config: Config) -> None:
-    for name in ("enc", "dec"):
-        shared = getattr(config.share, name)
-        if shared > config.gen.n_res:
-            raise ConfigError(
-                f"share.{name}={shared} is more than the gen.n_res={config.gen.n_res} residual "
-                f"blocks there are; choose 0 to {config.gen.n_res}"
-            )
-
-
-def _check_sizes(config: Config) -> None:
-    """Reject crops that the networks cannot take, before any of them is built."""
-    multiple = 2**config.gen.n_downsample
-    for name in ("crop_image_height", "crop_image_width"):
-        size = getattr(config, name)
-        if size % multiple:
-            near = max(multiple, round(size / multiple) * multiple)
-            raise ConfigError(
-                f"{name}={size} must be a multiple of {multiple} "
-                f"(2 to the power gen.n_downsample={config.gen.n_downsample}); try {near}"
-            )
-        least = smallest_crop(config)
-        if size < least:
-            raise ConfigError(
-                f"{name}={size} is too small for these networks, which need {least} or more; "
-                "enlarge the crop or lower dis.num_scales, dis.n_layer or gen.n_downsample"
-            )
-        for domain, resized in (("a", config.resize_a()), ("b", config.resize_b())):
-            if resized is not None and resized < size:
-                raise ConfigError(
-                    f"new_size={resized} of domain {domain} is smaller than {name}={size}; "
-                    f"raise it to {size} or lower the crop"
-                )
-
-
-def smallest_crop(config: Config) -> int:
-    """Return the smallest side (a multiple of the downsampling) that both networks take.
-
-    Every discriminator scale must keep one pixel (two under reflection, which cannot mirror a
-    single one) through all its stride-2 layers; the generator's codes need two pixels a side.
-    """
-    dis, multiple = config.dis, 2**config.gen.n_downsample
-    size = max(4, 2 * multiple)
-    size += -size % multiple
-    while not _fits(size, dis):
-        size += multiple
-    return size
-
-
-def _fits(size: int, dis: DiscriminatorConfig) -> bool:
-    need = 2  # a 4x4 window on a side padded by 1; reflection too needs two pixels
-    for _ in range(dis.num_scales):
-        side = size
-        for _ in range(dis.n_layer):
-            if side < need:
-                return False
-            side //= 2
-        size = (size + 1) // 2
-    return True
 
 
 def reference() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import uuid
 from pathlib import Path
 
@@ -15,10 +16,19 @@ from fastunit import scenes
 from fastunit.errors import ConfigError, DataError
 from fastunit.paths import cache_dir
 
+N_TRAIN, N_TEST = 400, 64
+# What `demo_root` draws by default, for those who only want to know.
+DEMO_COUNTS: dict[str, int] = {
+    "train_a": N_TRAIN,
+    "train_b": N_TRAIN,
+    "test_a": N_TEST,
+    "test_b": N_TEST,
+}
+
 _TRAIN_A, _TRAIN_B, _TEST = range(3)  # separate random streams: no scene is in two of them
 
 
-def demo_root(n_train: int = 400, n_test: int = 64, seed: int = 2017) -> Path:
+def demo_root(n_train: int = N_TRAIN, n_test: int = N_TEST, seed: int = 2017) -> Path:
     """Return the folder of the demo domains, drawing them first if they are not there yet.
 
     It holds ``trainA trainB testA testB`` with JPEG files of 96x72 pixels (width x height).
@@ -33,15 +43,15 @@ def demo_root(n_train: int = 400, n_test: int = 64, seed: int = 2017) -> Path:
         if value < least:
             raise ConfigError(f"demo data: {name} is {value}, but must be at least {least}")
     root = cache_dir() / f"demo-v{scenes.VERSION}-{n_train}-{n_test}-{seed}"
-    if root.is_dir():
-        return root
     partial = root.with_name(f".{root.name}.{uuid.uuid4().hex}")
     try:
+        if root.is_dir():
+            return root
         _draw_all(partial, n_train, n_test, seed)
         _publish(partial, root)
     except OSError as error:
         raise DataError(
-            f"cannot write the demo data to {root.parent}: {error}; "
+            f"cannot write the demo data to {root.parent}: {error.strerror or error}; "
             "set FASTUNIT_CACHE to a folder with space that you may write to"
         ) from error
     finally:
@@ -55,7 +65,10 @@ def _draw_all(folder: Path, n_train: int, n_test: int, seed: int) -> None:
     jobs = [("trainA", None, _TRAIN_A, i) for i in range(n_train)]
     jobs += [(None, "trainB", _TRAIN_B, i) for i in range(n_train)]
     jobs += [("testA", "testB", _TEST, i) for i in range(n_test)]
-    for day, night, stream, index in tqdm(jobs, desc="drawing demo scenes", unit="scene"):
+    # In a log file each refresh is a line of its own.
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    bar = tqdm(jobs, desc="drawing demo scenes", unit="scene", mininterval=interval)
+    for day, night, stream, index in bar:
         scene = scenes.make_scene(np.random.default_rng([seed, stream, index]))
         if day:
             _save(scenes.render(scene, night=False), folder / day / f"{index:04d}.jpg")

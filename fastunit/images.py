@@ -1,4 +1,4 @@
-"""Finding a run's image files, and checking every one of them before training starts.
+"""Checking every image file before training starts.
 
 DALI cannot skip a bad image in the middle of a batch, so nothing unchecked reaches it: each file is
 decoded in full by Pillow (which says what is wrong with it) and by DALI (which must agree). Files
@@ -10,9 +10,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
-import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,23 +21,11 @@ import numpy as np
 from fastunit.errors import DataError
 from fastunit.files import write_text
 from fastunit.paths import cache_dir
+from fastunit.pictures import FORMATS, NOT_AN_IMAGE, content
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-
-SPLITS = {"train_a": "trainA", "train_b": "trainB", "test_a": "testA", "test_b": "testB"}
 _REMEDY = "Mend or remove them, or leave them out with --set data.skip_bad=true"
 _INDEX_VERSION = 1
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Domains:
-    """The image files of a run, in a fixed order; the test sets may be empty."""
-
-    train_a: tuple[Path, ...]
-    train_b: tuple[Path, ...]
-    test_a: tuple[Path, ...]
-    test_b: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -72,56 +58,6 @@ class SizeRule:
             f"too small: {width}x{height} pixels{resized}, "
             f"for a crop of {self.crop[1]}x{self.crop[0]} (width x height)"
         )
-
-
-def find_domains(config: Any) -> Domains:
-    """Find the files that ``config.data_root`` or ``data_folder_*``/``data_list_*`` name.
-
-    ``data_root`` holds trainA, trainB and, if any, testA and testB, searched as `image_files`
-    does. A list file names one file a line, relative to its ``data_folder_*``; a folder without
-    a list is searched.
-
-    Raises: DataError, one message each, for a missing or empty folder, domain or list.
-    """
-    pairs = {split: _folder_and_list(config, split) for split in SPLITS}
-    listed = any(folder or names for folder, names in pairs.values())
-    if config.data_root and listed:
-        raise DataError(
-            f"both data_root ({config.data_root}) and data_folder_*/data_list_* are given; "
-            "keep one of them"
-        )
-    if config.data_root:
-        return Domains(**_from_root(Path(config.data_root).expanduser()))
-    if listed:
-        return Domains(**{split: _from_pair(split, *pair) for split, pair in pairs.items()})
-    raise DataError(
-        "no data: give data_root (--data DIR, holding trainA and trainB), "
-        "or data_folder_train_a and data_folder_train_b"
-    )
-
-
-def image_files(folder: Path) -> tuple[Path, ...]:
-    """Return the image files under ``folder``, by extension, sorted by path; links are followed.
-
-    Hidden files and folders are passed over; a folder reached twice through links is read once.
-    Other files are passed over too, with a warning that counts them.
-
-    Raises: DataError when there is no image or a folder cannot be read.
-    """
-    images: list[Path] = []
-    others: list[Path] = []
-    for file in _visible_files(folder):
-        (images if file.suffix.lower() in EXTENSIONS else others).append(file)
-    known = " ".join(EXTENSIONS)
-    if not images:
-        holds = f"; it holds {len(others)} other files such as {others[0].name}" if others else ""
-        raise DataError(f"{folder} holds no images ({known}){holds}")
-    if others:
-        _logger.warning(
-            "%s: passed over %d files such as %s (images are %s)",
-            *(folder, len(others), others[0].name, known),
-        )
-    return tuple(sorted(images))
 
 
 def validate(
@@ -188,71 +124,6 @@ def require_dali() -> None:
             f"reading images needs NVIDIA DALI, which cannot be imported ({error}); "
             "install it with: pip install 'fastunit[train]'"
         ) from error
-
-
-def _folder_and_list(config: Any, split: str) -> tuple[str | None, str | None]:
-    return getattr(config, f"data_folder_{split}"), getattr(config, f"data_list_{split}")
-
-
-def _from_root(root: Path) -> dict[str, tuple[Path, ...]]:
-    if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise DataError(f"data_root {root} {what}; it must be a folder with trainA and trainB")
-    missing = [n for s, n in SPLITS.items() if "train" in s and not (root / n).is_dir()]
-    if missing:
-        holds = ", ".join(sorted(p.name for p in root.iterdir() if p.name[0] != ".")[:10])
-        raise DataError(
-            f"data_root {root} has no folder {' and no folder '.join(missing)} "
-            f"(looked for {root / 'trainA'} and {root / 'trainB'}; it holds: {holds or 'nothing'})"
-        )
-    return {s: image_files(root / n) if (root / n).is_dir() else () for s, n in SPLITS.items()}
-
-
-def _from_pair(split: str, folder: str | None, names: str | None) -> tuple[Path, ...]:
-    if not folder:
-        if names:
-            raise DataError(f"data_list_{split} ({names}) needs data_folder_{split} as well")
-        if "train" in split:
-            raise DataError(f"domain {split[-1]} has no training images: set data_folder_{split}")
-        return ()
-    where = Path(folder).expanduser()
-    if not where.is_dir():
-        raise DataError(f"data_folder_{split} {where} is not a folder")
-    return _read_list(Path(names).expanduser(), where) if names else image_files(where)
-
-
-def _read_list(path: Path, folder: Path) -> tuple[Path, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or f"not UTF-8 text: {error}"
-        raise DataError(f"cannot read the list file {path}: {reason}") from error
-    files = tuple(folder / line.strip() for line in lines if line.strip())
-    if not files:
-        raise DataError(f"the list file {path} names no files")
-    absent = [str(file) for file in files if not file.exists()]
-    if absent:
-        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-        raise DataError(
-            f"the list file {path} names {len(absent)} files that do not exist "
-            f"(relative to {folder}): {', '.join(absent[:5])}{more}"
-        )
-    return files
-
-
-def _visible_files(folder: Path) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
-
-    seen = set()
-    for parent, subfolders, names in os.walk(folder, followlinks=True, onerror=fail):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link back up, or a second way in
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
-        yield from (Path(parent, name) for name in sorted(names) if name[0] != ".")
 
 
 def _report(bad: dict[Path, str], total: int, remedy: str) -> str:
@@ -324,27 +195,20 @@ def _write_index(entries: dict[str, Any], path: Path) -> None:
 def _measure(file: Path) -> _Found:
     """Decode ``file`` in full and return its (height, width), or what is wrong with it."""
     try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):  # a named pipe would block for ever
-            return "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        if status.st_size == 0:
-            return "empty: zero bytes"
-        data = file.read_bytes()
-    except OSError as error:
-        dangling = file.is_symlink() and not file.exists()
-        return "a link to a file that does not exist" if dangling else str(error.strerror)
-    return _decode(data)
+        return _decode(content(file))
+    except DataError as error:
+        return str(error)
 
 
 def _decode(data: bytes) -> _Found:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             kind = f"{image.format} in mode {image.mode}"
             picture = ImageOps.exif_transpose(image)  # decodes in full; refuses truncated files
     except UnidentifiedImageError:
-        return "not an image, or its header is damaged"
+        return NOT_AN_IMAGE
     except Image.DecompressionBombError as error:
         return f"too large: {error}"
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged files

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from fastunit import files
 from fastunit.report import curves_svg, read_metrics
 
-MOST_GRIDS = 16  # embedded, so that the page stays a few megabytes
+MOST_GRIDS, MOST_WIDTH = 16, 1100  # embedded; in pixels. Together: some 10 MB at most
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1d2230; --paper: #fbfbfd; --line: #d9dce5; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaf0; --paper: #15171d; --line: #343846; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-figure { margin: 0 0 1rem; } figure img, .curves svg { width: 100%; height: auto; }
-figure img, .curves { border: 1px solid var(--line); border-radius: 6px; background: #fff; }
-figure img { image-rendering: pixelated; }
-figcaption { font-size: .9rem; opacity: .8; }
-table { border-collapse: collapse; } td, th { padding: .3rem .8rem; text-align: right;
-        border-bottom: 1px solid var(--line); } th:first-child, td:first-child { text-align: left; }
-input[type=range] { width: 100%; } pre { overflow: auto; font-size: .85rem; }
+:root { color-scheme: light dark; --ink: #1d2230; --soft: #5d6579; --paper: #f6f7fa;
+        --card: #fff; --line: #e0e3ec; --accent: #3b6fd4; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ef; --soft: #9aa2b5; --paper: #14161c;
+        --card: #1d2028; --line: #313643; --accent: #7aa5ff; } }
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+       max-width: 70rem; margin: 2.5rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 0 0 .8rem; }
+p { margin: 0 0 .8rem; color: var(--soft); }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+          padding: 1.1rem 1.3rem; margin: 1.3rem 0; }
+figure { margin: 0 0 1rem; } figure:last-child { margin: 0; }
+figcaption { font-weight: 600; margin-bottom: .4rem; font-variant-numeric: tabular-nums; }
+figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; border-radius: 6px; }
+svg { display: block; width: 100%; height: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+td, th { padding: .35rem 1.6rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 500; }
+th:first-child, td:first-child { text-align: left; } tr:last-child td { border: 0; }
+input[type=range] { width: 100%; margin: 0 0 .6rem; accent-color: var(--accent); }
+summary { cursor: pointer; } pre { overflow: auto; font-size: .85rem; margin: .8rem 0 0; }
 """
 
 # Without scripts every grid is shown; with them, one at a time under a slider.
@@ -49,18 +60,13 @@ def write_page(
         result: what result.json holds, None while the run goes on.
     """
     grids = _spread(sorted((run_dir / "samples").glob("[0-9]*.png")))
+    config = f"<details><summary>resolved</summary><pre>{html.escape(config_text)}</pre></details>"
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        _result_table(result),
-        "<h2>Samples</h2>",
-        f'<input type="range" min="0" max="{len(grids) - 1}" value="{len(grids) - 1}" hidden '
-        'aria-label="iteration">',
-        *map(_figure, grids),
-        "<h2>Losses</h2>",
-        f'<div class="curves">{curves_svg(read_metrics(run_dir))}</div>',
-        "<h2>Configuration</h2>",
-        f"<details><summary>resolved configuration</summary><pre>{html.escape(config_text)}</pre>"
-        "</details>",
+        _section("Result", _result_table(result)),
+        _section("Samples", _slider(len(grids)) + "".join(map(_figure, grids))),
+        _section("Losses by iteration", curves_svg(read_metrics(run_dir))),
+        _section("Configuration", config),
     ]
     files.write_text(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -80,14 +86,36 @@ def _spread(paths: list[Path]) -> list[Path]:
     return [paths[round(i * last / (MOST_GRIDS - 1))] for i in range(MOST_GRIDS)]
 
 
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>\n{content}</section>"
+
+
+def _slider(count: int) -> str:
+    # Some browsers restore a slider's old place on reload; a new page shows its newest grid.
+    return (
+        f'<input type="range" min="0" max="{max(count - 1, 0)}" value="{max(count - 1, 0)}" '
+        'hidden autocomplete="off" aria-label="samples over time">'
+    )
+
+
 def _figure(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
+    data = base64.b64encode(_small(path)).decode()
     iteration = int(path.stem)
     return (
-        f'<figure><img alt="samples at iteration {iteration}" '
-        f'src="data:image/png;base64,{data}"><figcaption>iteration {iteration:,}</figcaption>'
-        "</figure>"
+        f"<figure><figcaption>iteration {iteration:,}</figcaption>"
+        f'<img alt="samples at iteration {iteration}" src="data:image/png;base64,{data}"></figure>'
     )
+
+
+def _small(path: Path) -> bytes:
+    """Return a grid's PNG file, shrunk to MOST_WIDTH if it is wider."""
+    with Image.open(path) as picture:
+        if picture.width <= MOST_WIDTH:
+            return path.read_bytes()
+        size = (MOST_WIDTH, round(picture.height * MOST_WIDTH / picture.width))
+        buffer = io.BytesIO()
+        picture.resize(size, Image.Resampling.LANCZOS).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _result_table(result: Mapping[str, Any] | None) -> str:
@@ -99,11 +127,17 @@ def _result_table(result: Mapping[str, Any] | None) -> str:
         return f"<p>{words} The test sets are not pairs, so there is no paired error.</p>"
     rows = "".join(
         f"<tr><td>{label}</td><td>{result[key]['paired_l1']:.4f}</td>"
-        f"<td>{result[key]['identity_l1']:.4f}</td></tr>"
+        f"<td>{result[key]['identity_l1']:.4f}</td><td>{_ratio(result[key])}</td></tr>"
         for key, label in (("a2b", "a to b"), ("b2a", "b to a"))
     )
     return (
         f"<p>{words} Mean absolute difference from the true image over {result['pairs']} held-out "
         "pairs, images in [-1, 1]:</p><table><tr><th>direction</th><th>translated</th>"
-        f"<th>left unchanged</th></tr>{rows}</table>"
+        f"<th>left unchanged</th><th>ratio</th></tr>{rows}</table>"
     )
+
+
+def _ratio(errors: Mapping[str, float]) -> str:
+    """Return the translation's error as a share of that of doing nothing, which may be 0."""
+    identity = errors["identity_l1"]
+    return f"{errors['paired_l1'] / identity:.0%}" if identity else "-"

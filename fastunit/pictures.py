@@ -12,7 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fastunit.errors import DataError
 from fastunit.files import atomic
 
-_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # others would even run programs (EPS)
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # others would even run programs (EPS)
+NOT_AN_IMAGE = f"not an image of the formats {', '.join(FORMATS)}, or its header is damaged"
 _MODES = {1: "L", 3: "RGB"}
 _JPEG = {"quality": 95, "subsampling": 0}
 _OPTIONS = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": {"lossless": True}}
@@ -28,17 +29,16 @@ def read(file: Path, channels: int) -> np.ndarray:
     Raises DataError, with a reason that does not repeat the name, when it cannot be read.
     """
     # From memory: Pillow 13 scrambles rotated grayscale TIFFs that it maps from a file itself.
-    stream = io.BytesIO(_content(file))
+    stream = io.BytesIO(content(file))
     try:
-        with Image.open(stream, formats=_FORMATS) as image:
+        with Image.open(stream, formats=FORMATS) as image:
             picture = _eight_bits(ImageOps.exif_transpose(image))
             # By way of RGBA: Pillow warns where a palette's transparency is dropped directly.
             values = np.asarray(picture.convert("RGBA").convert(_MODES[channels]))
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        known = ", ".join(_FORMATS)
-        raise DataError(f"not an image ({known}), or its header is damaged") from error
+        raise DataError(NOT_AN_IMAGE) from error
     except Image.DecompressionBombError as error:
         raise DataError(f"too large: {error}") from error
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged files
@@ -65,17 +65,20 @@ def write(picture: np.ndarray, file: Path) -> None:
         raise DataError(f"{size} cannot be written as {file.suffix}: {error}") from error
 
 
-def _content(file: Path) -> bytes:
+def content(file: Path) -> bytes:
+    """Return a picture file's bytes; raises DataError with a reason, without the name."""
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):  # a named pipe would block for ever
-            raise DataError("not a regular file")
-        content = file.read_bytes()
+            raise DataError("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+        data = file.read_bytes()
     except OSError as error:
-        raise DataError(str(error.strerror)) from error
-    if not content:
+        dangling = isinstance(error, FileNotFoundError) and file.is_symlink()
+        reason = "a link to a file that does not exist" if dangling else str(error.strerror)
+        raise DataError(reason) from error
+    if not data:
         raise DataError("empty: zero bytes")
-    return content
+    return data
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -110,12 +110,13 @@ def make_scene(rng: np.random.Generator) -> Scene:
     if shore is None:
         _road(rng, things, horizon)
     _fill(rng, things, horizon, HEIGHT if shore is None else shore.min())
-    land = things.over(land)
+    stars = _stars(rng, horizon)
+    water, mirror = _lake(rng, shore)
     return Scene(
-        sky, cloud, cloud_light,
+        sky=sky, cloud=cloud, cloud_light=cloud_light, stars=stars,
         disc=np.clip(5.3 - distance, 0, 1), halo=np.exp(-((distance / 11) ** 2)),
-        stars=_stars(rng, horizon), land=land, cover=np.maximum(cover, things.plane(things.mask)),
-        lit=things.plane(things.panes), **_lake(rng, shore),
+        land=things.over(land), cover=np.maximum(cover, things.plane(things.mask)),
+        lit=things.plane(things.panes), water=water, mirror=mirror,
     )  # fmt: skip
 
 
@@ -179,16 +180,17 @@ def _shore(rng: np.random.Generator) -> np.ndarray | None:
     return rng.uniform(0.76, 0.84) * HEIGHT + 0.6 * _ridge(rng, 2.5)
 
 
-def _lake(rng: np.random.Generator, shore: np.ndarray | None) -> dict[str, object]:
-    ripple = 0.9 * np.sin(1.9 * _Y[:, :1] + rng.uniform(0, 6))
+def _lake(
+    rng: np.random.Generator, shore: np.ndarray | None
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Return `Scene.water` and `Scene.mirror`."""
     if shore is None:
-        return {"water": np.zeros_like(_X), "mirror": (_Y.astype(int), _X.astype(int))}
+        return np.zeros_like(_X), (_Y.astype(int), _X.astype(int))
+    ripple = 0.9 * np.sin(1.9 * _Y[:, :1] + rng.uniform(0, 6))
     rows = np.clip(shore - 1.6 * (_Y - shore), 0, HEIGHT - 1)  # squeezed, to reach the sky
     columns = np.clip(_X + ripple, 0, WIDTH - 1)
-    return {
-        "water": np.clip(_Y - shore + 0.5, 0, 1),
-        "mirror": (rows.round().astype(int), columns.round().astype(int)),
-    }
+    mirror = rows.round().astype(int), columns.round().astype(int)
+    return np.clip(_Y - shore + 0.5, 0, 1), mirror
 
 
 def _road(rng: np.random.Generator, things: _Things, horizon: float) -> None:

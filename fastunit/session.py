@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from pathlib import Path
@@ -15,12 +16,13 @@ from fastunit import checkpoint, config, files, release
 from fastunit.config import Config
 from fastunit.data import DomainLoader
 from fastunit.errors import CheckpointError, TrainingDiverged
-from fastunit.images import Domains
 from fastunit.networks import UNIT, GeneratorPair
 from fastunit.objective import Losses
 from fastunit.perceptual import load_perceptual
+from fastunit.sources import Domains
 from fastunit.step import TrainStep
 
+OPTIMISER_KEYS = ("lr", "beta1", "beta2", "weight_decay", "lr_policy", "step_size", "gamma")
 _logger = logging.getLogger(__name__)
 
 
@@ -33,6 +35,8 @@ class Session:
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config, self.device, self.iteration = config, device, 0
         self.positions = {"a": 0, "b": 0}  # samples of each domain trained on
+        self.files = {"a": "", "b": ""}  # fingerprints of the domains' file lists
+        self.spent = {"seconds": 0.0, "loop_seconds": 0.0}  # by all processes of the run
         torch.manual_seed(config.seed)
         perceptual = load_perceptual(config.vgg_model_path) if config.vgg_w > 0 else None
         self.unit = UNIT(config).to(device, memory_format=torch.channels_last)
@@ -58,43 +62,45 @@ class Session:
         self.positions["b"] += len(x_b)
         return losses
 
-    def loaders(self, domains: Domains) -> tuple[DomainLoader, DomainLoader]:
+    def loaders(self, domains: Domains) -> tuple[DomainLoader, ...]:
         """Open both domains' training streams where this session stands in them."""
-        settings = self.config
-        shared = {
-            "batch_size": settings.batch_size,
-            "crop": settings.crop,
-            "seed": settings.seed,
-            "device": self.device,
-            "threads": settings.num_workers,
-        }
-        return (
+        self._compare_files(domains)
+        return tuple(
             DomainLoader(
-                domains.train_a,
-                channels=settings.input_dim_a,
-                new_size=settings.resize_a(),
-                stream=0,
-                position=self.positions["a"],
-                **shared,
-            ),
-            DomainLoader(
-                domains.train_b,
-                channels=settings.input_dim_b,
-                new_size=settings.resize_b(),
-                stream=1,
-                position=self.positions["b"],
-                **shared,
-            ),
+                files,
+                channels=domain.channels,
+                new_size=domain.new_size,
+                batch_size=self.config.batch_size,
+                crop=self.config.crop,
+                seed=self.config.seed,
+                stream=stream,
+                device=self.device,
+                threads=self.config.num_workers,
+                position=self.positions[domain.name],
+            )
+            for stream, (domain, files) in enumerate(
+                zip(map(self.config.domain, "ab"), (domains.train_a, domains.train_b), strict=True)
+            )
         )
 
+    def _compare_files(self, domains: Domains) -> None:
+        """Warn where the images are not those the run was begun with: their order then differs."""
+        for name, paths in (("a", domains.train_a), ("b", domains.train_b)):
+            names = "\n".join(path.name for path in paths)
+            digest = f"{len(paths)} files, {hashlib.sha1(names.encode()).hexdigest()}"
+            if self.files[name] not in ("", digest):
+                _logger.warning(
+                    "domain %s has other files than when the run was stopped; their order differs",
+                    name,
+                )
+            self.files[name] = digest
+
     def save(self, run_dir: Path) -> Path:
-        """Write and prune checkpoints; raises TrainingDiverged rather than keep bad weights."""
+        """Write a checkpoint; raises TrainingDiverged rather than keep bad weights."""
         for name, parameter in self.unit.named_parameters():
             if not parameter.isfinite().all():
                 raise TrainingDiverged(f"{name} is not finite after iteration {self.iteration}")
-        path = checkpoint.save(run_dir, self.state(), self.unit)
-        checkpoint.prune(run_dir, self.config.checkpoint, self.config.snapshot_save_iter)
-        return path
+        return checkpoint.save(run_dir, self.state(), self.unit)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds: tensors and plain values."""
@@ -108,14 +114,18 @@ class Session:
             "ema_updates": int(average.n_averaged) if average is not None else 0,
             "random": checkpoint.random_state(self.device),
             "positions": dict(self.positions),
+            "files": dict(self.files),
+            "spent": dict(self.spent),
         }
 
     def restore(self, state: dict[str, Any], source: str) -> None:
         """Continue from what `state` returned; raises CheckpointError when it does not fit."""
         checkpoint.load_modules({"unit": self.unit}, state, source)
         try:
-            self.step.load_state_dict(state["step"])
             self.iteration, self.positions = state["iteration"], dict(state["positions"])
+            self.files, self.spent = dict(state["files"]), dict(state["spent"])
+            self.step.load_state_dict(state["step"])
+            self._follow_settings(checkpoint.stored_config(state, source))
             checkpoint.restore_random_state(state["random"], self.device)
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"{source} does not fit this configuration: {error}") from error
@@ -141,6 +151,14 @@ class Session:
             _logger.warning("%s is not there: Adam starts afresh", optimizers)
         self.iteration = int(match[1])
         self._restore_average({"ema": None, "ema_updates": 0}, str(path))
+
+    def _follow_settings(self, before: Config) -> None:
+        """Let changed optimiser settings win over the restored ones, saying so."""
+        keys = [key for key in OPTIMISER_KEYS if getattr(before, key) != getattr(self.config, key)]
+        if keys:
+            self.step.reset_settings(self.iteration)
+            changes = (f"{k} {getattr(before, k)} -> {getattr(self.config, k)}" for k in keys)
+            _logger.info("going on with changed settings: %s", ", ".join(changes))
 
     def _restore_average(self, state: dict[str, Any], source: str) -> None:
         average = self._average

@@ -85,7 +85,23 @@ class TrainStep:
     def load_state_dict(self, state: dict) -> None:
         """Restore what `state_dict` returned."""
         for name, part in self._stateful().items():
-            part.load_state_dict(state[name])
+            if name in state:  # a schedule is absent where it was constant; `reset_settings`
+                part.load_state_dict(state[name])
+
+    def reset_settings(self, iteration: int) -> None:
+        """Give restored optimisers and schedules the configuration's settings at an iteration."""
+        config = self.config
+        steps = iteration // config.step_size if config.lr_policy == "step" else 0
+        for optimizer in (self.dis_opt, self.gen_opt):
+            for group in optimizer.param_groups:
+                group["lr"], group["initial_lr"] = config.lr * config.gamma**steps, config.lr
+                group["betas"] = (config.beta1, config.beta2)
+                group["weight_decay"] = config.weight_decay
+        for scheduler in (self.dis_scheduler, self.gen_scheduler):
+            if scheduler is not None:
+                scheduler.step_size, scheduler.gamma = config.step_size, config.gamma
+                scheduler.base_lrs = [config.lr]
+                scheduler.last_epoch = iteration
 
     def load_release_optimizers(self, state: dict, iteration: int) -> None:
         """Restore the release's optimizer.pt, {"gen": ..., "dis": ...}, at an iteration."""

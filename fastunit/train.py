@@ -15,13 +15,17 @@ from typing import Any
 
 import torch
 
-from fastunit import checkpoint, cli, config, datasets, evaluate, files, images, memory
+from fastunit import checkpoint, cli, config, files, memory
 from fastunit.config import Config
-from fastunit.errors import TrainingDiverged
-from fastunit.images import Domains, SizeRule
-from fastunit.loop import Trainer, stop_on_signals
-from fastunit.runs import Run, find_run
-from fastunit.session import Session
+from fastunit.errors import TrainingDiverged, UserError
+
+with cli.needs("train"):
+    from fastunit import datasets, images, paired, sources
+    from fastunit.images import SizeRule
+    from fastunit.loop import Trainer, stop_on_signals
+    from fastunit.runs import Run, find_run
+    from fastunit.session import Session
+    from fastunit.sources import Domains
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,9 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done; 1 the training diverged; 2 bad input; 130 and 143 ended by Ctrl-C and SIGTERM, with a
     checkpoint saved.
     """
-    started = time.perf_counter()
     args = _parser().parse_args(argv)
     cli.setup_logging()
+    return cli.guard(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    started = time.perf_counter()
     device = cli.pick_device(args.device)
     run = find_run(args.output, args.resume, args.config)
     settings = _configure(args, run)
@@ -40,22 +48,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_plan(settings, run, device)
         return 0
     domains = _checked_files(settings)
-    pairs = evaluate.find_pairs(domains) if evaluate.comparable(settings) else []
-    evaluate.check_pairs(pairs, settings)
+    pairs = paired.find_pairs(domains, settings)
     session = Session(settings, device)
     run.restore(session)
-    trainer = Trainer(session, domains, run.folder)
-    _describe(run.folder, settings, device)
-    with stop_on_signals() as stop:
-        try:
+    shown = paired.shown_images(domains, settings, device)
+    with run.claim() as folder:
+        _describe(folder, settings, device)
+        trainer = Trainer(session, domains, folder, shown, started)
+        return _train(trainer, pairs)
+
+
+def _train(trainer: Trainer, pairs: paired.Pairs) -> int:
+    session, folder = trainer.session, trainer.run_dir
+    try:
+        with stop_on_signals() as stop:
             finished = trainer.run(stop)
-        except TrainingDiverged as error:
-            print(f"error: {error}; {_last_good(run.folder)}", file=sys.stderr)
-            return 1
+    except TrainingDiverged as error:
+        print(f"error: {error}; {_last_good(folder)}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory is full ({error}); lower batch_size, crop_image_height or "
+            "crop_image_width (--dry-run shows the expected memory)"
+        ) from error
     if not finished:
-        print(f"stopped at iteration {session.iteration}; continue with --resume {run.folder}")
+        print(f"stopped at iteration {session.iteration}; continue with --resume {folder}")
         return 128 + stop.signal
-    _print_result(trainer.finish(started, pairs), run.folder)
+    _print_result(trainer.finish(pairs), folder)
     return 0
 
 
@@ -82,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const="auto",
         metavar="auto|PATH",
-        help="continue a run: the newest here, a run's folder, a checkpoint, or a gen_*.pt",
+        help="continue: the newest run (of --config), a run's folder, a checkpoint, or a gen_*.pt",
     )
     add("--max-iter", type=int, metavar="N", help="iterations to train (max_iter)")
     add("--seed", type=int, metavar="N", help="seed of weights, noise and data order (seed)")
@@ -94,13 +113,9 @@ def _configure(args: argparse.Namespace, run: Run) -> Config:
     """Return the configuration: file or checkpoint, then --set, then the other options."""
     extra = {"max_iter": args.max_iter, "seed": args.seed}
     extra = {key: value for key, value in extra.items() if value is not None}
+    values = run.values(args.config)
     if args.data is not None:
         extra |= dict.fromkeys(config.DATA_KEYS) | {"data_root": args.data}
-    if args.config is None and run.state is not None:
-        values = config.to_dict(checkpoint.stored_config(run.state, run.source))
-    else:
-        values = config.read_yaml(args.config)
-    if args.data is not None:
         values["data"] = (values.get("data") or {}) | {"builtin": "none"}
     return config.resolve(values, args.overrides, extra)
 
@@ -109,12 +124,11 @@ def _checked_files(settings: Config) -> Domains:
     """Find the images and read every new one; raises DataError listing the bad ones."""
     if settings.data.builtin == "scenes":
         settings = replace(settings, data_root=str(datasets.demo_root()))
-    found = images.find_domains(settings)
-    rules = {
-        "a": SizeRule(settings.resize_a(), settings.crop),
-        "b": SizeRule(settings.resize_b(), settings.crop),
-    }
-    wanted = {split: (getattr(found, split), rules[split[-1]]) for split in images.SPLITS}
+    found = sources.find_domains(settings)
+    wanted = {}
+    for split in sources.SPLITS:
+        rule = SizeRule(settings.domain(split[-1]).new_size, settings.crop)
+        wanted[split] = (getattr(found, split), rule)
     return Domains(
         **images.validate_all(wanted, workers=settings.num_workers, skip_bad=settings.data.skip_bad)
     )
@@ -134,6 +148,7 @@ def _environment(settings: Config, device: torch.device) -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
+    versions |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     return {
         "seed": settings.seed,
         "device": _device_name(device),
@@ -146,15 +161,10 @@ def _environment(settings: Config, device: torch.device) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """Return the commit of the checkout the code runs from, None where it is not one."""
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -183,11 +193,11 @@ def _print_plan(settings: Config, run: Run, device: torch.device) -> None:
     print(f"would train on {_device_name(device)} into {run.folder}/ ({start})")
 
 
-def _image_counts(settings: Config) -> dict[str, int | str]:
+def _image_counts(settings: Config) -> dict[str, int]:
     if settings.data.builtin == "scenes":
         return datasets.DEMO_COUNTS
-    found = images.find_domains(settings)
-    return {split: len(getattr(found, split)) for split in images.SPLITS}
+    found = sources.find_domains(settings)
+    return {split: len(getattr(found, split)) for split in sources.SPLITS}
 
 
 def _last_good(run_dir: Path) -> str:
@@ -215,4 +225,4 @@ def _print_result(result: dict[str, Any], run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.guard(main))
+    sys.exit(main())

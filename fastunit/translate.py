@@ -1,7 +1,8 @@
 """Translate image files with trained networks: ``python -m fastunit.translate``.
 
-Files are read ahead and written behind the network in threads. Nothing is overwritten but earlier
-outputs: every output is compared with every input, through links too, before the first is written.
+Files are read ahead and written behind the network in threads. No input is ever overwritten: every
+output is compared with every input, through links too, before the first is written. Any other file
+in an output's place is replaced.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from fastunit import checkpoint, cli, config, pictures
+from fastunit import checkpoint, cli, config
 from fastunit.errors import CheckpointError, ConfigError, DataError, UserError
-from fastunit.images import EXTENSIONS, image_files
 from fastunit.networks import DIRECTIONS, GeneratorPair
+from fastunit.sources import EXTENSIONS, image_files
+
+with cli.needs("train"):
+    from tqdm import tqdm
+
+    from fastunit import pictures
 
 THREADS = min(4, os.cpu_count() or 1)
 

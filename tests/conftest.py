@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from fastunit import checkpoint, config
+from fastunit.networks import UNIT
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -45,9 +49,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the user's cache out of reach, of subprocesses too, and tiny tensors on few threads."""
-    # On a machine of many cores, handing these sizes to all of them costs more than it saves.
-    torch.set_num_threads(min(4, torch.get_num_threads()))
+    # Several threads cost more than they save at these sizes, most of all on a busy machine.
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("FASTUNIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
@@ -97,3 +102,38 @@ def photos(tmp_path: Path) -> Path:
             pixels = rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{index}.png")
     return tmp_path / "photos"
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    """Undo what `cli.setup_logging` does in the test; for files that run command lines."""
+    logger = logging.getLogger("fastunit")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
+
+
+@pytest.fixture(scope="session")
+def save_networks() -> Callable[..., Path]:
+    """Return a function that saves small untrained networks: (run folder, keys) -> checkpoint."""
+
+    def save(run: Path, **keys: object) -> Path:
+        small = {
+            "gen": {"dim": 4, "n_downsample": 2, "n_res": 1},
+            "dis": {"dim": 4, "n_layer": 2, "num_scales": 1},
+        }
+        crop = {"crop_image_height": 32, "crop_image_width": 32}
+        settings = config.from_dict(small | crop | keys)
+        torch.manual_seed(7)  # a session's fixture is made before `_seeds`
+        unit = UNIT(settings)
+        state = {"iteration": 1, "config": config.to_dict(settings), "unit": unit.state_dict()}
+        return checkpoint.save(run, {**state, "ema": None}, unit)
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory, save_networks: Callable[..., Path]) -> Path:
+    """Return a checkpoint of three channels in both domains; shared, to be left as it is."""
+    return save_networks(tmp_path_factory.mktemp("run"))

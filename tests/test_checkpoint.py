@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastunit import checkpoint, files
-from fastunit.config import CheckpointConfig, from_dict, to_dict
+from fastunit.config import from_dict, to_dict
 from fastunit.errors import CheckpointError, TrainingDiverged
 from fastunit.networks import UNIT
 from fastunit.session import Session
@@ -65,10 +65,11 @@ def test_checkpoints_hold_plain_values_and_tensors_only(session, tmp_path):
     assert from_dict(state["config"]) == session.config
 
 
-def test_the_newest_and_every_mth_are_kept(session, tmp_path):
+def test_the_newest_and_every_mth_are_kept(session, tmp_path, tiny):
+    keep = {"checkpoint": {"keep_last": 2, "keep_every": 3}, "snapshot_save_iter": 10}
     for iteration in range(10, 100, 10):
         checkpoint.save(tmp_path, session.state() | {"iteration": iteration}, session.unit)
-        checkpoint.prune(tmp_path, CheckpointConfig(keep_last=2, keep_every=3), interval=10)
+        checkpoint.prune(tmp_path, from_dict(tiny | keep), iteration)
     assert checkpoint.iterations(tmp_path) == [30, 60, 80, 90]
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {f"{kind}{n:08d}.pt" for n in (30, 60, 80, 90) for kind in ("", "gen_", "dis_")}

@@ -11,14 +11,7 @@ from tqdm import tqdm
 from fastunit import cli
 from fastunit.errors import ConfigError, UserError
 
-
-@pytest.fixture(autouse=True)
-def _logger():
-    logger = logging.getLogger("fastunit")
-    level, handlers = logger.level, list(logger.handlers)
-    yield
-    logger.setLevel(level)
-    logger.handlers[:] = handlers
+pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
 def raises(error: BaseException):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastunit import config
+from fastunit import config, limits
 from fastunit.config import Config, from_dict
 from fastunit.errors import ConfigError
 
@@ -97,7 +97,7 @@ def test_yaml_roundtrip(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(config.dump_yaml(first))
     assert config.load(path) == first
-    assert (first.lr, first.resize_a(), first.resize_b()) == (1e-4, 80, 64)
+    assert (first.lr, *(first.domain(name).new_size for name in "ab")) == (1e-4, 80, 64)
 
 
 def test_overrides_win_over_the_file_and_extra_over_both(tmp_path):
@@ -106,6 +106,12 @@ def test_overrides_win_over_the_file_and_extra_over_both(tmp_path):
     values = config.read_yaml(path)
     resolved = config.resolve(values, ["gen.n_res=1", "max_iter=6"], {"max_iter": 7})
     assert (resolved.gen.dim, resolved.gen.n_res, resolved.max_iter) == (8, 1, 7)
+
+
+def test_an_override_opens_an_empty_section(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("data:\ncrop_image_height: 64\n")
+    assert config.load(path, ["data.skip_bad=true"]).data.skip_bad
 
 
 BAD_VALUES = [
@@ -122,6 +128,7 @@ BAD_VALUES = [
     ({"init": "he"}, ["init", "'he'", "gaussian, xavier, kaiming, orthogonal"]),
     ({"lr": "fast"}, ["lr='fast'", "finite number"]),
     ({"lr": float("nan")}, ["lr=nan", "finite number"]),
+    ({"lr": 10**400}, ["lr=1", "finite number"]),
     ({"lr": -1}, ["lr=-1", "at least 0"]),
     ({"beta1": 1.0}, ["beta1=1.0", "below 1"]),
     ({"ema_decay": 1}, ["ema_decay=1", "below 1"]),
@@ -203,7 +210,7 @@ def test_smallest_crop_is_what_the_networks_take(scales, layers, downsample):
         "dis": {"dim": 1, "n_layer": layers, "num_scales": scales},
     }
     settings = from_dict(values)
-    unit, size = UNIT(settings), config.smallest_crop(settings)
+    unit, size = UNIT(settings), limits.smallest_crop(settings)
     image = torch.zeros(1, 3, size, size)
     unit.dis_a(unit.gen_a(image)[0])  # raises where the crop is too small
     smaller = torch.zeros(1, 3, *[size - 2**downsample] * 2)

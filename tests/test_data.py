@@ -12,7 +12,8 @@ from PIL import Image
 
 from fastunit.data import DomainLoader, iter_images
 from fastunit.errors import ConfigError, DataError
-from fastunit.images import SizeRule, find_domains, validate
+from fastunit.images import SizeRule, validate
+from fastunit.sources import find_domains
 
 pytest.importorskip("nvidia.dali", reason="images are read with NVIDIA DALI")
 CPU = torch.device("cpu")

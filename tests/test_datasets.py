@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastunit import datasets, scenes
+from fastunit import datasets, images, scenes
 from fastunit.errors import ConfigError, DataError
 
 SPLITS = ["testA", "testB", "trainA", "trainB"]
@@ -44,19 +48,62 @@ def test_the_folder_holds_jpeg_files_of_the_promised_size_and_number(cache: Path
 
 
 def test_test_scenes_are_pairs_and_training_scenes_are_not() -> None:
-    root = datasets.demo_root(n_train=6, n_test=6)
+    root, count = datasets.demo_root(n_train=8, n_test=8), 8
 
-    def edges(path: Path) -> np.ndarray:
-        grey = _pixels(path).mean(-1)[34:64]  # hills and houses, without the sky
-        return np.abs(np.diff(grey, axis=1)).ravel()
+    def edges(split: str) -> list[np.ndarray]:
+        pictures = [_pixels(root / split / f"{i:04d}.jpg") for i in range(count)]
+        land = [picture.mean(-1)[34:64] for picture in pictures]  # hills and houses, not the sky
+        return [np.abs(np.diff(grey, axis=1)).ravel() for grey in land]
 
     def likeness(split: str) -> np.ndarray:
-        pairs = [(root / f"{split}A" / f"{i:04d}.jpg", root / f"{split}B" / f"{i:04d}.jpg")
-                 for i in range(6)]  # fmt: skip
-        return np.array([np.corrcoef(edges(a), edges(b))[0, 1] for a, b in pairs])
+        """Return the correlation of every picture of a with every one of b."""
+        return np.corrcoef(edges(f"{split}A"), edges(f"{split}B"))[:count, count:]
 
-    assert likeness("test").min() > 0.4
-    assert likeness("train").max() < 0.3
+    test, own = likeness("test"), np.eye(count, dtype=bool)
+    assert test[own].min() > 0.5
+    assert test[~own].max() < 0.25
+    assert likeness("train").max() < 0.25
+
+
+def test_the_check_before_training_accepts_every_file(tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.dali", reason="images are checked with NVIDIA DALI")
+    root = datasets.demo_root(n_train=3, n_test=2)
+    rule = images.SizeRule(new_size=64, crop=(64, 64))
+    groups = {split: (sorted((root / split).iterdir()), rule) for split in SPLITS}
+    accepted = images.validate_all(
+        groups, workers=1, skip_bad=False, index=tmp_path / "images.json"
+    )
+    assert accepted == {split: tuple(files) for split, (files, _) in groups.items()}
+    assert sum(map(len, accepted.values())) == 10
+
+
+def test_the_counts_told_are_those_drawn_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, "make_scene", lambda rng: None)
+    monkeypatch.setattr(scenes, "render", lambda scene, night: None)
+    monkeypatch.setattr(datasets, "_save", lambda picture, path: path.touch())
+    root = datasets.demo_root()
+    drawn = {f"{s[:-1]}_{s[-1].lower()}": len(list((root / s).iterdir())) for s in SPLITS}
+    assert drawn == datasets.DEMO_COUNTS
+    assert drawn == {"train_a": 400, "train_b": 400, "test_a": 64, "test_b": 64}
+
+
+def test_a_log_file_gets_few_lines_of_progress(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scenes, "render", lambda scene, night: time.sleep(0.15))
+    monkeypatch.setattr(datasets, "_save", lambda picture, path: None)
+    datasets.demo_root(n_train=2, n_test=1)
+    log = capsys.readouterr().err
+    assert "3/5" not in log, "refreshed at every scene"
+    assert log.count("drawing demo scenes") == 2, "one at the start and one at the end"
+    assert "5/5" in log
+
+
+def test_domain_a_is_day_and_domain_b_is_night() -> None:
+    root = datasets.demo_root(n_train=6, n_test=6)
+    bright = {s: [_pixels(path).mean() for path in (root / s).iterdir()] for s in SPLITS}
+    assert min(bright["trainA"] + bright["testA"]) > 110
+    assert max(bright["trainB"] + bright["testB"]) < 70
 
 
 def test_no_scene_is_in_two_splits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,13 +216,33 @@ def test_wrong_arguments_are_named(change: dict[str, int], cache: Path) -> None:
     assert not cache.exists()
 
 
-def test_a_cache_that_cannot_be_written_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("file", "Not a directory"), ("x" * 300, "File name too long"), ("locked", "Permission")],
+)
+def test_a_cache_that_cannot_be_used_is_named(
+    name: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setenv("FASTUNIT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(DataError, match=f"{tmp_path / 'file'}.*FASTUNIT_CACHE"):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    if name == "locked" and os.access(tmp_path / "locked", os.W_OK):
+        pytest.skip("this user may write everywhere")
+    cache = tmp_path / name
+    monkeypatch.setenv("FASTUNIT_CACHE", str(cache))
+    with pytest.raises(DataError, match=f"{re.escape(str(cache))}: {reason}.*FASTUNIT_CACHE"):
         datasets.demo_root(n_train=1, n_test=1)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(picture: np.ndarray, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(datasets, "_save", full)
+    with pytest.raises(DataError, match=f"{re.escape(str(cache))}: No space left"):
+        datasets.demo_root(n_train=1, n_test=1)
+    assert list(cache.iterdir()) == []
 
 
 def _first(start: int, wanted: str) -> scenes.Scene:

@@ -1,207 +1,285 @@
-"""Finding image files: folders, list files, and one clear message for each thing missing."""
+"""Checking image files: every kind of bad file is named with its reason before training."""
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import struct
+import sys
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
-from fastunit.config import Config
+from fastunit import images
 from fastunit.errors import DataError
-from fastunit.images import EXTENSIONS, find_domains, image_files
+from fastunit.images import SizeRule, problem, validate, validate_all
+
+pytest.importorskip("nvidia.dali", reason="the files are checked with NVIDIA DALI")
+ANY = SizeRule(None, None)
 
 
-def put(*files: Path) -> None:
-    for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(file)
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("FASTUNIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache/images.json"
 
 
-def root_config(root: Path) -> Config:
-    return Config(data_root=str(root))
+def picture(width: int = 48, height: int = 36, mode: str = "RGB") -> Image.Image:
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [127 + 100 * np.sin(x / 7 + k) * np.cos(y / 5 - k) for k in range(3)]
+    return Image.fromarray(np.stack(waves, -1).astype(np.uint8)).convert(mode)
 
 
-@pytest.fixture
-def lists(tmp_path):
-    """A complete list-file configuration's keys, over folders with three images each."""
-    keys = {}
-    for domain in "ab":
-        put(*(tmp_path / domain / f"{i}.png" for i in range(3)))
-        names = tmp_path / f"{domain}.txt"
-        names.write_text("2.png\n0.png\n")
-        keys[f"data_folder_train_{domain}"] = str(tmp_path / domain)
-        keys[f"data_list_train_{domain}"] = str(names)
-    return keys
+def saved(path: Path, mode: str = "RGB", **options) -> Path:
+    picture(mode=mode).save(path, **options)
+    return path
 
 
-def test_folders_are_searched_recursively_in_sorted_order(tmp_path):
-    names = ["b.JPG", "a/z.png", "a/y/x.tif", "c.jpeg", "d.bmp", "e.TIFF", "f.webp", "ä ü.jpg"]
-    put(*(tmp_path / "trainA" / name for name in names), tmp_path / "trainB/1.png")
-    found = find_domains(root_config(tmp_path))
-    assert found.train_a == tuple(sorted(tmp_path / "trainA" / name for name in names))
-    assert found.train_b == (tmp_path / "trainB/1.png",)
-    assert found.test_a == found.test_b == ()
-    assert {f.suffix.lower() for f in found.train_a} == set(EXTENSIONS)
+def check(files, rule=ANY, skip_bad=False, **options):
+    return validate(files, rule=rule, workers=2, skip_bad=skip_bad, **options)
 
 
-def test_test_folders_are_found_where_there_are_any(tmp_path):
-    put(*(tmp_path / f"{split}/1.png" for split in ("trainA", "trainB", "testB")))
-    found = find_domains(root_config(tmp_path))
-    assert (found.test_a, found.test_b) == ((), (tmp_path / "testB/1.png",))
+def bomb(path: Path) -> None:
+    """A PNG whose header claims 40,000 x 40,000 pixels."""
+
+    def chunk(content: bytes) -> bytes:
+        length, checksum = len(content) - 4, zlib.crc32(content)
+        return struct.pack(">I", length) + content + struct.pack(">I", checksum)
+
+    header = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(header) + chunk(b"IDAT" + b"x" * 99))
 
 
-def test_hidden_files_and_folders_are_passed_over(tmp_path, caplog):
-    put(tmp_path / "1.png", tmp_path / "._1.png", tmp_path / ".cache/2.png")
-    (tmp_path / ".DS_Store").write_bytes(b"x")
-    assert image_files(tmp_path) == (tmp_path / "1.png",)
-    assert not caplog.records
+def cut(path: Path) -> None:
+    whole = saved(path).read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])
 
 
-def test_other_files_are_passed_over_with_a_warning(tmp_path, caplog):
-    put(tmp_path / "1.png")
-    for name in ("Thumbs.db", "notes.txt"):
-        (tmp_path / name).write_text("x")
-    assert image_files(tmp_path) == (tmp_path / "1.png",)
-    assert "2 files such as Thumbs.db" in caplog.text
+def corrupt_png(path: Path) -> None:
+    data = bytearray(saved(path).read_bytes())
+    data[data.index(b"IDAT") + 100] ^= 255
+    path.write_bytes(data)
 
 
-def test_links_are_followed_and_loops_end(tmp_path):
-    put(tmp_path / "elsewhere/1.png", tmp_path / "elsewhere/deep/2.png")
-    folder = tmp_path / "trainA"
-    folder.mkdir()
-    (folder / "linked").symlink_to(tmp_path / "elsewhere")
-    (folder / "file.png").symlink_to(tmp_path / "elsewhere/1.png")
-    (tmp_path / "elsewhere/loop").symlink_to(folder)
-    found = image_files(folder)
-    assert found == (
-        folder / "file.png",
-        folder / "linked/1.png",
-        folder / "linked/deep/2.png",
-    )
+def wide_integers(path: Path) -> None:
+    Image.fromarray(np.arange(64, dtype=np.int32).reshape(8, 8)).save(path)
 
 
-def test_dangling_links_are_kept_for_validation_to_report(tmp_path):
-    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    assert image_files(tmp_path) == (tmp_path / "gone.jpg",)
+def wide_floats(path: Path) -> None:
+    Image.fromarray(np.arange(64, dtype=np.float32).reshape(8, 8)).save(path)
 
 
-def test_missing_data_root(tmp_path):
-    with pytest.raises(DataError, match="nowhere does not exist"):
-        find_domains(root_config(tmp_path / "nowhere"))
+BAD = {
+    "zero.jpg": (lambda p: p.touch(), "empty: zero bytes"),
+    "text.jpg": (lambda p: p.write_text("no image\n" * 50), "not an image"),
+    "cut.jpg": (cut, "damaged or truncated"),
+    "cut.png": (cut, "damaged or truncated"),
+    "cut.bmp": (cut, "damaged or truncated"),
+    "cut.tiff": (cut, "damaged or truncated"),
+    "cut.webp": (cut, "damaged or truncated"),
+    "corrupt.png": (corrupt_png, "damaged or truncated"),
+    "bomb.png": (bomb, "too large"),
+    "folder.jpg": (lambda p: p.mkdir(), "a folder"),
+    "pipe.jpg": (os.mkfifo, "not a regular file"),
+    "dangling.jpg": (lambda p: p.symlink_to("nowhere"), "a link to a file that does not exist"),
+    "gone.jpg": (lambda p: None, "No such file"),
+    "gif.png": (lambda p: saved(p, format="GIF"), "not an image of the formats"),
+    "tga.jpg": (lambda p: saved(p, format="TGA"), "not an image of the formats"),
+    "pcx.bmp": (lambda p: saved(p, format="PCX"), "not an image of the formats"),
+    # Pillow would hand this one to Ghostscript, a program, if it were asked to take any format.
+    "eps.jpg": (lambda p: saved(p, format="EPS"), "not an image of the formats"),
+    "bits.tiff": (lambda p: saved(p, "1"), "cannot decode TIFF in mode 1"),
+    "int32.tiff": (wide_integers, "cannot decode TIFF in mode I"),
+    "la.tiff": (lambda p: saved(p, "LA"), "misreads TIFF in mode LA"),
+    "lab.tiff": (lambda p: saved(p, "LAB"), "misreads TIFF in mode LAB"),
+    "float.tiff": (wide_floats, "values 0.0..63.0 are not in 0..1"),
+}
 
 
-def test_data_root_is_a_file(tmp_path):
-    put(tmp_path / "x.png")
-    with pytest.raises(DataError, match=r"x\.png is a file, not a folder"):
-        find_domains(root_config(tmp_path / "x.png"))
-
-
-def test_one_domain_missing_names_the_folders_looked_for(tmp_path):
-    put(tmp_path / "trainA/1.png", tmp_path / "train_b/1.png")
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_refused_by_name_with_the_reason(tmp_path, name):
+    make, reason = BAD[name]
+    good = saved(tmp_path / "good.png")
+    make(tmp_path / name)
     with pytest.raises(DataError) as error:
-        find_domains(root_config(tmp_path))
+        check([good, tmp_path / name])
     message = str(error.value)
-    assert "has no folder trainB (looked for" in message
-    assert str(tmp_path / "trainB") in message and "holds: trainA, train_b" in message
+    assert f"{tmp_path / name}: " in message and reason in message
+    assert "1 of 2 image files" in message and "--set data.skip_bad=true" in message
+    assert str(good) not in message
+    assert check([good, tmp_path / name], skip_bad=True) == (good,)
 
 
-def test_both_domains_missing(tmp_path):
-    with pytest.raises(DataError, match=r"no folder trainA and no folder trainB.*holds: nothing"):
-        find_domains(root_config(tmp_path))
+def test_unreadable_file(tmp_path, monkeypatch):
+    files = [saved(tmp_path / "a.png"), saved(tmp_path / "b.png")]
+    files[0].chmod(0)
+    if os.access(files[0], os.R_OK):  # root reads everything: do as the kernel does for others
+        read = Path.read_bytes
+
+        def refuse(path: Path) -> bytes:
+            if path == files[0]:
+                raise PermissionError(13, "Permission denied")
+            return read(path)
+
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(DataError, match=r"a\.png: Permission denied"):
+        check(files)
+    monkeypatch.undo()
+    files[0].chmod(0o600)
+    assert check(files) == tuple(files)  # refusals are not remembered
 
 
-@pytest.mark.parametrize("split", ["trainA", "testB"])
-def test_empty_folder_is_named(tmp_path, split):
-    put(*(tmp_path / f"{name}/1.png" for name in ("trainA", "trainB", "testB") if name != split))
-    (tmp_path / split).mkdir()
-    with pytest.raises(DataError, match=f"{split} holds no images"):
-        find_domains(root_config(tmp_path))
+GOOD = [
+    *[("RGB", f"x.{suffix}", {}) for suffix in ("jpg", "png", "bmp", "tiff", "webp")],
+    *[("L", f"x.{suffix}", {}) for suffix in ("jpg", "png", "bmp", "tiff", "webp")],
+    *[("RGBA", f"x.{suffix}", {}) for suffix in ("png", "tiff", "webp")],
+    *[("P", f"x.{suffix}", {}) for suffix in ("png", "bmp", "tiff")],
+    *[("1", f"x.{suffix}", {}) for suffix in ("png", "bmp")],
+    *[("CMYK", f"x.{suffix}", {}) for suffix in ("jpg", "tiff")],
+    ("RGB", "progressive.jpg", {"progressive": True}),
+    ("RGB", "lossless.webp", {"lossless": True}),
+    ("LA", "x.png", {}),
+    ("P", "clear.png", {"transparency": 3}),
+    ("I;16", "x.png", {}),
+    ("I;16", "x.tiff", {}),
+    ("RGB", "jpeg.tiff", {"compression": "jpeg"}),
+    ("RGB", "lzw.tiff", {"compression": "tiff_lzw"}),
+    ("RGB", "deflate.tiff", {"compression": "tiff_adobe_deflate"}),
+    ("1", "fax.tiff", {"compression": "group4"}),
+    ("RGB", "jpeg_named.png", {"format": "JPEG"}),
+    ("RGB", "animated.webp", {"save_all": True, "append_images": [picture().rotate(90)]}),
+    ("RGB", "pages.tiff", {"save_all": True, "append_images": [picture().rotate(90)]}),
+]
 
 
-def test_folder_of_other_files_says_what_it_holds(tmp_path):
-    put(tmp_path / "trainB/1.png")
-    (tmp_path / "trainA").mkdir()
-    for name in ("photo.heic", "Thumbs.db"):
-        (tmp_path / "trainA" / name).write_bytes(b"x")
-    with pytest.raises(DataError, match=r"holds no images .*2 other files such as Thumbs.db"):
-        find_domains(root_config(tmp_path))
+@pytest.mark.parametrize(("mode", "name", "options"), GOOD)
+def test_what_dali_decodes_is_accepted(tmp_path, mode, name, options):
+    assert problem(saved(tmp_path / name, mode, **options), SizeRule(None, (36, 48))) is None
 
 
-def test_lists_name_files_relative_to_the_folder(tmp_path, lists):
-    crlf = "\ufeff 1.png\r\n\r\nsub/x y.png \r\n"
-    Path(lists["data_list_train_a"]).write_bytes(crlf.encode())
-    put(tmp_path / "a/sub/x y.png")
-    found = find_domains(Config(**lists))
-    assert found.train_a == (tmp_path / "a/1.png", tmp_path / "a/sub/x y.png")
-    assert found.train_b == (tmp_path / "b/2.png", tmp_path / "b/0.png")
-    assert found.test_a == found.test_b == ()
+def test_truncated_images_are_never_loaded_leniently(tmp_path):
+    cut(tmp_path / "cut.jpg")
+    assert "truncated" in problem(tmp_path / "cut.jpg", ANY)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
-def test_a_folder_without_a_list_is_searched(tmp_path, lists):
-    del lists["data_list_train_b"]
-    lists["data_folder_test_a"] = str(tmp_path / "b")
-    found = find_domains(Config(**lists))
-    assert found.train_b == found.test_a == tuple(tmp_path / f"b/{i}.png" for i in range(3))
+def test_too_small_gives_both_sizes(tmp_path):
+    file = saved(tmp_path / "x.png")
+    assert "48x36 pixels, for a crop of 40x37 " in problem(file, SizeRule(None, (37, 40)))
+    assert "48x36 pixels, 32x24 after resizing" in problem(file, SizeRule(24, (24, 33)))
+    assert problem(file, SizeRule(24, (24, 32))) is None
+    assert problem(file, SizeRule(72, (72, 96))) is None
 
 
-def test_missing_list_file(lists):
-    lists["data_list_train_b"] += "x"
-    with pytest.raises(DataError, match=r"list file .*b\.txtx: No such file"):
-        find_domains(Config(**lists))
+def test_size_counts_after_exif_rotation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = saved(tmp_path / "x.jpg", exif=exif)
+    assert problem(file, SizeRule(None, (48, 36))) is None
+    assert "36x48 pixels" in problem(file, SizeRule(None, (36, 48)))
 
 
-def test_list_file_that_is_not_text(lists):
-    Path(lists["data_list_train_a"]).write_bytes(b"\xff\xfe\x00x")
-    with pytest.raises(DataError, match=r"a\.txt: not UTF-8 text"):
-        find_domains(Config(**lists))
-
-
-def test_empty_list_file(lists):
-    Path(lists["data_list_train_a"]).write_text("\n \r\n")
-    with pytest.raises(DataError, match=r"a\.txt names no files"):
-        find_domains(Config(**lists))
-
-
-def test_list_naming_absent_files_shows_five_and_counts(lists):
-    names = [f"absent{i}.png" for i in range(8)]
-    Path(lists["data_list_train_a"]).write_text("\n".join(["1.png", *names]))
+def test_all_bad_files_are_listed_together_up_to_twenty(tmp_path):
+    bad = [tmp_path / f"{i:02}.jpg" for i in range(23)]
+    for file in bad:
+        file.touch()
+    good = saved(tmp_path / "good.png")
     with pytest.raises(DataError) as error:
-        find_domains(Config(**lists))
+        check([*bad, good])
     message = str(error.value)
-    assert "8 files that do not exist" in message and "and 3 more" in message
-    assert all((name in message) == (i < 5) for i, name in enumerate(names))
+    assert "23 of 24 image files" in message and "and 3 more" in message
+    assert all((file.name in message) == (i < 20) for i, file in enumerate(bad))
 
 
-def test_list_without_its_folder(lists):
-    del lists["data_folder_train_b"]
-    with pytest.raises(DataError, match="needs data_folder_train_b"):
-        find_domains(Config(**lists))
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_nothing_but_bad_files_is_an_error_either_way(tmp_path, skip_bad):
+    (tmp_path / "x.jpg").touch()
+    with pytest.raises(DataError, match="1 of 1 image files") as error:
+        check([tmp_path / "x.jpg"], skip_bad=skip_bad)
+    assert "No usable image is left" in str(error.value)
+    assert "skip_bad" not in str(error.value)
 
 
-def test_list_folder_missing(lists):
-    lists["data_folder_train_b"] += "x"
-    with pytest.raises(DataError, match=r"data_folder_train_b .*bx is not a folder"):
-        find_domains(Config(**lists))
+def test_groups_are_reported_together_each_by_its_own_rule(tmp_path, capsys):
+    a, b = saved(tmp_path / "a.png"), saved(tmp_path / "b.png")
+    (tmp_path / "zero.jpg").touch()
+    small, large = SizeRule(None, (20, 20)), SizeRule(None, (40, 40))
+    groups = {"train_a": ([a, tmp_path / "zero.jpg"], small), "train_b": ([b, a], small)}
+    options = {"workers": 2, "skip_bad": True}
+    expected = {"train_a": (a,), "train_b": (b, a), "test_a": ()}
+    assert validate_all({**groups, "test_a": ((), small)}, **options) == expected
+    assert capsys.readouterr().err.count("100%") == 1
+    with pytest.raises(DataError, match=r"is left in train_b$") as error:
+        validate_all(groups | {"train_b": ([b], large)}, **options)
+    assert "zero.jpg: empty" in str(error.value) and "b.png: too small" in str(error.value)
 
 
-def test_one_domain_without_keys(lists):
-    del lists["data_folder_train_b"], lists["data_list_train_b"]
-    with pytest.raises(DataError, match="domain b has no training images"):
-        find_domains(Config(**lists))
+def test_skipping_logs_how_many(tmp_path, caplog):
+    (tmp_path / "x.jpg").touch()
+    files = [saved(tmp_path / "b.png"), tmp_path / "x.jpg", saved(tmp_path / "a.png")]
+    with caplog.at_level(logging.WARNING):
+        assert check(files, skip_bad=True) == (files[0], files[2])
+    assert "1 of 3 image files" in caplog.text and "left out" in caplog.text
 
 
-def test_both_kinds_of_data_given(tmp_path, lists):
-    with pytest.raises(DataError, match=r"both data_root .* keep one"):
-        find_domains(Config(data_root=str(tmp_path), **lists))
+def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch, capsys, cache):
+    files = [saved(tmp_path / f"{i}.png") for i in range(3)]
+    check(files)
+    assert "checking images" in capsys.readouterr().err
+    assert len(json.loads(cache.read_text())["files"]) == 3
+    read = []
+    measure = images._measure
+    monkeypatch.setattr(images, "_measure", lambda file: read.append(file) or measure(file))
+    with pytest.raises(DataError, match=r"3 of 3 .*\n.*too small"):
+        check(files, SizeRule(None, (99, 99)))  # another crop: from the index alone
+    assert check(files) == tuple(files)
+    assert read == [] and capsys.readouterr().err == ""
+    os.utime(files[1], ns=(0, 1))
+    picture(60, 60).save(files[2])
+    assert check(files) == tuple(files)
+    assert sorted(read) == files[1:]
 
 
-def test_no_data_given():
-    with pytest.raises(DataError, match="give data_root"):
-        find_domains(Config())
+@pytest.mark.parametrize("content", ["{", '{"version": 1, "files": 3}', "[]", '{"version": 0}'])
+def test_a_damaged_index_is_rebuilt(tmp_path, cache, content):
+    file = saved(tmp_path / "x.png")
+    cache.parent.mkdir()
+    cache.write_text(content)
+    assert check([file]) == (file,)
+    assert list(json.loads(cache.read_text())["files"]) == [str(file.resolve())]
 
 
-def test_the_shared_data_sets_are_found(shared):
-    day = find_domains(root_config(shared / "data/day2night_amos"))
-    counts = [len(files) for files in (day.train_a, day.train_b, day.test_a, day.test_b)]
-    assert counts == [120, 120, 79, 80]
+def test_an_unwritable_index_is_only_a_warning(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    file = saved(tmp_path / "x.png")
+    assert check([file], index=tmp_path / "file/images.json") == (file,)
+    assert "cannot write" in caplog.text
+
+
+def test_an_interrupt_keeps_what_was_checked(tmp_path, monkeypatch, cache):
+    files = [saved(tmp_path / f"{i}.png") for i in range(3)]
+    measure = images._measure
+
+    def interrupted(file: Path):
+        if file == files[2]:
+            raise KeyboardInterrupt
+        return measure(file)
+
+    monkeypatch.setattr(images, "_measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        validate(files, rule=ANY, workers=1, skip_bad=False)
+    assert len(json.loads(cache.read_text())["files"]) == 2
+
+
+def test_no_files_need_no_check(cache):
+    assert check([]) == () and not cache.exists()
+
+
+def test_without_dali_the_remedy_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    with pytest.raises(DataError, match=r"pip install 'fastunit\[train\]'"):
+        check([saved(tmp_path / "x.png")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -14,9 +15,12 @@ import pytest
 import torch
 import yaml
 
-from fastunit import checkpoint, cli, config, train
+from fastunit import checkpoint, config, datasets, train
+from fastunit.data import DomainLoader
+from fastunit.errors import DataError
 from fastunit.session import Session
 
+pytestmark = pytest.mark.usefixtures("restored_logging")
 EVERY = {"log_iter": 1, "image_save_iter": 2, "image_display_iter": 1, "snapshot_save_iter": 2}
 
 
@@ -34,7 +38,7 @@ def command(config_file, photos, tmp_path, monkeypatch, capsys):
 
     def run(*args: object, defaults: bool = True) -> tuple[int, str, str]:
         argv = [*(["--config", config_file, "--data", photos] if defaults else []), *args]
-        code = cli.guard(lambda: train.main([str(arg) for arg in argv]))
+        code = train.main([str(arg) for arg in argv])
         return code, *capsys.readouterr()
 
     return run
@@ -125,12 +129,16 @@ def test_a_signal_saves_and_resume_is_bitwise(command, monkeypatch, number):
 
 
 def test_resume_auto_takes_the_last_run_and_starts_one_when_there_is_none(command):
-    code, _, _ = command("--resume", "--max-iter", 2)
-    assert code == 0 and checkpoint.iterations(Path("runs/tiny")) == [2]
+    code, _, err = command("--resume", "--max-iter", 2)
+    assert code == 0 and "starting afresh" in err
+    assert checkpoint.iterations(Path("runs/tiny")) == [2]
     code, _, err = command("--resume", "auto", "--max-iter", 3)
     assert code == 0 and "runs/tiny/checkpoints/00000002.pt" in err
     assert checkpoint.iterations(Path("runs/tiny")) == [2, 3]
     assert not Path("runs/tiny-2").exists()
+    # Without --config: the newest of all runs, with its own configuration.
+    code, _, err = command("--resume", "--max-iter", 4, defaults=False)
+    assert code == 0 and "runs/tiny/checkpoints/00000003.pt" in err
 
 
 def test_resume_passes_over_a_damaged_checkpoint(command):
@@ -156,9 +164,122 @@ def test_resume_branches_into_another_folder(command):
 
 def test_resume_from_the_releases_files(command):
     command("--output", "run", "--max-iter", 2)
-    code, _, err = command("--resume", "run/checkpoints/gen_00000002.pt", "--max-iter", 3)
+    release = "run/checkpoints/gen_00000002.pt"
+    code, _, err = command("--resume", release, "--max-iter", 3)
     assert code == 0 and "gen_00000002.pt at iteration 2" in err
     assert checkpoint.iterations(Path("runs/tiny")) == [3]
+    # Without --config: that of the run the file lies in.
+    code, _, _ = command("--resume", release, "--output", "x", "--max-iter", 3, defaults=False)
+    assert code == 0 and config.load("x/config.yaml").gen.dim == 4
+
+
+def test_an_earlier_checkpoint_is_not_continued_in_place(command):
+    command("--output", "run", "--max-iter", 4)
+    before = sorted(Path("run").rglob("*"))
+    code, _, err = command("--resume", "run/checkpoints/00000002.pt", "--max-iter", 6)
+    assert code == 2 and "later checkpoints" in err and "iteration 4" in err and "--output" in err
+    assert sorted(Path("run").rglob("*")) == before
+
+
+def test_changed_settings_win_on_resume(command):
+    command("--output", "run", "--max-iter", 2)
+    settings = ("lr=0.01", "beta1=0.3", "step_size=2", "gamma=0.1")
+    args = [word for text in settings for word in ("--set", text)]
+    code, _, err = command("--resume", "run", "--max-iter", 3, *args, defaults=False)
+    assert code == 0 and "lr 0.0001 -> 0.01" in err and "gamma 0.5 -> 0.1" in err
+    assert records(Path("run"))[-1]["learning_rate"] == pytest.approx(0.01 * 0.1)
+    for optimizer in ("gen_opt", "dis_opt"):
+        state = checkpoint.load(checkpoint.path_of(Path("run"), 3))["step"][optimizer]
+        assert state["param_groups"][0]["betas"] == (0.3, 0.999)
+    code, _, _ = command(
+        "--resume", "run", "--max-iter", 4, "--set", "lr_policy=constant", defaults=False
+    )
+    assert code == 0 and records(Path("run"))[-1]["learning_rate"] == 0.01
+
+
+def test_other_files_on_resume_are_told(command, photos):
+    command("--output", "run", "--max-iter", 1)
+    (photos / "trainB" / "2.png").unlink()
+    code, _, err = command("--resume", "run", "--max-iter", 2, defaults=False)
+    assert code == 0 and "domain b has other files" in err and "domain a" not in err
+
+
+def test_time_and_images_of_all_parts_are_counted(command):
+    command("--output", "run", "--max-iter", 2)
+    first = json.loads(Path("run/result.json").read_text())
+    command("--resume", "run", "--max-iter", 4, defaults=False)
+    second = json.loads(Path("run/result.json").read_text())
+    assert second["seconds"] > first["seconds"]
+    command("--resume", "run", defaults=False)
+    third = json.loads(Path("run/result.json").read_text())
+    assert third["images_per_s"] == second["images_per_s"] > 0
+
+
+def test_a_photo_that_vanishes_saves_first(command, monkeypatch):
+    following = DomainLoader.__next__
+
+    def vanishing(self):
+        if self.position == 6:
+            raise DataError("lost.png has vanished")
+        return following(self)
+
+    monkeypatch.setattr(DomainLoader, "__next__", vanishing)
+    code, _, err = command("--output", "run", "--max-iter", 9, "--set", "snapshot_save_iter=100")
+    assert code == 2 and "lost.png" in err
+    assert checkpoint.iterations(Path("run")) == [3]
+
+
+def test_a_signal_before_the_first_iteration_can_be_resumed(command, monkeypatch):
+    loaders = Session.loaders
+
+    def slow(self, domains):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return loaders(self, domains)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "loaders", slow)
+        assert command("--output", "run")[0] == 143
+    assert checkpoint.iterations(Path("run")) == [0]
+    assert command("--resume", "run", defaults=False)[0] == 0
+
+
+def test_two_trainings_do_not_share_a_folder(command):
+    command("--output", "run", "--max-iter", 1)
+    with open("run/.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, _, err = command("--resume", "run", "--max-iter", 2, defaults=False)
+    assert code == 2 and "another process is training in run" in err
+
+
+def test_the_demo_domains_train(tmp_path, monkeypatch, config_file):
+    drawn = datasets.demo_root
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "demo_root", lambda: drawn(4, 2))
+    args = ["--config", str(config_file), "--set", "data.builtin=scenes", "--max-iter", "1"]
+    assert train.main(args) == 0
+    assert json.loads(Path("runs/tiny/result.json").read_text())["pairs"] == 2
+
+
+def test_the_demo_has_a_plan(capsys):
+    assert train.main(["--dry-run"]) == 0
+    assert "train_a: 400" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "package"),
+    [("train", "PIL"), ("train", "tensorboard"), ("train", "matplotlib"), ("translate", "tqdm")],
+)
+def test_a_missing_package_is_one_message(tmp_path, command, package):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(f"raise ModuleNotFoundError(name={package!r})")
+    done = subprocess.run(
+        [sys.executable, "-m", f"fastunit.{command}", "--help"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"{package} is not installed" in done.stderr and "fastunit[train]" in done.stderr
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good(command, monkeypatch):
@@ -235,6 +356,7 @@ BAD_COMMANDS = [
     (["--resume", "tiny.yaml"], ["tiny.yaml", "damaged or unreadable"]),
     (["--output", "photos"], ["photos", "not empty"]),
     (["--output", "tiny.yaml"], ["tiny.yaml", "is a file"]),
+    (["--output", "tiny.yaml/x"], ["tiny.yaml/x", "cannot be made"]),
     (["--set", "vgg_w=1"], ["vgg_model_path", "vgg_w=0"]),
     (["--set", "data.builtin=scenes"], ["data.builtin=scenes", "data_root"]),
     (["--set", "input_dim_a=2"], ["input_dim", "2"]),
@@ -260,7 +382,7 @@ def test_a_run_killed_in_another_process_resumes_bitwise(config_file, photos, tm
         argv = [sys.executable, "-m", "fastunit.train", "--device", "cpu", *args]
         return subprocess.Popen(argv, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
 
-    shared = ("--config", str(config_file), "--data", str(photos), "--max-iter", "40")
+    shared = ("--config", str(config_file), "--data", str(photos), "--max-iter", "400")
     whole, cut = start(*shared, "--output", "whole"), start(*shared, "--output", "cut")
     metrics = tmp_path / "cut" / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -271,8 +393,8 @@ def test_a_run_killed_in_another_process_resumes_bitwise(config_file, photos, tm
     _, err = cut.communicate(timeout=120)
     assert cut.returncode == 143, err
     stopped = checkpoint.iterations(tmp_path / "cut")[-1]
-    assert 1 <= stopped < 40
+    assert 1 <= stopped < 400
     resumed = start("--resume", "cut")
     assert resumed.communicate(timeout=120) and resumed.returncode == 0
     assert whole.communicate(timeout=120) and whole.returncode == 0
-    assert_bitwise(weights(tmp_path / "cut", 40), weights(tmp_path / "whole", 40))
+    assert_bitwise(weights(tmp_path / "cut", 400), weights(tmp_path / "whole", 400))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,44 +15,11 @@ import torch
 from PIL import Image
 
 from fastunit import checkpoint, config, pictures
-from fastunit.config import Config
-from fastunit.networks import UNIT, GeneratorPair
+from fastunit.networks import GeneratorPair
 from fastunit.translate import main
 
 SIZES = [(33, 47), (1, 1), (5, 200), (32, 32)]  # height, width
-
-
-def tiny(**keys: object) -> Config:
-    return config.from_dict(
-        {
-            "gen": {"dim": 4, "n_downsample": 2, "n_res": 1},
-            "dis": {"dim": 4, "n_layer": 2, "num_scales": 1},
-            "crop_image_height": 32,
-            "crop_image_width": 32,
-            **keys,
-        }
-    )
-
-
-def trained(run: Path, settings: Config) -> Path:
-    torch.manual_seed(7)
-    unit = UNIT(settings)
-    state = {"iteration": 1, "config": config.to_dict(settings), "unit": unit.state_dict()}
-    return checkpoint.save(run, {**state, "ema": None}, unit)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(tmp_path_factory.mktemp("run"), tiny())
-
-
-@pytest.fixture(autouse=True)
-def _logger() -> Iterator[None]:
-    logger = logging.getLogger("fastunit")
-    level, handlers = logger.level, list(logger.handlers)
-    yield
-    logger.setLevel(level)
-    logger.handlers[:] = handlers
+pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
 def draw(height: int = 8, width: int = 8, channels: int = 3) -> np.ndarray:
@@ -128,8 +93,8 @@ def test_every_extension_is_kept_and_is_the_format(tmp_path, model):
 
 
 @pytest.mark.parametrize(("direction", "modes"), [("a2b", ("RGB", "L")), ("b2a", ("L", "RGB"))])
-def test_channels_are_those_trained_whatever_comes_in(tmp_path, direction, modes):
-    model = trained(tmp_path / "run", tiny(input_dim_b=1))
+def test_channels_are_those_trained_whatever_comes_in(tmp_path, save_networks, direction, modes):
+    model = save_networks(tmp_path / "run", input_dim_b=1)
     put(tmp_path / "in/colour.png")
     pictures.write(draw(channels=1), tmp_path / "in/gray.png")
     Image.fromarray(draw()[..., 0].astype(np.uint16) * 257).save(tmp_path / "in/deep.png")
@@ -206,7 +171,7 @@ def test_other_checkpoints_give_the_same(tmp_path, model, source):
     lone = tmp_path / "lone/gen_00000001.pt"
     lone.write_bytes(model.with_name(lone.name).read_bytes())
     settings = tmp_path / ("my.yaml" if "--config" in source else "lone/config.yaml")
-    settings.write_text(config.dump_yaml(tiny()))
+    settings.write_text(config.dump_yaml(checkpoint.load_generators(model)[1]))
     words = [model.parents[1] if source == "run" else lone]
     words += ["--config", settings] if "--config" in source else []
     assert translate(*words, tmp_path / "x.png", tmp_path / "out.png") == 0

@@ -1,0 +1,85 @@
+"""Checks between keys of a configuration: what no single key's limits can tell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastunit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastunit.config import Config, DiscriminatorConfig
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for keys that contradict each other, before anything is built."""
+    _check_data(config)
+    _check_sharing(config)
+    _check_sizes(config)
+
+
+def smallest_crop(config: Config) -> int:
+    """Return the smallest side (a multiple of the downsampling) that both networks take.
+
+    Every discriminator scale must keep one pixel (two under reflection, which cannot mirror a
+    single one) through all its stride-2 layers; the generator's codes need two pixels a side.
+    """
+    dis, multiple = config.dis, 2**config.gen.n_downsample
+    size = max(4, 2 * multiple)
+    size += -size % multiple
+    while not _fits(size, dis):
+        size += multiple
+    return size
+
+
+def _check_data(config: Config) -> None:
+    given = config.given_data()
+    if config.data.builtin != "none" and given:
+        raise ConfigError(
+            f"data.builtin={config.data.builtin} and {', '.join(given)} are both given; "
+            "use --data DIR, or set data.builtin=none"
+        )
+
+
+def _check_sharing(config: Config) -> None:
+    for name in ("enc", "dec"):
+        shared = getattr(config.share, name)
+        if shared > config.gen.n_res:
+            raise ConfigError(
+                f"share.{name}={shared} is more than the gen.n_res={config.gen.n_res} residual "
+                f"blocks there are; choose 0 to {config.gen.n_res}"
+            )
+
+
+def _check_sizes(config: Config) -> None:
+    multiple, least = 2**config.gen.n_downsample, smallest_crop(config)
+    for name in ("crop_image_height", "crop_image_width"):
+        size = getattr(config, name)
+        if size % multiple:
+            near = max(multiple, round(size / multiple) * multiple)
+            raise ConfigError(
+                f"{name}={size} must be a multiple of {multiple} "
+                f"(2 to the power gen.n_downsample={config.gen.n_downsample}); try {near}"
+            )
+        if size < least:
+            raise ConfigError(
+                f"{name}={size} is too small for these networks, which need {least} or more; "
+                "enlarge the crop or lower dis.num_scales, dis.n_layer or gen.n_downsample"
+            )
+        for domain in map(config.domain, "ab"):
+            if domain.new_size is not None and domain.new_size < size:
+                raise ConfigError(
+                    f"new_size={domain.new_size} of domain {domain.name} is smaller than "
+                    f"{name}={size}; raise it to {size} or lower the crop"
+                )
+
+
+def _fits(size: int, dis: DiscriminatorConfig) -> bool:
+    need = 2  # a 4x4 window on a side padded by 1; reflection too needs two pixels
+    for _ in range(dis.num_scales):
+        side = size
+        for _ in range(dis.n_layer):
+            if side < need:
+                return False
+            side //= 2
+        size = (size + 1) // 2
+    return True

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from fastunit import checkpoint, config
@@ -32,6 +33,7 @@ _TINY = {
     "max_iter": 4,
     "display_size": 2,
 }
+_EVERY = {"log_iter": 1, "image_save_iter": 2, "image_display_iter": 1, "snapshot_save_iter": 2}
 
 Golden = tuple[dict[str, Any], dict[str, np.ndarray]]
 
@@ -137,3 +139,26 @@ def save_networks() -> Callable[..., Path]:
 def model(tmp_path_factory: pytest.TempPathFactory, save_networks: Callable[..., Path]) -> Path:
     """Return a checkpoint of three channels in both domains; shared, to be left as it is."""
     return save_networks(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def config_file(tiny: dict[str, Any], tmp_path: Path) -> Path:
+    """Return a YAML file of `tiny` that logs, shows and saves all the time."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny | _EVERY))
+    return path
+
+
+@pytest.fixture
+def command(config_file, photos, tmp_path, monkeypatch, capsys):
+    """Return a function that trains in tmp_path on `photos`: (exit code, stdout, stderr)."""
+    from fastunit import train
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object, defaults: bool = True) -> tuple[int, str, str]:
+        argv = [*(["--config", config_file, "--data", photos] if defaults else []), *args]
+        code = train.main([str(arg) for arg in argv])
+        return code, *capsys.readouterr()
+
+    return run

@@ -30,7 +30,8 @@ def damage(path, how: str) -> None:
     if how == "truncated":
         data = data[: len(data) // 2]
     elif how == "flipped":
-        data[len(data) // 2] ^= 0xFF
+        middle = len(data) // 2  # more bytes than the padding between the archive's records
+        data[middle : middle + 128] = bytes(b ^ 0xFF for b in data[middle : middle + 128])
     elif how == "empty":
         data = bytearray()
     path.write_bytes(data)

@@ -95,6 +95,15 @@ def test_resume_passes_over_a_damaged_checkpoint(command):
     checkpoint.load(newest)
 
 
+def test_grids_of_an_abandoned_future_are_deleted(command):
+    command("--output", "run", "--max-iter", 4)
+    for path in Path("run/checkpoints").glob("*00000004.pt"):
+        path.unlink()
+    code, _, _ = command("--resume", "run", "--max-iter", 3, defaults=False)
+    names = sorted(path.name for path in Path("run/samples").iterdir())
+    assert code == 0 and names == ["00000000.png", "00000002.png", "latest.png"]
+
+
 def test_resume_branches_into_another_folder(command):
     command("--output", "run", "--max-iter", 4)
     before = checkpoint.path_of(Path("run"), 2).read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastunit import config
+from fastunit import config, files
 from fastunit.config import Config
 from fastunit.networks import GeneratorPair
 from fastunit.page import write_page
@@ -71,13 +72,13 @@ class Gallery:
     ) -> None:
         if ready is not None:
             ready.synchronize()
-        folder = self._run_dir / FOLDER
-        draw_grid(rows, folder / "latest.png")
+        latest = self._run_dir / FOLDER / "latest.png"
+        draw_grid(rows, latest)
         if keep is None:
             return
-        path = folder / f"{iteration:08d}.png"
-        draw_grid(rows, path)
-        keep.image("samples", path, iteration)
+        with files.atomic(latest.with_name(f"{iteration:08d}.png")) as kept:
+            shutil.copyfile(latest, kept)
+        keep.image("samples", latest, iteration)
         page(self._run_dir, self._settings, iteration, None)
 
 

@@ -97,7 +97,22 @@ class Conv2dBlock(_Block):
 
 
 class UpsampleConv2dBlock(Conv2dBlock):
-    """`Conv2dBlock` with stride 1 on the input enlarged twice by repetition."""
+    """`Conv2dBlock` with stride 1 on the input enlarged twice by repetition.
+
+    The result is [N, output_dim, P, Q] with P = 2 * H + 2 * padding - kernel_size + 1.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        kernel_size: int,
+        padding: int = 0,
+        norm: str = "none",
+        activation: str = "relu",
+        pad_type: str = "zero",
+    ) -> None:
+        super().__init__(input_dim, output_dim, kernel_size, 1, padding, norm, activation, pad_type)
 
     def forward(self, x: Tensor) -> Tensor:
         y = upsample_conv(

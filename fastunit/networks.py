@@ -53,7 +53,7 @@ class Decoder(nn.Module):
             # The release has a parameterless upsampling module before each 5x5 block; ours
             # upsamples inside the block, so a placeholder keeps the state_dict keys.
             layers.append(nn.Identity())
-            layers.append(UpsampleConv2dBlock(dim, dim // 2, 5, 1, 2, "ln", activ, pad_type))
+            layers.append(UpsampleConv2dBlock(dim, dim // 2, 5, 2, "ln", activ, pad_type))
             dim //= 2
         layers.append(Conv2dBlock(dim, output_dim, 7, 1, 3, "none", "tanh", pad_type))
         self.model = nn.Sequential(*layers)

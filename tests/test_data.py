@@ -114,6 +114,14 @@ def test_domains_of_equal_size_never_pair_up_alike(plain):
     assert all(sorted(pairs[i : i + 11]) != sorted(pairs[:11]) for i in (11, 22, 33))
 
 
+def test_domains_of_different_sizes_never_pair_up_alike(plain):
+    few = plain[:5]
+    pairs = list(zip(order(loader(plain), 220), order(loader(few, stream=1), 220), strict=True))
+    for length in (11, 5, 55):  # an epoch of either, and where both begin anew together
+        passes = [tuple(pairs[i : i + length]) for i in range(0, 220, length)]
+        assert len(set(passes)) == len(passes) > 1
+
+
 def test_a_batch_may_be_larger_than_the_domain(plain):
     batch = next(loader(plain[:3], batch_size=8))
     grey = ((batch.mean((1, 2, 3)) + 1) * 12.75).round().int().tolist()

@@ -128,8 +128,9 @@ def test_state_dict_of_conv2d_block(activation, norm):
     learned = {"activation.weight": (1,)} if activation == "prelu" else {}
     conv = {"conv.weight": (4, 3, 5, 5), "conv.bias": (4,)}
     wanted = NORM_SHAPES[norm] | learned | conv
-    for block in (Conv2dBlock, UpsampleConv2dBlock):
-        state = block(3, 4, 5, 1, 2, norm, activation).state_dict()
+    plain = Conv2dBlock(3, 4, 5, 1, 2, norm, activation)
+    for block in (plain, UpsampleConv2dBlock(3, 4, 5, 2, norm, activation)):
+        state = block.state_dict()
         # The order too: the release's optimizer.pt numbers the parameters by it.
         assert [(k, tuple(v.shape)) for k, v in state.items()] == list(wanted.items())
 
@@ -167,7 +168,8 @@ def test_batch_norm_keeps_running_statistics():
 def test_upsample_block_repeats_pixels_then_convolves(activation, norm):
     options = (3, 4, 5, 1, 2, norm, activation, "reflect")
     wanted = reference(*options, before=[nn.Upsample(scale_factor=2)])
-    assert_same(randomised(UpsampleConv2dBlock(*options)), wanted, torch.randn(2, 3, 4, 3).double())
+    block = UpsampleConv2dBlock(3, 4, 5, 2, norm, activation, "reflect")
+    assert_same(randomised(block), wanted, torch.randn(2, 3, 4, 3).double())
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -115,11 +115,10 @@ class UpsampleConv2dBlock(Conv2dBlock):
         super().__init__(input_dim, output_dim, kernel_size, 1, padding, norm, activation, pad_type)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = upsample_conv(
-            x, self.conv.weight, self.conv.bias, padding=self.padding, pad_mode=self.pad_type
-        )
-        if self.norm_name == "bn":
-            y = self.norm(y)
+        where = {"padding": self.padding, "pad_mode": self.pad_type}
+        if self.norm_name != "bn":
+            return upsample_conv(x, self.conv.weight, self.conv.bias, **where, **self._tail())
+        y = self.norm(upsample_conv(x, self.conv.weight, self.conv.bias, **where))
         return norm_act(y, **self._tail())
 
 

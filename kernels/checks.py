@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 PAD_MODES = {"zero": "constant", "reflect": "reflect", "replicate": "replicate"}
@@ -29,6 +30,43 @@ def slope(x: Tensor, act: str, value: float | Tensor) -> None:
         raise ValueError(f"slope must be a tensor [1] or [{x.shape[1]}] for prelu, not {found}")
     if act == "lrelu" and is_tensor:
         raise ValueError(f"slope must be a float for lrelu, not {found}; prelu takes a tensor")
+    if act == "prelu":
+        _parameter_dtype("slope", value, x)
+
+
+def parameter_rows(x: Tensor, **parameters: Tensor | None) -> None:
+    """Check parameters [C], or [G, C] with G dividing N, of x's dtype or float32."""
+    samples, channels = x.shape[:2]
+    for name, value in parameters.items():
+        if value is None:
+            continue
+        rows = value.shape[0] if value.dim() == 2 else 1
+        if value.shape not in ((channels,), (rows, channels)) or rows < 1 or samples % rows:
+            raise ValueError(
+                f"{name} must be of shape {(channels,)}, or [G, {channels}] with G dividing "
+                f"N={samples}, not {tuple(value.shape)}"
+            )
+        _parameter_dtype(name, value, x)
+
+
+def _parameter_dtype(name: str, value: Tensor, x: Tensor) -> None:
+    if value.dtype not in (x.dtype, torch.float32):
+        raise ValueError(f"{name} must be {x.dtype}, as x, or float32, not {value.dtype}")
+
+
+def residual(x: Tensor, value: Tensor | None) -> Tensor | None:
+    """Check a residual of x's shape and dtype; return it, under autocast in x's dtype."""
+    if value is None:
+        return None
+    if value.shape != x.shape:
+        raise ValueError(
+            f"residual of shape {tuple(value.shape)} must have x's shape {tuple(x.shape)}"
+        )
+    if value.dtype != x.dtype and torch.is_autocast_enabled(x.device.type):
+        return value.to(x.dtype)
+    if value.dtype != x.dtype:
+        raise ValueError(f"residual of {value.dtype} must have x's dtype {x.dtype}")
+    return value
 
 
 def filters(x: Tensor, w: Tensor, b: Tensor | None) -> None:

@@ -1,0 +1,181 @@
+"""The one operator behind every convolutional block: convolve, normalise, activate, add.
+
+It is registered for PyTorch's dispatcher, autograd and compiler. Forward and backward are in
+`conv_block_aten` and `conv_block_triton`; the public functions, which check their arguments, in
+`conv_gemm`, `conv_norm_act`, `upsample_conv` and `conv_transpose`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastunit.kernels import (
+    checks,
+    conv_block_aten,
+    conv_block_triton,
+    conv_checks,
+    runtime,
+)
+from fastunit.kernels.conv_plan import Gradients, Plan, Wants
+
+_IMPLEMENTATIONS = {"aten": conv_block_aten, "triton": conv_block_triton}
+
+# The fields of Plan, in order.
+_PLAN = (
+    "str kind, int stride, int padding, int output_padding, str pad_mode, str norm, float eps, "
+    "str act, float slope, int halo, str halo_mode, str impl"
+)
+_PARAMETERS = "Tensor w, Tensor? b, Tensor? gamma, Tensor? beta, Tensor? prelu"
+_TENSORS = 7  # that the forward operator takes
+
+
+def conv_block(
+    kind: str,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    residual: Tensor | None = None,
+    slope: float | Tensor = 0.0,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    output_padding: int = 0,
+    pad_mode: str = "zero",
+    norm: str = "none",
+    eps: float = 1e-5,
+    act: str = "none",
+    halo: int = 0,
+    halo_mode: str = "zero",
+    impl: str = "auto",
+) -> Tensor:
+    """Check the arguments and run a block; `kind` is "conv", "transpose" or "upsample".
+
+    The public functions say what the arguments are.
+    """
+    checks.image("x", x)
+    x = runtime.autocast(x)
+    prelu = slope if act == "prelu" and isinstance(slope, Tensor) else None
+    plan = Plan(
+        kind, stride, padding, output_padding, pad_mode, norm, eps, act,
+        slope if act == "lrelu" and isinstance(slope, float) else 0.0, halo, halo_mode,
+        runtime.choose_impl(impl, x),
+    )  # fmt: skip
+    residual = conv_checks.block(plan, x, w, b, gamma, beta, slope, residual)
+    w = w if w.dim() == 5 else w[None]
+    b, gamma, beta = (p if p is None or p.dim() == 2 else p[None] for p in (b, gamma, beta))
+    return _forward(x, w, b, gamma, beta, prelu, residual, *plan)[0]
+
+
+def _fprop(*args: Any) -> tuple[Tensor, ...]:
+    tensors, plan = args[:_TENSORS], Plan(*args[_TENSORS:])
+    y, haloed, raw, mean, rstd = _IMPLEMENTATIONS[plan.impl].fprop(plan, *tensors)
+    if plan.norm == "none":
+        mean = rstd = None
+    return _filled((y, haloed, raw, mean, rstd), y)
+
+
+def _filled(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """Put an empty tensor in the place of each None, which an operator cannot return."""
+    return tuple(like.new_empty(0) if tensor is None else tensor for tensor in tensors)
+
+
+def _bprop(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    *given, x, w, sums, residual = args[: -len(Plan._fields)]
+    plan, wants = Plan(*args[-len(Plan._fields) :]), Wants(x, w, sums, residual)
+    return _filled(_IMPLEMENTATIONS[plan.impl].backward(plan, dy, *given, wants), dy)
+
+
+_forward = torch.library.custom_op(
+    "fastunit::conv_block",
+    _fprop,
+    mutates_args=(),
+    schema=f"(Tensor x, {_PARAMETERS}, Tensor? residual, {_PLAN})"
+    " -> (Tensor y, Tensor haloed, Tensor raw, Tensor mean, Tensor rstd)",
+)
+_backward = torch.library.custom_op(
+    "fastunit::conv_block_backward",
+    _bprop,
+    mutates_args=(),
+    schema="(Tensor dy, SymInt[] x_shape, Tensor source, Tensor raw, Tensor mean, Tensor rstd, "
+    f"{_PARAMETERS}, bool want_x, bool want_w, bool want_sums, bool has_residual, {_PLAN})"
+    f" -> ({', '.join(f'Tensor d{name}' for name in Gradients._fields)})",
+)
+
+
+@_forward.register_fake
+def _(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    prelu: Tensor | None,
+    residual: Tensor | None,
+    *settings: Any,
+) -> tuple[Tensor, ...]:
+    plan = Plan(*settings)
+    shape = (x.shape[0], plan.channels_out(w), *map(plan.size_out, x.shape[2:], w.shape[3:]))
+    y, haloed, raw = _IMPLEMENTATIONS[plan.impl].outputs(plan, x, w, shape)
+    if plan.fuses_activation(residual is not None, gamma, beta, prelu):
+        raw = None
+    mean = rstd = None
+    if plan.norm != "none":
+        wide = torch.promote_types(x.dtype, torch.float32)
+        mean, rstd = (x.new_empty(shape[:2], dtype=wide) for _ in range(2))
+    return _filled((y, haloed, raw, mean, rstd), x)
+
+
+@_backward.register_fake
+def _(dy: Tensor, x_shape: Sequence[int], *args: Any) -> tuple[Tensor, ...]:
+    source, _, _, _, w, *parameters = args[:9]
+    want_x, want_w, want_sums, has_residual, *settings = args[9:]
+    plan = Plan(*settings)
+    form = _IMPLEMENTATIONS[plan.impl].gradient_format(source)
+    dx = dy.new_empty(x_shape).to(memory_format=form) if want_x else None
+    dw = w.new_empty(w.shape) if want_w else None
+    sums = [p.new_empty(p.shape) if want_sums and p is not None else None for p in parameters]
+    dresidual = None
+    if has_residual and plan.halo:
+        rows, columns = (length - 2 * plan.halo for length in dy.shape[2:])
+        dresidual = dy.new_empty(*dy.shape[:2], rows, columns).to(memory_format=form)
+    return _filled((dx, dw, *sums, dresidual), dy)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    x, w, b, gamma, beta, prelu, residual, *settings = inputs
+    y, haloed, raw, mean, rstd = output
+    plan = ctx.plan = Plan(*settings)
+    fused = plan.fuses_activation(residual is not None, gamma, beta, prelu)
+    source = haloed if haloed.dim() == 4 else x
+    ctx.x_shape, ctx.has_residual = x.shape, residual is not None
+    ctx.save_for_backward(source, y if fused else raw, mean, rstd, w, b, gamma, beta, prelu)
+    ctx.set_materialize_grads(False)
+
+
+def _backpropagate(ctx: Any, dy: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
+    nones = (None,) * len(Plan._fields)
+    if dy is None:
+        return (None,) * _TENSORS + nones
+    x, w, *sums, _ = ctx.needs_input_grad[:_TENSORS]
+    wants = x, w, any(sums), ctx.has_residual
+    found = list(_backward(dy, ctx.x_shape, *ctx.saved_tensors, *wants, *ctx.plan))
+    if ctx.plan.halo == 0:
+        found[-1] = dy  # an operator may not return its argument
+    needed = ctx.needs_input_grad[:_TENSORS]
+    return *(g if need else None for g, need in zip(found, needed, strict=True)), *nones
+
+
+def _refuse(ctx: Any, *gradients: Tensor) -> None:
+    raise RuntimeError(
+        "convolutional blocks are differentiable once; their second derivative is not implemented"
+    )
+
+
+_forward.register_autograd(_backpropagate, setup_context=_setup_context)
+_backward.register_autograd(_refuse)

@@ -1,0 +1,64 @@
+"""Haloed channels-last buffers: what one kernel writes so that the next needs no bounds checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def pitch(channels: int) -> int:
+    """Return the channels a pixel occupies in a frame: a multiple of 8, or 4 for up to 4.
+
+    Loads are then 16 (8 for images of up to four channels) bytes wide at 2 bytes a value.
+    """
+    return 4 if channels <= 4 else -(-channels // 8) * 8
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the pixels of [N, H, W, C] lie in a buffer [N, height, width, pitch].
+
+    Pixel (h, w) is at (lead + h, lead + w); what surrounds it is a halo made from the image,
+    then zeros, as are the channels from C to pitch. `slack` zeroed pixels precede sample 0.
+    """
+
+    lead: int
+    height: int
+    width: int
+    pitch: int
+    slack: int = 0
+
+    def empty(self, samples: int, like: Tensor) -> Tensor:
+        """Return the uninitialised buffer, of like's dtype and device, with its slack zeroed."""
+        shape = (samples, self.height, self.width, self.pitch)
+        start = self.slack * self.pitch
+        flat = like.new_empty(start + samples * self.height * self.width * self.pitch)
+        flat[:start] = 0
+        return flat[start:].view(shape)
+
+
+def channels_last(buffer: Tensor) -> Tensor:
+    """View a buffer [N, H, W, C] as an image [N, C, H, W]."""
+    return buffer.permute(0, 3, 1, 2)
+
+
+def dense(x: Tensor) -> Tensor:
+    """View an image [N, C, H, W] as contiguous [N, H, W, C], copying where it is not."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Return the format in which an operation in plain PyTorch answers x."""
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def owned(gradient: Tensor, form: torch.memory_format, *others: Tensor) -> Tensor:
+    """Return a gradient in a memory format, as a copy if it shares the memory of the others."""
+    start = gradient.untyped_storage().data_ptr()
+    if any(other.untyped_storage().data_ptr() == start for other in others):
+        return gradient.clone(memory_format=form)
+    return gradient.contiguous(memory_format=form)

@@ -1,0 +1,153 @@
+"""Where an operation runs, and the one place that launches Triton kernels.
+
+Every operation takes ``impl``: "triton", "aten" (its plain PyTorch twin) or "auto", which is
+Triton for CUDA tensors of a dtype and a GPU the kernels support and ATen for all others. With
+TRITON_INTERPRET=1 in the environment before Python starts, "triton" takes CPU tensors and runs
+the kernels in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+IMPLS = ("auto", "triton", "aten")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+INTERPRET: bool = triton.knobs.runtime.interpret
+OLDEST = 80  # Ampere: bf16 and tf32 tensor cores
+
+_default = os.environ.get("FASTUNIT_IMPL", "auto")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded launch: what `triton.compile` needs, and the grid."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    constexprs: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+
+@dataclass
+class _Recorder:
+    arch: int
+    take: Callable[[Launch], None]
+
+
+_recorder: _Recorder | None = None
+
+
+@contextmanager
+def default_impl(impl: str) -> Iterator[None]:
+    """Let ``impl="auto"`` mean `impl` inside the block; FASTUNIT_IMPL sets it from outside."""
+    global _default
+    _check(impl)
+    before, _default = _default, impl
+    try:
+        yield
+    finally:
+        _default = before
+
+
+def choose_impl(impl: str, x: Tensor) -> str:
+    """Return "triton" or "aten" for an operation on x.
+
+    Raises:
+        ValueError: impl is unknown, or "triton" was asked for where it cannot run.
+    """
+    _check(impl)
+    if impl == "auto":
+        impl = _default
+        _check(impl)
+    if impl == "auto":
+        return "triton" if x.is_cuda and _obstacle(x) is None else "aten"
+    if impl == "triton" and (obstacle := _obstacle(x)) is not None:
+        raise ValueError(f"impl='triton' {obstacle}; use impl='auto' or 'aten'")
+    return impl
+
+
+def autocast(x: Tensor) -> Tensor:
+    """Return x in autocast's dtype where autocast is on, as PyTorch's own convolutions do."""
+    kind = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def _check(impl: str) -> None:
+    if impl not in IMPLS:
+        raise ValueError(f"impl={impl!r} must be one of {', '.join(IMPLS)}")
+
+
+def _obstacle(x: Tensor) -> str | None:
+    """Return why the kernels cannot take x, or None."""
+    if x.dtype not in DTYPES:
+        return f"takes float16, bfloat16 and float32, not {x.dtype}"
+    if x.is_cuda:
+        found = arch(x.device)
+        return None if found >= OLDEST else f"needs compute capability 8.0, not {found / 10}"
+    if x.device.type == "meta" or (x.device.type == "cpu" and (INTERPRET or _recorder)):
+        return None
+    return f"needs CUDA tensors, or TRITON_INTERPRET=1 for the interpreter, not {x.device}"
+
+
+def arch(device: torch.device) -> int:
+    """Return the compute capability times ten: 90 for an H100. The interpreter counts as 90."""
+    if _recorder is not None:
+        return _recorder.arch
+    return _capability(device) if device.type == "cuda" else 90
+
+
+def recording() -> bool:
+    """Return whether launches are being recorded instead of run."""
+    return _recorder is not None
+
+
+@functools.cache
+def _capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *args: Any,
+    num_warps: int = 4,
+    num_stages: int = 3,
+    **constexprs: Any,
+) -> None:
+    """Launch on the device of the first argument, a tensor; an empty grid launches nothing."""
+    if 0 in grid:
+        return
+    if _recorder is not None:
+        _recorder.take(Launch(kernel, grid, args, constexprs, num_warps, num_stages))
+        return
+    with torch.cuda.device_of(args[0]):
+        kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, **constexprs)
+
+
+@contextmanager
+def recorded_launches(arch: int) -> Iterator[list[Launch]]:
+    """Record launches instead of running them, as if on a GPU of that compute capability.
+
+    Takes CPU tensors; results are uninitialised memory. For `triton.compile` without a GPU.
+    """
+    global _recorder
+    found: list[Launch] = []
+    before, _recorder = _recorder, _Recorder(arch, found.append)
+    try:
+        yield found
+    finally:
+        _recorder = before

@@ -1,0 +1,17 @@
+"""Tests that run the Triton kernels on the CPU, in Triton's interpreter.
+
+Triton turns its interpreter on or off for a whole process, when a kernel's module is imported.
+An ordinary run therefore skips what is here, in one line, and tests/kernels/test_interpreter.py
+runs it in a child process. By hand: ``TRITON_INTERPRET=1 python -m pytest tests/interpreter``.
+"""
+
+from __future__ import annotations
+
+import pytest
+import triton
+
+
+def pytest_runtest_setup() -> None:
+    # Skipped from this one place, pytest's report folds all of these tests into one line.
+    if not triton.knobs.runtime.interpret:
+        pytest.skip("needs TRITON_INTERPRET=1; tests/kernels/test_interpreter.py runs it so")

@@ -1,0 +1,107 @@
+"""Tile tables, and the store of autotuned winners."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastunit.kernels import runtime, tiles
+from fastunit.kernels.tiles import Tile
+
+# x's dtype, images, windows of each, channels out, run: layers of UNIT at 256x256.
+LAYERS = [
+    (torch.bfloat16, 1, 64 * 64, 256, 768),
+    (torch.bfloat16, 8, 64 * 64, 256, 768),
+    (torch.bfloat16, 1, 128 * 128, 128, 256),
+    (torch.bfloat16, 1, 256 * 256, 64, 28),
+    (torch.bfloat16, 1, 256 * 256, 3, 448),
+    (torch.float32, 1, 64 * 64, 256, 768),
+    (torch.bfloat16, 2, 1, 1, 16),
+]
+ARCHS = (80, 90, 100)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_candidates_fit(layer, arch):
+    dtype, images, windows, channels, run = layer
+    x = torch.empty(0, dtype=dtype)
+    columns = tiles.filter_columns(channels)
+    with runtime.recorded_launches(arch):
+        products = tiles.gemm_candidates(x, images, windows, channels, columns, run)
+        gradients = tiles.wgrad_candidates(x, run, channels)
+    for found in (products, gradients):
+        assert 1 <= len(found) == len(set(found)) <= 12
+        for tile in found:
+            assert tile.bytes_of_stages(x.element_size()) <= tiles.SHARED_MEMORY[arch]
+            assert tile.block_m >= 64  # a warp group's share of wgmma
+    assert all(columns % tile.block_n == 0 for tile in products)
+
+
+def test_few_programs_take_small_tiles():
+    x = torch.empty(0, dtype=torch.bfloat16)
+    with runtime.recorded_launches(90):
+        one = tiles.gemm_candidates(x, 1, 64 * 64, 256, 256, 768)[0]
+        eight = tiles.gemm_candidates(x, 8, 64 * 64, 256, 256, 768)[0]
+    assert (one.block_m, one.block_n) == (64, 128)
+    assert (eight.block_m, eight.block_n) == (128, 128)
+
+
+@pytest.mark.parametrize(("arch", "table"), [(80, 80), (86, 80), (90, 90), (103, 100), (120, 100)])
+def test_newer_gpus_take_the_nearest_older_table(arch, table):
+    assert tiles.generation(arch) == table
+
+
+def test_splits_fill_the_gpu_but_stay_long():
+    x = torch.empty(0)
+    with runtime.recorded_launches(90):
+        assert tiles.split_pixels(x, 4096, 18, 64) == 512  # eight blocks, the shortest
+        assert tiles.split_pixels(x, 10**6, 18, 64) * 15 >= 10**6
+        assert tiles.split_pixels(x, 10**6, 1000, 64) >= 10**6
+        assert tiles.split_pixels(x, 10, 1, 64) == 64
+
+
+TABLE, BETTER, HUGE = Tile(64, 64, 64, 4, 4), Tile(128, 64, 64, 4, 4), Tile(256, 256, 64, 8, 4)
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    """Return a function that makes a store of a GPU that is faster with larger tiles."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    timed = []
+
+    def time(run, tile):
+        run(tile)
+        timed.append(tile)
+        return float("inf") if tile == HUGE else 1 / tile.block_m
+
+    monkeypatch.setattr(tiles, "_time", time)
+    return lambda: (tiles._Store("NVIDIA Test"), timed)
+
+
+def test_the_fastest_is_kept_on_disk(store):
+    first, timed = store()
+    ran = []
+    assert first.best(("layer", 1), [TABLE, BETTER, HUGE], ran.append) == BETTER
+    assert ran == timed == [TABLE, BETTER, HUGE]
+    assert first.best(("layer", 1), [TABLE, BETTER, HUGE], ran.append) == BETTER
+    again, _ = store()
+    assert again.best(("layer", 1), [TABLE, BETTER, HUGE], ran.append) == BETTER
+    assert len(timed) == 3
+    # A winner that is no candidate any more is not believed.
+    assert again.best(("layer", 1), [TABLE], ran.append) == TABLE
+
+
+def test_nothing_is_timed_without_a_gpu_or_when_told_not_to(monkeypatch):
+    assert tiles.choose(("layer",), [TABLE, BETTER], pytest.fail, torch.empty(0)) == TABLE
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert tiles._may_time(torch.empty(0))
+    monkeypatch.setenv("FASTUNIT_AUTOTUNE", "0")
+    assert not tiles._may_time(torch.empty(0))
+
+
+def test_nothing_is_timed_while_a_graph_is_captured(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert not tiles._may_time(torch.empty(0))

@@ -62,8 +62,8 @@ def conv_block(
     x = runtime.autocast(x)
     prelu = slope if act == "prelu" and isinstance(slope, Tensor) else None
     plan = Plan(
-        kind, stride, padding, output_padding, pad_mode, norm, eps, act,
-        slope if act == "lrelu" and isinstance(slope, float) else 0.0, halo, halo_mode,
+        kind, stride, padding, output_padding, pad_mode, norm, float(eps), act,
+        float(slope) if act == "lrelu" and not isinstance(slope, Tensor) else 0.0, halo, halo_mode,
         runtime.choose_impl(impl, x),
     )  # fmt: skip
     residual = conv_checks.block(plan, x, w, b, gamma, beta, slope, residual)

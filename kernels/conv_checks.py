@@ -53,8 +53,13 @@ def _settings(plan: Plan) -> None:
     checks.choice("halo_mode", plan.halo_mode, checks.PAD_MODES)
     checks.choice("norm", plan.norm, checks.NORMS)
     checks.choice("act", plan.act, checks.ACTS)
+    for name in ("stride", "padding", "output_padding", "halo"):
+        if not isinstance(value := getattr(plan, name), int):
+            raise ValueError(f"{name}={value!r} must be an integer, the same for both axes")
     if plan.stride < 1:
         raise ValueError(f"stride={plan.stride} must be at least 1")
+    if plan.padding < 0:
+        raise ValueError(f"padding={plan.padding} must not be negative")
     if not 0 <= plan.output_padding < plan.stride:
         raise ValueError(
             f"output_padding={plan.output_padding} must be less than stride={plan.stride}, "

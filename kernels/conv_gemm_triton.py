@@ -21,6 +21,8 @@ from fastunit.kernels.conv_gemm_kernels import conv_gemm_kernel, wgrad_kernel
 from fastunit.kernels.phases import phases
 from fastunit.kernels.tiles import Tile
 
+MOST_VALUES = 2**31 - 1  # that an int32 offset reaches
+
 
 class Epilogue(NamedTuple):
     """What happens to a product before it is stored, in this order.
@@ -157,7 +159,8 @@ def wgrad(
         tiles_l = triton.cdiv(run, tile.block_m)
         tiles_n = triton.cdiv(pitch_dy, tile.block_n)
         programs = taps[0] * tiles_l * tiles_n
-        split = tiles.split_pixels(x, pixels, programs * groups, tile.block_k)
+        largest = MOST_VALUES // (stride * stride * pitch)
+        split = tiles.split_pixels(x, pixels, programs * groups, tile.block_k, largest)
         splits = triton.cdiv(pixels, split)
         shape = (splits, groups, taps[0], run, pitch_dy)
         partial = x.new_empty(shape, dtype=torch.float32)
@@ -222,7 +225,7 @@ def _precision() -> str:
 
 def _check_offsets(*buffers: Tensor) -> None:
     for buffer in buffers:
-        if math.prod(buffer.shape[1:]) >= 2**31:  # offsets within a sample are int32
+        if math.prod(buffer.shape[1:]) > MOST_VALUES:
             raise ValueError(
                 f"a sample of {tuple(buffer.shape[1:])} values is too large; cut it into tiles "
                 "of fewer than 2^31 values"

@@ -76,10 +76,11 @@ def norm_act(
         memory format. x itself where nothing is to be done.
 
     Statistics, sums and everything between load and store are fp32, or float64 for a float64 x.
-    Differentiable once, in x, gamma, beta, slope (as a tensor) and residual, with gradients in
-    their dtypes; saves x and two numbers per sample and channel. Triton copies an x that is not
-    channels_last. The same inputs give the same bits. Compiles with ``fullgraph=True``; may be
-    captured in a CUDA graph.
+    Differentiable in x, gamma, beta, slope (as a tensor) and residual, with gradients in their
+    dtypes; once, except that "aten" without norm and halo is PyTorch's own operations. Saves x
+    and two numbers per sample and channel. Triton copies an x that is not channels_last. The
+    same inputs give the same bits. Compiles with ``fullgraph=True``; may be captured in a CUDA
+    graph.
 
     Raises:
         ValueError: a shape, a dtype, an option or impl is not one of the above.

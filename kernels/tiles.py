@@ -143,12 +143,14 @@ def wgrad_candidates(x: Tensor, run: int, channels: int) -> list[Tile]:
     return [first, *(t for t in dict.fromkeys(others) if t != first)]
 
 
-def split_pixels(x: Tensor, pixels: int, programs: int, block: int) -> int:
-    """Return the pixels of one split: two programs a multiprocessor, at least eight blocks long."""
-    wanted = 2 * multiprocessors(x)
+def split_pixels(x: Tensor, pixels: int, programs: int, block: int, largest: int) -> int:
+    """Return the pixels of one split: two programs a multiprocessor, at least eight blocks long.
+
+    It is a multiple of `block`, and at most `largest`, within which int32 offsets reach.
+    """
     blocks = -(-pixels // block)
-    splits = max(1, min(-(-wanted // programs), blocks // 8))
-    return -(-blocks // splits) * block
+    splits = max(1, min(-(-2 * multiprocessors(x) // programs), blocks // 8))
+    return min(-(-blocks // splits), largest // block) * block
 
 
 class _Store:

@@ -241,6 +241,13 @@ def test_a_halo_is_padding_of_the_result():
     torch.testing.assert_close(y, F.pad(small, (2,) * 4, mode="reflect"))
 
 
+def test_a_whole_number_is_a_slope():
+    given = plain()
+    torch.testing.assert_close(
+        conv_gemm(**given, act="lrelu", slope=3), conv_gemm(**given, act="lrelu", slope=3.0)
+    )
+
+
 def test_upsampling_filters_are_summed_in_float32():
     w = torch.full((1, 1, 1, 3, 3), 1 + 2**-8, dtype=torch.bfloat16)
     w[..., 0, 0] = 1.0
@@ -253,6 +260,8 @@ X, W = torch.ones(4, 3, 6, 5), torch.ones(8, 3, 3, 3)
 PAIR = torch.ones(3, 8, 3, 3, 3)
 ERRORS = [
     (lambda: conv_norm_act(X, W, stride=0), ("stride=0", "at least 1")),
+    (lambda: conv_norm_act(X, W, stride=(2, 2)), ("stride=(2, 2)", "integer")),
+    (lambda: conv_transpose(X, W.transpose(0, 1), padding=-1), ("padding=-1", "negative")),
     (lambda: conv_norm_act(X, W, halo=9, halo_mode="reflect"), ("reflect padding of 9", "4x3")),
     (lambda: conv_norm_act(X, W, halo_mode="same"), ("halo_mode='same'", "zero, reflect")),
     (lambda: conv_norm_act(X, PAIR), ("3 groups", "N=4")),

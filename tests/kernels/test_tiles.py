@@ -53,12 +53,13 @@ def test_newer_gpus_take_the_nearest_older_table(arch, table):
 
 
 def test_splits_fill_the_gpu_but_stay_long():
-    x = torch.empty(0)
+    x, far = torch.empty(0), 2**31
     with runtime.recorded_launches(90):
-        assert tiles.split_pixels(x, 4096, 18, 64) == 512  # eight blocks, the shortest
-        assert tiles.split_pixels(x, 10**6, 18, 64) * 15 >= 10**6
-        assert tiles.split_pixels(x, 10**6, 1000, 64) >= 10**6
-        assert tiles.split_pixels(x, 10, 1, 64) == 64
+        assert tiles.split_pixels(x, 4096, 18, 64, far) == 512  # eight blocks, the shortest
+        assert tiles.split_pixels(x, 10**6, 18, 64, far) * 15 >= 10**6
+        assert tiles.split_pixels(x, 10**6, 1000, 64, far) >= 10**6
+        assert tiles.split_pixels(x, 10, 1, 64, far) == 64
+        assert tiles.split_pixels(x, 10**6, 1000, 64, 10_000) == 9984
 
 
 TABLE, BETTER, HUGE = Tile(64, 64, 64, 4, 4), Tile(128, 64, 64, 4, 4), Tile(256, 256, 64, 8, 4)

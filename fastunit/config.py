@@ -110,6 +110,9 @@ class Config:
     lr_policy: str = _key("step", "learning-rate schedule", choices=("step", "constant"))
     step_size: int = _key(100_000, "iterations between learning-rate steps", low=1)
     gamma: float = _key(0.5, "learning-rate factor of a step", low=0.0)
+    share_fakes: bool = _key(
+        True, "translate once for both updates; false: new noise for each, as the release"
+    )
     ema_decay: float = _key(
         0.0, "decay of the averaged generators used for samples; 0: off", low=0.0, below=1.0
     )

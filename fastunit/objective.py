@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastunit.config import Config
 from fastunit.kernels import reparameterize
-from fastunit.networks import UNIT
+from fastunit.networks import UNIT, VAEGen
 from fastunit.perceptual import Perceptual
 
 Losses = dict[str, Tensor]
@@ -40,10 +41,19 @@ DISCRIMINATOR_NOISE = ("a", "b")
 GENERATOR_NOISE = ("a", "b", "ba", "ab")
 
 
-def discriminator_losses(
-    unit: UNIT, x_a: Tensor, x_b: Tensor, config: Config, noise: Noise | None = None
-) -> Losses:
-    """Return the discriminators' losses; the generators get no gradient.
+class Decoded(NamedTuple):
+    """What both generators make of both images' codes; `x_ba` is b translated to a."""
+
+    x_aa: Tensor
+    x_ba: Tensor
+    x_ab: Tensor
+    x_bb: Tensor
+    kl_a: Tensor
+    kl_b: Tensor
+
+
+def decode_both(unit: UNIT, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Decoded:
+    """Encode both images and decode both codes with each generator.
 
     Args:
         x_a, x_b: [N, C, H, W] in [-1, 1]; the domains' N, C, H and W may differ.
@@ -52,10 +62,45 @@ def discriminator_losses(
     Raises ValueError when noise lacks a name.
     """
     noise = _checked(noise, DISCRIMINATOR_NOISE)
-    with torch.no_grad():
-        z_a, _ = reparameterize(unit.gen_a.code(x_a), noise=noise["a"])
-        z_b, _ = reparameterize(unit.gen_b.code(x_b), noise=noise["b"])
-        x_ba, x_ab = unit.gen_a.decode(z_b), unit.gen_b.decode(z_a)
+    z_a, kl_a = reparameterize(unit.gen_a.code(x_a), noise=noise["a"])
+    z_b, kl_b = reparameterize(unit.gen_b.code(x_b), noise=noise["b"])
+    x_aa, x_ba = _decode(unit.gen_a, z_a, z_b)
+    x_ab, x_bb = _decode(unit.gen_b, z_a, z_b)
+    return Decoded(x_aa, x_ba, x_ab, x_bb, kl_a, kl_b)
+
+
+def _decode(generator: VAEGen, z_a: Tensor, z_b: Tensor) -> tuple[Tensor, ...]:
+    """Decode two codes in one call where their sizes agree: no layer mixes samples."""
+    if z_a.shape[1:] != z_b.shape[1:]:
+        return generator.decode(z_a), generator.decode(z_b)
+    return generator.decode(torch.cat([z_a, z_b])).split([len(z_a), len(z_b)])
+
+
+def discriminator_losses(
+    unit: UNIT,
+    x_a: Tensor,
+    x_b: Tensor,
+    config: Config,
+    noise: Noise | None = None,
+    decoded: Decoded | None = None,
+) -> Losses:
+    """Return the discriminators' losses; the generators get no gradient.
+
+    Args:
+        x_a, x_b: [N, C, H, W] in [-1, 1]; the domains' N, C, H and W may differ.
+        noise: unit normals of the codes' shapes under "a" and "b"; None draws them.
+        decoded: the translations, if they are there already; noise is then unused.
+
+    Raises ValueError when noise lacks a name.
+    """
+    if decoded is None:
+        noise = _checked(noise, DISCRIMINATOR_NOISE)
+        with torch.no_grad():
+            z_a, _ = reparameterize(unit.gen_a.code(x_a), noise=noise["a"])
+            z_b, _ = reparameterize(unit.gen_b.code(x_b), noise=noise["b"])
+            x_ba, x_ab = unit.gen_a.decode(z_b), unit.gen_b.decode(z_a)
+    else:
+        x_ba, x_ab = decoded.x_ba.detach(), decoded.x_ab.detach()
     losses = {
         "discriminator_a": unit.dis_a.calc_dis_loss(x_ba, x_a),
         "discriminator_b": unit.dis_b.calc_dis_loss(x_ab, x_b),
@@ -71,6 +116,7 @@ def generator_losses(
     config: Config,
     noise: Noise | None = None,
     perceptual: Perceptual | None = None,
+    decoded: Decoded | None = None,
 ) -> Losses:
     """Return the generators' losses.
 
@@ -79,6 +125,7 @@ def generator_losses(
         noise: unit normals of the codes' shapes under "a", "b" (the images' codes), "ba", "ab"
             (the codes of the translations); None draws them.
         perceptual: the VGG16 term; needed when config.vgg_w is above 0.
+        decoded: what `decode_both` returned, with its graph; noise "a" and "b" are then unused.
 
     With config.recon_x_cyc_w at 0 the cycle, and the KL of its codes, are left out.
     Raises ValueError when noise lacks a name or the perceptual term is needed but None.
@@ -87,14 +134,14 @@ def generator_losses(
     if config.vgg_w > 0 and perceptual is None:
         raise ValueError(f"vgg_w={config.vgg_w} needs the perceptual term, which is not loaded")
     gen_a, gen_b = unit.gen_a, unit.gen_b
-    z_a, kl_a = reparameterize(gen_a.code(x_a), noise=noise["a"])
-    z_b, kl_b = reparameterize(gen_b.code(x_b), noise=noise["b"])
-    x_ba, x_ab = gen_a.decode(z_b), gen_b.decode(z_a)
+    if decoded is None:
+        decoded = decode_both(unit, x_a, x_b, noise)
+    x_aa, x_ba, x_ab, x_bb, kl_a, kl_b = decoded
     losses = {
         "adversarial_a": unit.dis_a.calc_gen_loss(x_ba),
         "adversarial_b": unit.dis_b.calc_gen_loss(x_ab),
-        "reconstruction_a": _l1(gen_a.decode(z_a), x_a),
-        "reconstruction_b": _l1(gen_b.decode(z_b), x_b),
+        "reconstruction_a": _l1(x_aa, x_a),
+        "reconstruction_b": _l1(x_bb, x_b),
         "kl_a": kl_a,
         "kl_b": kl_b,
     }

@@ -14,7 +14,14 @@ from torch.optim.lr_scheduler import StepLR
 from fastunit.config import Config
 from fastunit.errors import CheckpointError
 from fastunit.networks import UNIT
-from fastunit.objective import Losses, Noise, discriminator_losses, generator_losses
+from fastunit.objective import (
+    Decoded,
+    Losses,
+    Noise,
+    decode_both,
+    discriminator_losses,
+    generator_losses,
+)
 from fastunit.perceptual import Perceptual
 
 
@@ -33,23 +40,47 @@ class TrainStep:
         self.dis_scheduler = _scheduler(self.dis_opt, config)
         self.gen_scheduler = _scheduler(self.gen_opt, config)
 
-    def __call__(self, x_a: Tensor, x_b: Tensor) -> Losses:
-        self.update_learning_rate()
-        return self.dis_update(x_a, x_b) | self.gen_update(x_a, x_b)
+    def __call__(self, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Losses:
+        """Take a step; `noise` as in `objective.generator_losses`, drawn where it is None.
 
-    def dis_update(self, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Losses:
-        """Update the discriminators; `noise` as in `objective.discriminator_losses`."""
+        With `share_fakes` both updates use one forward pass of the generators, which do not
+        change in between; without, the discriminators' update draws its own noise, as the
+        release does.
+        """
+        self.update_learning_rate()
+        if not self.config.share_fakes:
+            return self.dis_update(x_a, x_b, noise) | self.gen_update(x_a, x_b, noise)
+        decoded = decode_both(self.unit, x_a, x_b, noise)
+        losses = self.dis_update(x_a, x_b, decoded=decoded)
+        return losses | self.gen_update(x_a, x_b, noise, decoded)
+
+    def dis_update(
+        self,
+        x_a: Tensor,
+        x_b: Tensor,
+        noise: Noise | None = None,
+        decoded: Decoded | None = None,
+    ) -> Losses:
+        """Update the discriminators; arguments as in `objective.discriminator_losses`."""
         self.dis_opt.zero_grad()
-        losses = discriminator_losses(self.unit, x_a, x_b, self.config, noise)
+        losses = discriminator_losses(self.unit, x_a, x_b, self.config, noise, decoded)
         losses["discriminator_total"].backward()
         self.dis_opt.step()
         return _detached(losses)
 
-    def gen_update(self, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Losses:
-        """Update the generators; `noise` as in `objective.generator_losses`."""
+    def gen_update(
+        self,
+        x_a: Tensor,
+        x_b: Tensor,
+        noise: Noise | None = None,
+        decoded: Decoded | None = None,
+    ) -> Losses:
+        """Update the generators; arguments as in `objective.generator_losses`."""
         self.gen_opt.zero_grad()
         with frozen(self.unit.dis_a, self.unit.dis_b):
-            losses = generator_losses(self.unit, x_a, x_b, self.config, noise, self.perceptual)
+            losses = generator_losses(
+                self.unit, x_a, x_b, self.config, noise, self.perceptual, decoded
+            )
             losses["generator_total"].backward()
         self.gen_opt.step()
         return _detached(losses)

@@ -66,6 +66,42 @@ def test_the_generators_update_leaves_the_discriminators_gradients_alone(make, b
     assert all(p.requires_grad for p in step.unit.parameters())
 
 
+@pytest.mark.parametrize("shapes", [((2, 3, 16, 16),) * 2, ((2, 3, 16, 16), (1, 1, 24, 16))])
+def test_sharing_the_fakes_changes_nothing_but_the_noise(shapes, make):
+    domains = {"input_dim_a": shapes[0][1], "input_dim_b": shapes[1][1], "share": {}}
+    batch = [torch.rand(shape, dtype=torch.float64) * 2 - 1 for shape in shapes]
+    found = []
+    for share_fakes in (True, False):
+        step = make(share_fakes=share_fakes, **domains)
+        step.unit.double()
+        torch.manual_seed(3)
+        for _ in range(3):
+            with torch.no_grad():
+                codes = [step.unit.gen_a.code(batch[0]), step.unit.gen_b.code(batch[1])]
+            of = {"a": codes[0], "b": codes[1], "ba": codes[1], "ab": codes[0]}
+            noise = {name: torch.randn_like(code) for name, code in of.items()}
+            losses = step(*batch, noise=noise)
+        found.append(weights(step) | losses)
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], rtol=1e-7, atol=1e-9)
+
+
+def test_sharing_the_fakes_saves_a_pass_of_the_generators(make, batch, monkeypatch):
+    calls = {}
+    for share_fakes in (True, False):
+        step = make(share_fakes=share_fakes)
+        calls[share_fakes] = 0
+        for generator in (step.unit.gen_a, step.unit.gen_b):
+
+            def code(x, own=generator.code, key=share_fakes):
+                calls[key] += 1
+                return own(x)
+
+            monkeypatch.setattr(generator, "code", code)
+        step(*batch)
+    assert calls == {True: 4, False: 6}
+
+
 def test_an_exception_gives_the_discriminators_their_gradients_back(make, batch):
     step = make()
     with pytest.raises(ValueError, match="noise has no"):

@@ -123,8 +123,9 @@ def _windows(x: Tensor, axis: int, taps: Tensor) -> Tensor:
     outer = torch.stack([x.select(axis, 0), x.select(axis, last)], 2)
     lines = inner.to(taps.dtype) - outer.to(taps.dtype)
     left, right = (1, -2) if axis == 2 else (0, -1)
-    ends = lines[..., [left, 0]], lines[..., [-1, right]]
-    long = torch.cat([ends[0], lines.repeat_interleave(2, -1), ends[1]], -1)
+    # Not lines[..., [left, 0]]: an index list is copied to a GPU, which a CUDA graph refuses.
+    ends = [lines.narrow(-1, position % lines.shape[-1], 1) for position in (left, 0, -1, right)]
+    long = torch.cat([*ends[:2], lines.repeat_interleave(2, -1), *ends[2:]], -1)
     return long.unfold(-1, taps.shape[-1], 1).unflatten(0, (taps.shape[0], -1))
 
 

@@ -1,0 +1,138 @@
+"""What the benchmarks of operations share: forward, backward and both, on a CPU or a GPU.
+
+On a GPU a round replays a CUDA graph of `CALLS` calls, so that launching from Python is not what
+is timed; inputs that fit stay in the L2 cache. pytest-benchmark's own table then shows rounds;
+per call it is ``extra_info["median_us"]``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch import config as functorch
+
+MODES = ("forward", "backward", "both")
+CALLS = 20  # in a CUDA graph
+ROUNDS, WARM_UP = 15, 3
+
+Run = Callable[[], "Tensor | tuple[Tensor, ...]"]
+
+
+def measure(
+    benchmark: Any,
+    device: torch.device,
+    mode: str,
+    run: Run,
+    leaves: Sequence[Tensor],
+    *,
+    eager: Run | None = None,
+    moved_bytes: int | None = None,
+) -> None:
+    """Time an operation and record in extra_info what makes the time comparable.
+
+    Args:
+        benchmark: pytest-benchmark's fixture; gets median_us, and of the following what applies.
+        mode: "forward" (without autograd), "backward" alone, or "both".
+        run: the operation on fixed inputs; its results are differentiated with fixed gradients.
+        leaves: the inputs to differentiate by.
+        eager: PyTorch's own way, timed here too: eager_ratio is its time over run's.
+        moved_bytes: the least the mode must read and write: gb_per_s, on a GPU.
+
+    On a GPU, peak_mib is what the mode allocates at most beyond its inputs.
+    """
+    # Compiled code must keep what its backward needs, for that is timed by itself.
+    with functorch.patch(donated_buffer=False):
+        _measure(benchmark, device, mode, run, leaves, eager, moved_bytes)
+
+
+def _measure(
+    benchmark: Any,
+    device: torch.device,
+    mode: str,
+    run: Run,
+    leaves: Sequence[Tensor],
+    eager: Run | None,
+    moved_bytes: int | None,
+) -> None:
+    calls = CALLS if device.type == "cuda" else 1
+    work = _repeated(mode, run, leaves, device)
+    benchmark.pedantic(work, rounds=ROUNDS, warmup_rounds=WARM_UP)
+    seconds = benchmark.stats.stats.median / calls
+    facts = benchmark.extra_info
+    facts["median_us"] = round(seconds * 1e6, 2)
+    if eager is not None:
+        theirs = _median(_repeated(mode, eager, leaves, device)) / calls
+        facts["eager_ratio"] = round(theirs / seconds, 2)
+    if device.type == "cuda":
+        facts["peak_mib"] = round(_peak_bytes(_work(mode, run, leaves)) / 2**20, 2)
+        if moved_bytes is not None:
+            facts["gb_per_s"] = round(moved_bytes / seconds / 1e9, 1)
+
+
+def compiled(function: Callable) -> Callable:
+    """Compile for the shapes it is first called with, as if nothing had been compiled before."""
+    torch.compiler.reset()
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def _work(mode: str, run: Run, leaves: Sequence[Tensor]) -> Callable[[], object]:
+    if mode == "forward":
+        return torch.no_grad()(run)
+    found = _results(run)
+    gradients = [torch.randn_like(y) for y in found]
+    if mode == "backward":
+        return lambda: torch.autograd.grad(found, leaves, gradients, retain_graph=True)
+    return lambda: torch.autograd.grad(_results(run), leaves, gradients)
+
+
+def _results(run: Run) -> tuple[Tensor, ...]:
+    found = run()
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _repeated(
+    mode: str, run: Run, leaves: Sequence[Tensor], device: torch.device
+) -> Callable[[], object]:
+    """Return what a round does: one call, or on a GPU the replay of `CALLS`, to its end."""
+    if device.type != "cuda":
+        return _work(mode, run, leaves)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # autograd runs backward on the stream of its forward
+        work = _work(mode, run, leaves)
+        for _ in range(WARM_UP):
+            work()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        for _ in range(CALLS):
+            work()
+
+    def replay() -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    return replay
+
+
+def _median(work: Callable[[], object]) -> float:
+    """Return the median seconds of a round, as `measure` times it."""
+    times = []
+    for _ in range(WARM_UP + ROUNDS):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[WARM_UP:])
+
+
+def _peak_bytes(work: Callable[[], object]) -> int:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before

@@ -136,9 +136,9 @@ def _(dy: Tensor, x_shape: Sequence[int], *args: Any) -> tuple[Tensor, ...]:
     source, _, _, _, w, *parameters = args[:9]
     want_x, want_w, want_sums, has_residual, *settings = args[9:]
     plan = Plan(*settings)
-    form = _IMPLEMENTATIONS[plan.impl].gradient_format(source)
+    form = _IMPLEMENTATIONS[plan.impl].result_format(source, w)
     dx = dy.new_empty(x_shape).to(memory_format=form) if want_x else None
-    dw = w.new_empty(w.shape) if want_w else None
+    dw = torch.empty_like(w) if want_w else None
     sums = [p.new_empty(p.shape) if want_sums and p is not None else None for p in parameters]
     dresidual = None
     if has_residual and plan.halo:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastunit.kernels import phases
 from fastunit.kernels.conv_plan import Gradients, Plan, Wants
-from fastunit.kernels.frame import memory_format, owned
+from fastunit.kernels.frame import laid_out_as, memory_format, owned
 from fastunit.kernels.norm_act_aten import Tail, fold_halo, tail_aten, tail_backward_aten
 
 Pair = tuple[int, int]
@@ -111,7 +111,7 @@ def fprop(
     None stands for what is not needed, and for the haloed input where the input is its own
     haloed form.
     """
-    conv, form = convolution(plan, x.shape[2:], w), memory_format(x)
+    conv, form = convolution(plan, x.shape[2:], w), result_format(x, w)
     haloed = tail_aten(x, None, None, None, None, conv.halo)[0] if conv.halo.halo else x
     haloed = haloed.contiguous(memory_format=form)
     bias = b.to(x.dtype) if b is not None and plan.norm != "in" else [None] * len(w)
@@ -162,7 +162,7 @@ def backward(
         sums=wants.sums, residual=wants.residual,
     )  # fmt: skip
     dx, dw = _conv_backward(plan, x_shape, tail.dx, source, w, wants)
-    form = gradient_format(source)
+    form = result_format(source, w)
     dresidual = tail.dresidual
     if dresidual is not None:
         dresidual = owned(dresidual, form, dy)  # an operator may not return its argument
@@ -178,19 +178,19 @@ def _conv_backward(
     dxs, dws = zip(*(conv.backward(*part, [wants.x, wants.w]) for part in parts), strict=True)
     if wants.x:
         dx = fold_halo(_joined(list(dxs)), conv.halo)
-        dx = dx.contiguous(memory_format=gradient_format(haloed))
+        dx = dx.contiguous(memory_format=result_format(haloed, w))
     if wants.w:
         dw = torch.stack(dws) if len(dws) > 1 else dws[0][None]
     if plan.has_ring:
         halo, (rows, columns) = conv.halo.halo, x_shape[2:]
         x = haloed[:, :, halo : halo + rows, halo : halo + columns]
         phases.add_ring_backward(dy, x, w, dx, dw)
-    return dx, None if dw is None else dw.to(w.dtype).contiguous()
+    return dx, None if dw is None else laid_out_as(w, dw)
 
 
 def outputs(plan: Plan, x: Tensor, w: Tensor, shape: Sequence[int]) -> tuple[Tensor | None, ...]:
     """Return empty tensors like `fprop`'s result [N, K, P, Q] = shape, haloed input and product."""
-    form, conv = memory_format(x), convolution(plan, x.shape[2:], w)
+    form, conv = result_format(x, w), convolution(plan, x.shape[2:], w)
     samples, channels, *size = shape
 
     def empty(count: int, size: Sequence[int], halo: int) -> Tensor:
@@ -201,6 +201,6 @@ def outputs(plan: Plan, x: Tensor, w: Tensor, shape: Sequence[int]) -> tuple[Ten
     return empty(channels, size, plan.halo), haloed, empty(channels, size, 0)
 
 
-def gradient_format(source: Tensor) -> torch.memory_format:
-    """Return the memory format of gradients of images, for the saved input."""
-    return memory_format(source)
+def result_format(source: Tensor, w: Tensor) -> torch.memory_format:
+    """Return the memory format of results and gradients of images: as PyTorch's convolution's."""
+    return memory_format(source, *w.unbind())

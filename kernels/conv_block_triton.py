@@ -17,7 +17,7 @@ from fastunit.kernels import conv_gemm_triton as gemm
 from fastunit.kernels import phases
 from fastunit.kernels.conv_frames import Conv, Transpose, convolution, is_frame
 from fastunit.kernels.conv_plan import Gradients, Plan, Wants
-from fastunit.kernels.frame import channels_last, dense
+from fastunit.kernels.frame import channels_last, dense, laid_out_as
 from fastunit.kernels.norm_act_aten import Tail
 from fastunit.kernels.norm_act_triton import tail_backward_triton, tail_triton
 
@@ -130,7 +130,7 @@ def _conv_backward(
         lead, (rows, columns) = conv.dy_frame.lead, conv.out
         plain = dy[:, lead : lead + rows, lead : lead + columns, : conv.channels_out]
         phases.add_ring_backward(channels_last(plain), channels_last(x), w, dx, dw)
-    return dx, None if dw is None else dw.to(w.dtype).contiguous()
+    return dx, None if dw is None else laid_out_as(w, dw)
 
 
 def _filters(plan: Plan, w: Tensor) -> Tensor:
@@ -147,6 +147,6 @@ def outputs(plan: Plan, x: Tensor, w: Tensor, shape: Sequence[int]) -> tuple[Ten
     return y, haloed, x.new_empty(samples, *size, channels)
 
 
-def gradient_format(source: Tensor) -> torch.memory_format:
-    """Return the memory format of gradients of images."""
+def result_format(source: Tensor, w: Tensor) -> torch.memory_format:
+    """Return the memory format of results and gradients of images."""
     return torch.channels_last

@@ -117,7 +117,7 @@ def conv_gemm_kernel(
         ring_ptrs = ring_sample + ring[:, None] * K + offs_n[None, :]
         acc += tl.load(ring_ptrs, mask=mask & border[:, None], other=0.0)
 
-    # Storing before the statistics takes 128 registers, after them 238 (KERNELS.md section 1).
+    # Storing before the statistics takes 128 registers, after them 238.
     y_sample = y_ptr + sample.to(tl.int64) * P * Q * K
     y_ptrs = y_sample + ((out_row * Q + out_column) * K)[:, None] + offs_n[None, :]
     tl.store(y_ptrs, activate(acc, slope, ACT).to(y_ptr.dtype.element_ty), mask=mask)

@@ -49,11 +49,12 @@ def dense(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def memory_format(x: Tensor) -> torch.memory_format:
-    """Return the format in which an operation in plain PyTorch answers x."""
-    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
-        return torch.contiguous_format
-    return torch.channels_last
+def memory_format(*tensors: Tensor) -> torch.memory_format:
+    """Return channels_last if one of the 4-d tensors is, and could not be called contiguous."""
+    last = torch.channels_last
+    if any(t.is_contiguous(memory_format=last) and not t.is_contiguous() for t in tensors):
+        return last
+    return torch.contiguous_format
 
 
 def owned(gradient: Tensor, form: torch.memory_format, *others: Tensor) -> Tensor:
@@ -62,3 +63,11 @@ def owned(gradient: Tensor, form: torch.memory_format, *others: Tensor) -> Tenso
     if any(other.untyped_storage().data_ptr() == start for other in others):
         return gradient.clone(memory_format=form)
     return gradient.contiguous(memory_format=form)
+
+
+def laid_out_as(w: Tensor, dw: Tensor) -> Tensor:
+    """Return a gradient in its parameter's dtype and strides, as autograd wants to keep it."""
+    strides = zip(w.shape, w.stride(), dw.stride(), strict=True)
+    if dw.dtype == w.dtype and all(size < 2 or mine == its for size, mine, its in strides):
+        return dw
+    return torch.empty_like(w).copy_(dw)

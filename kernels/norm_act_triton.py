@@ -27,11 +27,12 @@ class NormActConfig:
     num_warps: int = 8
 
     @staticmethod
-    def of(pixels: int, channels: int) -> NormActConfig:
+    def of(pixels: int, channels: int, element_size: int = 2) -> NormActConfig:
         # 64 channels of bf16 fill a 128-byte line; more would repeat the parameters in more
         # registers, fewer pixels would write more partial sums.
         block_c = min(64, triton.next_power_of_2(max(channels, 4)))
-        block_m = min(8192 // block_c, triton.next_power_of_2(max(pixels, 16)))
+        # 8192 values of four bytes spill in the sums of backward (sm_100).
+        block_m = min(16384 // element_size // block_c, triton.next_power_of_2(max(pixels, 16)))
         return NormActConfig(block_m, block_c, 8 if block_m * block_c > 4096 else 4)
 
     def tiles(self, pixels: int, channels: int) -> tuple[int, int]:
@@ -222,7 +223,7 @@ def _sum_over_tiles(
     """Return the sums over tiles of padded pixels, [N, T, SUMS, C] fp32."""
     samples, height, width, channels = x.shape
     pixels = dy.shape[1] * dy.shape[2]
-    config = NormActConfig.of(pixels, channels)
+    config = NormActConfig.of(pixels, channels, x.element_size())
     tiles, tiles_c = config.tiles(pixels, channels)
     count = 2 + (norm == "ln") + (modes["ACT"] == "prelu")
     sums = x.new_empty((samples, tiles, count, channels), dtype=torch.float32)

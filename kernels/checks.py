@@ -25,13 +25,21 @@ def image(name: str, x: Tensor) -> None:
 def slope(x: Tensor, act: str, value: float | Tensor) -> None:
     """Check a negative slope: a tensor [1] or [C] for prelu, a float for lrelu."""
     is_tensor = isinstance(value, Tensor)
-    found = f"a tensor of shape {tuple(value.shape)}" if is_tensor else repr(value)
     if act == "prelu" and not (is_tensor and value.shape in ((1,), (x.shape[1],))):
-        raise ValueError(f"slope must be a tensor [1] or [{x.shape[1]}] for prelu, not {found}")
+        raise ValueError(
+            f"slope must be a tensor [1] or [{x.shape[1]}] for prelu, not {_shown(value)}"
+        )
     if act == "lrelu" and is_tensor:
-        raise ValueError(f"slope must be a float for lrelu, not {found}; prelu takes a tensor")
+        raise ValueError(
+            f"slope must be a float for lrelu, not {_shown(value)}; prelu takes a tensor"
+        )
     if act == "prelu":
         _parameter_dtype("slope", value, x)
+
+
+def _shown(value: object) -> str:
+    # Only where it is wrong: torch.compile has no repr of a float that it takes for dynamic.
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def parameter_rows(x: Tensor, **parameters: Tensor | None) -> None:
@@ -93,6 +101,9 @@ def padding(x: Tensor, pad: int, pad_mode: str) -> None:
     choice("pad_mode", pad_mode, PAD_MODES)
     if pad < 0:
         raise ValueError(f"padding={pad} must not be negative")
+    if pad_mode == "replicate" and pad and 0 in x.shape[2:]:
+        height, width = x.shape[2:]
+        raise ValueError(f"replicate padding of {pad} needs a pixel, not an image {height}x{width}")
     if pad_mode == "reflect" and pad >= min(x.shape[2:]):
         height, width = x.shape[2:]
         raise ValueError(

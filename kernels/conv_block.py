@@ -74,7 +74,8 @@ def conv_block(
 
 def _fprop(*args: Any) -> tuple[Tensor, ...]:
     tensors, plan = args[:_TENSORS], Plan(*args[_TENSORS:])
-    y, haloed, raw, mean, rstd = _IMPLEMENTATIONS[plan.impl].fprop(plan, *tensors)
+    with runtime.no_autocast(tensors[0]):
+        y, haloed, raw, mean, rstd = _IMPLEMENTATIONS[plan.impl].fprop(plan, *tensors)
     if plan.norm == "none":
         mean = rstd = None
     return _filled((y, haloed, raw, mean, rstd), y)
@@ -88,7 +89,9 @@ def _filled(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...
 def _bprop(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *given, x, w, sums, residual = args[: -len(Plan._fields)]
     plan, wants = Plan(*args[-len(Plan._fields) :]), Wants(x, w, sums, residual)
-    return _filled(_IMPLEMENTATIONS[plan.impl].backward(plan, dy, *given, wants), dy)
+    with runtime.no_autocast(dy):
+        found = _IMPLEMENTATIONS[plan.impl].backward(plan, dy, *given, wants)
+    return _filled(found, dy)
 
 
 _forward = torch.library.custom_op(
@@ -153,7 +156,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     plan = ctx.plan = Plan(*settings)
     fused = plan.fuses_activation(residual is not None, gamma, beta, prelu)
     source = haloed if haloed.dim() == 4 else x
-    ctx.x_shape, ctx.has_residual = x.shape, residual is not None
+    ctx.saves_x, ctx.x_shape, ctx.has_residual = source is x, x.shape, residual is not None
     ctx.save_for_backward(source, y if fused else raw, mean, rstd, w, b, gamma, beta, prelu)
     ctx.set_materialize_grads(False)
 
@@ -164,7 +167,11 @@ def _backpropagate(ctx: Any, dy: Tensor | None, *unused: None) -> tuple[Tensor |
         return (None,) * _TENSORS + nones
     x, w, *sums, _ = ctx.needs_input_grad[:_TENSORS]
     wants = x, w, any(sums), ctx.has_residual
-    found = list(_backward(dy, ctx.x_shape, *ctx.saved_tensors, *wants, *ctx.plan))
+    source, *saved = ctx.saved_tensors
+    if ctx.saves_x and ctx.plan.impl == "triton":
+        # Hooks that keep saved tensors elsewhere (save_on_cpu) may return them in other strides.
+        source = source.contiguous(memory_format=torch.channels_last)
+    found = list(_backward(dy, ctx.x_shape, source, *saved, *wants, *ctx.plan))
     if ctx.plan.halo == 0:
         found[-1] = dy  # an operator may not return its argument
     needed = ctx.needs_input_grad[:_TENSORS]

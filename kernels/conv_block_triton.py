@@ -43,7 +43,8 @@ def fprop(
     haloed = x.permute(0, 2, 3, 1) if is_frame(x, conv.x_frame) else _haloed(x, conv)
     saved = None if is_frame(x, conv.x_frame) else haloed
     ring = phases.ring(x, w) if plan.has_ring else None
-    bias = b if plan.norm != "in" else None  # a constant that the norm takes away again
+    # Before an instance norm a bias is a constant that the norm takes away again.
+    bias = None if b is None or plan.norm == "in" else b.contiguous()
     if plan.fuses_activation(residual is not None, gamma, beta, slope):
         epilogue = gemm.Epilogue(bias, ring, plan.act, plan.slope)
         y, _ = _product(conv, haloed, _filters(plan, w), epilogue)
@@ -64,8 +65,10 @@ def _product(
     y = conv.cudnn.fprop(haloed, w, epilogue.bias)
     if epilogue.ring is not None:
         phases.add_ring(channels_last(y), epilogue.ring)
-    act = Tail(act=epilogue.act, slope=epilogue.slope)
-    return tail_triton(y, None, None, None, None, act)[0], None
+    if epilogue.act != "none":
+        act = Tail(act=epilogue.act, slope=epilogue.slope)
+        y = tail_triton(y, None, None, None, None, act)[0]
+    return y, None
 
 
 def _haloed(x: Tensor, conv: Conv | Transpose) -> Tensor:

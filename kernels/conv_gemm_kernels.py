@@ -120,8 +120,10 @@ def conv_gemm_kernel(
     # Storing before the statistics takes 128 registers, after them 238.
     y_sample = y_ptr + sample.to(tl.int64) * P * Q * K
     y_ptrs = y_sample + ((out_row * Q + out_column) * K)[:, None] + offs_n[None, :]
-    tl.store(y_ptrs, activate(acc, slope, ACT).to(y_ptr.dtype.element_ty), mask=mask)
+    y = activate(acc, slope, ACT).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptrs, y, mask=mask)
     if partial_ptr is not None:
+        acc = y.to(tl.float32)  # as it will be read: its rounding is no spread of a flat image
         count = tl.sum(inside.to(tl.float32), 0)
         mean = tl.sum(tl.where(inside[:, None], acc, 0.0), 0) / tl.maximum(count, 1.0)
         spread = tl.where(inside[:, None], acc - mean[None, :], 0.0)

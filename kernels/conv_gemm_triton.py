@@ -27,8 +27,8 @@ MOST_VALUES = 2**31 - 1  # that an int32 offset reaches
 class Epilogue(NamedTuple):
     """What happens to a product before it is stored, in this order.
 
-    bias: [G, K]; ring: fp32 values added along the border; then act. `statistics` asks for
-    the per-tile (mean, M2, count) that an instance or layer norm merges.
+    bias: contiguous [G, K]; ring: fp32 values added along the border; then act. `statistics` asks
+    for the per-tile (mean, M2, count) that an instance or layer norm merges.
     """
 
     bias: Tensor | None = None
@@ -124,7 +124,8 @@ def _gemm(
         return partial
 
     fused = (epilogue.bias is not None, epilogue.ring is not None, *epilogue[2:])
-    key = ("conv_gemm", x.dtype, samples, *windows, *out, taps, run, channels, up, *fused)
+    shape = (samples, groups, *windows, *out, taps, run, channels, up)
+    key = ("conv_gemm", x.dtype, _precision(), *shape, *fused)
     candidates = tiles.gemm_candidates(x, samples * phases, count, channels, ld_w, run)
     return y, launch(tiles.choose(key, candidates, launch, x))
 
@@ -180,7 +181,8 @@ def wgrad(
         )  # fmt: skip
         return partial
 
-    key = ("wgrad", x.dtype, samples, rows, columns, *taps, *channels, groups, stride)
+    shape = (samples, groups, rows, columns, *taps, *channels, stride)
+    key = ("wgrad", x.dtype, _precision(), *shape)
     candidates = tiles.wgrad_candidates(x, run, pitch_dy)
     partial = launch(tiles.choose(key, candidates, launch, x))
     dw = partial[0] if len(partial) == 1 else partial.sum(0)
@@ -220,7 +222,8 @@ def _vector(pitch: int) -> int:
 
 def _precision() -> str:
     """Return how float32 is multiplied: as PyTorch's own convolutions are asked to."""
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    # Not cudnn.allow_tf32: it raises where RNNs are asked to multiply otherwise.
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
 def _check_offsets(*buffers: Tensor) -> None:

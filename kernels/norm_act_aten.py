@@ -143,7 +143,7 @@ def _activate(x: Tensor, tail: Tail, slope: Tensor | None, inplace: bool) -> Ten
     if tail.act == "lrelu":
         return F.leaky_relu(x, tail.slope, inplace)
     if tail.act == "prelu":
-        return F.prelu(x, slope.view(-1))
+        return torch.ops.aten._prelu_kernel(x, slope)  # which autocast leaves in x's dtype
     if tail.act == "selu":
         return F.selu(x, inplace)
     if tail.act == "tanh":

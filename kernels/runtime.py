@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,13 @@ def autocast(x: Tensor) -> Tensor:
     if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context for an operator on x, whose own products keep the dtypes it gave them."""
+    kind = x.device.type
+    active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if active else nullcontext()
 
 
 def _check(impl: str) -> None:

@@ -142,6 +142,14 @@ def test_half_precision(dtype):
     assert_exact(conv_norm_act, tensors, dtype, factor=4, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_flat_image_has_no_spread_whatever_its_rounding(dtype):
+    tensors = block(1, 8, 16, (3, 3), (8, 8)) | {"x": torch.full((1, 8, 8, 8), 0.7)}
+    plain = {name: tensors[name].to(dtype) for name in ("x", "w")}
+    options = {"padding": 1, "pad_mode": "reflect", "norm": "in", "impl": "triton"}
+    assert not conv_norm_act(**plain, **options).any()
+
+
 @pytest.mark.parametrize("pad_mode", PADS)
 @pytest.mark.parametrize("norm", ["none", "in", "ln"])
 def test_upsampling(norm, pad_mode):
@@ -205,6 +213,28 @@ def test_strided_views_and_empty_batches():
         for leaf, gradient in zip(leaves.values(), gradients, strict=True):
             assert gradient.shape == leaf.shape
             assert not gradient.any()
+
+
+def test_biases_of_any_strides():
+    tensors = block(2, 4, 8, (3, 3), (6, 6), groups=2)
+    plain = {name: tensors[name] for name in ("x", "w", "b")}
+    views = rand(2, 16)[:, ::2], rand(8, 2).t(), rand(2, 1).expand(2, 8)
+    for b in views:
+        copied = conv_gemm(**plain | {"b": b.clone(memory_format=torch.contiguous_format)})
+        torch.testing.assert_close(conv_gemm(**plain | {"b": b}, impl="triton"), copied)
+
+
+def test_saved_tensors_may_come_back_in_other_strides():
+    # As those of torch.autograd.graph.save_on_cpu(pin_memory=True) do.
+    tensors = block(2, 8, 8, (3, 3), (8, 8))
+    plain = {name: tensors[name] for name in ("x", "w", "b")}
+    plain["x"] = plain["x"].to(memory_format=torch.channels_last)
+    wanted, dy = run(conv_gemm, plain, torch.float32, "triton", act="relu")
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.clone(memory_format=torch.contiguous_format), lambda t: t
+    ):
+        found, _ = run(conv_gemm, plain, torch.float32, "triton", dy, act="relu")
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_same_bits_every_time():

@@ -141,6 +141,19 @@ def test_compiles_into_one_graph_with_its_gradients(block):
 
 
 @every_block
+def test_compiles_for_every_size(block):
+    torch._dynamo.reset()
+    op, given, options = apply(block)
+    compiled = torch.compile(op, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in ((6, 5), (9, 8)):
+        sized = given | {"x": rand(3, 3, *size).requires_grad_()}
+        for mine, wanted in zip(
+            gradients(compiled, sized, options), gradients(op, sized, options), strict=True
+        ):
+            torch.testing.assert_close(mine, wanted)
+
+
+@every_block
 def test_a_second_derivative_is_refused(block):
     op, given, options = apply(block)
     y = op(**given, **options)
@@ -205,7 +218,7 @@ def test_autocast_chooses_the_dtype(block):
     op, given, options = apply(block, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = op(**given, **options)
-    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, op(**given | {"x": given["x"].bfloat16()}, **options))
     found = torch.autograd.grad(y.float().sum(), list(given.values()))
     assert all(gradient.dtype == torch.float32 for gradient in found)
 
@@ -248,6 +261,18 @@ def test_a_whole_number_is_a_slope():
     )
 
 
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_float32_products_are_asked_for_as_pytorch_s(precision):
+    before = torch.backends.cudnn.conv.fp32_precision  # monkeypatch cannot put this one back
+    try:
+        torch.backends.cudnn.conv.fp32_precision = precision
+        with runtime.recorded_launches(90) as launches:
+            conv_gemm(X, W, impl="triton")
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+    assert launches[-1].constexprs["PRECISION"] == precision
+
+
 def test_upsampling_filters_are_summed_in_float32():
     w = torch.full((1, 1, 1, 3, 3), 1 + 2**-8, dtype=torch.bfloat16)
     w[..., 0, 0] = 1.0
@@ -278,6 +303,10 @@ ERRORS = [
     (lambda: conv_gemm(X, W, act="gelu"), ("act='gelu'", "relu")),
     (lambda: conv_gemm(X, W, act="prelu"), ("slope", "prelu")),
     (lambda: upsample_conv(X, W, padding=12, pad_mode="reflect"), ("reflect", "12", "12x10")),
+    (
+        lambda: conv_norm_act(X[:, :, :0], W[..., :1, :1], padding=1, pad_mode="replicate"),
+        ("replicate padding of 1", "0x5"),
+    ),
 ]
 
 

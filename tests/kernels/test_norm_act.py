@@ -179,6 +179,14 @@ def test_under_autocast_the_residual_is_cast():
     torch.testing.assert_close(y, norm_act(x, norm="in", residual=residual.bfloat16()))
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_autocast_changes_no_float32_result(norm):
+    x, slope = rand(1, 3, 4, 4).float(), rand(3).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm_act(x, norm=norm, act="prelu", slope=slope)
+    assert torch.equal(y, norm_act(x, norm=norm, act="prelu", slope=slope))
+
+
 @pytest.mark.parametrize("act", ["none", "relu", "lrelu", "selu", "tanh"])
 def test_derivatives_from_the_result_are_those_from_the_input(act):
     pre, dy = rand(2, 3, 4, 5).detach(), rand(2, 3, 6, 7).detach()

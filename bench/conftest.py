@@ -1,4 +1,4 @@
-"""What the benchmarks share: the device, and the words that make a number comparable."""
+"""What the benchmarks share: options, the device, and the words that make a number comparable."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ from importlib import metadata
 
 import pytest
 import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="on a CPU also the benchmarks that take long: larger images, compiled opponents",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -64,12 +64,17 @@ def conv_block(
     plan = Plan(
         kind, stride, padding, output_padding, pad_mode, norm, float(eps), act,
         float(slope) if act == "lrelu" and not isinstance(slope, Tensor) else 0.0, halo, halo_mode,
-        runtime.choose_impl(impl, x),
+        "aten" if impl == "auto" and _is_oblong(kind, w) else runtime.choose_impl(impl, x),
     )  # fmt: skip
     residual = conv_checks.block(plan, x, w, b, gamma, beta, slope, residual)
     w = w if w.dim() == 5 else w[None]
     b, gamma, beta = (p if p is None or p.dim() == 2 else p[None] for p in (b, gamma, beta))
     return _forward(x, w, b, gamma, beta, prelu, residual, *plan)[0]
+
+
+def _is_oblong(kind: str, w: Tensor) -> bool:
+    """Return whether these are transposed filters that the kernels do not take."""
+    return kind != "conv" and w.dim() > 1 and w.shape[-1] != w.shape[-2]
 
 
 def _fprop(*args: Any) -> tuple[Tensor, ...]:

@@ -35,7 +35,8 @@ def conv_transpose(
     Args:
         x: [N, C, H, W], floating dtype, any memory format.
         w: [C, K, R, S], as in `torch.nn.functional.conv_transpose2d`, or [G, C, K, R, S]; b:
-            [K] or [G, K]. The Triton implementation takes square filters.
+            [K] or [G, K]. The Triton implementation takes square filters; "auto"
+            runs others on ATen.
         stride, padding, output_padding: as PyTorch's, both axes; output_padding < stride.
         norm, gamma, beta, eps, act, slope, residual, impl: as in `conv_norm_act`.
 

@@ -34,7 +34,7 @@ def upsample_conv(
     Args:
         x: [N, C, H, W], floating dtype, any memory format, any H and W.
         w: [K, C, R, S] or [G, K, C, R, S], b: [K] or [G, K]. The Triton implementation takes
-            square filters.
+            square filters; "auto" runs others on ATen.
         padding: pixels added on each side *after* upsampling; pad_mode as in `conv_norm_act`.
             Reflect padding of more than 2 builds the large image.
         norm, gamma, beta, eps, act, slope, impl: as in `conv_norm_act`.

@@ -319,6 +319,9 @@ def test_a_wrong_argument_is_named(call, parts):
 def test_triton_takes_square_transposed_filters_only():
     with runtime.recorded_launches(90), pytest.raises(ValueError, match=r"square filters.*2x3"):
         upsample_conv(X, torch.ones(8, 3, 2, 3), padding=1, impl="triton")
+    with runtime.recorded_launches(90) as launches, runtime.default_impl("triton"):
+        upsample_conv(X, torch.ones(8, 3, 2, 3), padding=1)
+    assert not launches
 
 
 @pytest.mark.slow

@@ -5,8 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-SELU_SCALE = tl.constexpr(1.0507009873554805)
-SELU_ALPHA = tl.constexpr(1.6732632423543772)
+from fastunit.kernels import norm_act_aten
+
+SELU_SCALE = tl.constexpr(norm_act_aten.SELU_SCALE)
+SELU_ALPHA = tl.constexpr(norm_act_aten.SELU_ALPHA)
 
 
 @triton.jit

@@ -9,7 +9,6 @@ sample n takes group n // (N / G).
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -18,10 +17,9 @@ from torch import Tensor
 
 from fastunit.kernels import runtime, tiles
 from fastunit.kernels.conv_gemm_kernels import conv_gemm_kernel, wgrad_kernel
+from fastunit.kernels.frame import MAX_OFFSET, check_offsets, vector
 from fastunit.kernels.phases import phases
 from fastunit.kernels.tiles import Tile
-
-MOST_VALUES = 2**31 - 1  # that an int32 offset reaches
 
 
 class Epilogue(NamedTuple):
@@ -95,8 +93,8 @@ def _gemm(
     samples, rows, columns, pitch = x.shape
     groups, phases, taps, run, ld_w = filters.shape
     y = x.new_empty(samples, *out, channels)
-    _check_offsets(x, y)
-    vec = _vector(pitch)
+    check_offsets(x, y)
+    vec = vector(pitch)
     count = windows.rows * windows.columns
 
     def launch(tile: Tile) -> Tensor | None:
@@ -154,13 +152,13 @@ def wgrad(
     if samples == 0:
         return x.new_zeros(groups, *channels, *taps, dtype=torch.float32)
     pixels = ((per_group - 1) * rows + extent[0] - 1) * columns + extent[1]
-    vec, vec_dy = _vector(pitch), _vector(pitch_dy)
+    vec, vec_dy = vector(pitch), vector(pitch_dy)
 
     def launch(tile: Tile) -> Tensor:
         tiles_l = triton.cdiv(run, tile.block_m)
         tiles_n = triton.cdiv(pitch_dy, tile.block_n)
         programs = taps[0] * tiles_l * tiles_n
-        largest = MOST_VALUES // (stride * stride * pitch)
+        largest = MAX_OFFSET // (stride * stride * pitch)
         split = tiles.split_pixels(x, pixels, programs * groups, tile.block_k, largest)
         splits = triton.cdiv(pixels, split)
         shape = (splits, groups, taps[0], run, pitch_dy)
@@ -215,21 +213,7 @@ def _laid(w: Tensor, dtype: torch.dtype, pitch: int) -> Tensor:
     return laid
 
 
-def _vector(pitch: int) -> int:
-    """Return the values in one wide load that the pitch, and so every stride, allows."""
-    return math.gcd(pitch, 8)
-
-
 def _precision() -> str:
     """Return how float32 is multiplied: as PyTorch's own convolutions are asked to."""
     # Not cudnn.allow_tf32: it raises where RNNs are asked to multiply otherwise.
     return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
-
-
-def _check_offsets(*buffers: Tensor) -> None:
-    for buffer in buffers:
-        if math.prod(buffer.shape[1:]) > MOST_VALUES:
-            raise ValueError(
-                f"a sample of {tuple(buffer.shape[1:])} values is too large; cut it into tiles "
-                "of fewer than 2^31 values"
-            )

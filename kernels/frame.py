@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+MAX_OFFSET = 2**31 - 1  # within a sample offsets are int32
 
 
 def pitch(channels: int) -> int:
@@ -14,6 +17,23 @@ def pitch(channels: int) -> int:
     Loads are then 16 (8 for images of up to four channels) bytes wide at 2 bytes a value.
     """
     return 4 if channels <= 4 else -(-channels // 8) * 8
+
+
+def vector(pitch: int) -> int:
+    """Return the values of one wide load, a power of two up to 8, that divide a pitch."""
+    return math.gcd(pitch, 8)
+
+
+def check_offsets(*buffers: Tensor) -> None:
+    """Raise ValueError where a sample of a buffer [N, H, W, C] exceeds the kernels' int32."""
+    for buffer in buffers:
+        shape, stride = buffer.shape[1:], buffer.stride()[1:]
+        span = sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+        if span > MAX_OFFSET:
+            raise ValueError(
+                f"a sample of {tuple(shape)} [H, W, C] spans {span} values, the Triton kernels "
+                f"take {MAX_OFFSET}; use smaller images or impl='aten'"
+            )
 
 
 @dataclass(frozen=True)

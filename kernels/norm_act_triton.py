@@ -11,11 +11,9 @@ from torch import Tensor
 
 from fastunit.kernels import norm_act_backward_kernels as backward_kernels
 from fastunit.kernels import norm_act_kernels as kernels
-from fastunit.kernels.frame import Frame
+from fastunit.kernels.frame import Frame, check_offsets, vector
 from fastunit.kernels.norm_act_aten import Tail, TailGradients
 from fastunit.kernels.runtime import launch
-
-MAX_VALUES = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def tail_triton(
     if tail.norm != "none":
         mean, rstd = _merge(_statistics(x) if partial is None else partial, tail)
     y = frame.empty(samples, like=x)
-    _check_offsets(x, y, *([] if residual is None else [residual]))
+    check_offsets(x, y, *([] if residual is None else [residual]))
     config, place, tiles = _tiled(frame)
     pointers, scalars = _parameters(mean, rstd, gamma, beta, slope, tail, samples)
     launch(
@@ -106,7 +104,7 @@ def tail_triton(
         *tiles,
         PAD_MODE=tail.pad_mode,
         ACT=tail.act,
-        VEC=_vector(frame),
+        VEC=vector(frame.pitch),
         **config.launch_options(),
     )
     return y, mean, rstd
@@ -118,7 +116,7 @@ def _statistics(x: Tensor) -> Tensor:
     config = NormActConfig.of(height * width, channels)
     tiles, tiles_c = config.tiles(height * width, channels)
     partial = x.new_empty((samples, tiles, 3, channels), dtype=torch.float32)
-    _check_offsets(x)
+    check_offsets(x)
     launch(
         kernels.statistics_kernel,
         (samples * tiles * tiles_c,),
@@ -188,7 +186,7 @@ def tail_backward_triton(
     scalars = (*scalars, tail.halo if tail.folds else 0)
     modes = {"PAD_MODE": tail.pad_mode if tail.folds else "zero", "ACT": tail.act}
     modes["FROM_OUTPUT"] = from_output
-    _check_offsets(x, dy)
+    check_offsets(x, dy)
     total = coefficient = None
     if sums or tail.norm != "none":
         tile_sums = _sum_over_tiles(dy, x, pointers, scalars, modes, tail.norm)
@@ -196,7 +194,7 @@ def tail_backward_triton(
 
     frame = frame or _dense_frame(x, 0)
     dx = frame.empty(samples, like=x)
-    _check_offsets(dx)
+    check_offsets(dx)
     dresidual = x.new_empty(x.shape) if residual and tail.halo else None
     pointers = (*pointers, None if tail.norm == "none" else coefficient, dx, dresidual)
     _apply(dy, x, pointers, scalars, modes, frame)
@@ -314,7 +312,7 @@ def _apply(
         {"zero": 1, "reflect": 3, "replicate": 1 + 2 * halo}[modes["PAD_MODE"]],
         *place,
         *tiles,
-        VEC=_vector(frame),
+        VEC=vector(frame.pitch),
         **modes,
         **config.launch_options(),
     )
@@ -330,25 +328,8 @@ def _tiled(frame: Frame) -> tuple[NormActConfig, tuple[int, ...], tuple[int, int
     """Return tile sizes, the kernels' lead, pixels, width and pitch_v, and counts of tiles."""
     pixels = frame.height * frame.width
     config = NormActConfig.of(pixels, frame.pitch)
-    place = (frame.lead, pixels, frame.width, frame.pitch // _vector(frame))
+    place = (frame.lead, pixels, frame.width, frame.pitch // vector(frame.pitch))
     return config, place, config.tiles(pixels, frame.pitch)
-
-
-def _vector(frame: Frame) -> int:
-    """Return a power of two, at most 8, that provably divides a frame's pitch."""
-    return math.gcd(frame.pitch, 8)
-
-
-def _check_offsets(*buffers: Tensor) -> None:
-    """Raise ValueError where a sample of a buffer [N, H, W, C] exceeds the kernels' int32."""
-    for buffer in buffers:
-        shape, stride = buffer.shape[1:], buffer.stride()[1:]
-        span = sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-        if span > MAX_VALUES:
-            raise ValueError(
-                f"a sample of {tuple(shape)} [H, W, C] spans {span} values, the Triton kernels "
-                f"take {MAX_VALUES}; use smaller images or impl='aten'"
-            )
 
 
 def _parameters(

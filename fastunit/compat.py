@@ -57,7 +57,8 @@ class UNIT_Trainer(UNIT):
 
     Attributes: gen_a, gen_b, dis_a, dis_b, gen_opt, dis_opt, gen_scheduler, dis_scheduler, and
     after the updates the losses of `ATTRIBUTES` as detached scalars (0 where a term is off).
-    Works on any device and in float32 or float64: use ``.to(...)`` or ``.cuda()``.
+    Works on any device and in float32 or float64: use ``.to(...)`` or ``.cuda()``. Multiplies in
+    the precision that PyTorch is set to (autocast, tf32) unless the mapping has `precision`.
     """
 
     def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
@@ -174,7 +175,8 @@ def _config(hyperparameters: Mapping[str, Any]) -> Config:
     foreign = [key for key in hyperparameters if key not in known]
     if foreign:
         warnings.warn(f"unused hyperparameters: {', '.join(foreign)}", stacklevel=3)
-    return from_dict({key: value for key, value in hyperparameters.items() if key in known})
+    given = {key: value for key, value in hyperparameters.items() if key in known}
+    return from_dict({"precision": "inherit"} | given)
 
 
 def _newest(folder: Path) -> int:

@@ -22,6 +22,8 @@ ACTIVATIONS = ("relu", "lrelu", "prelu", "selu", "tanh", "none")
 NORMS = ("none", "bn", "in", "ln")
 PAD_TYPES = ("zero", "reflect", "replicate")
 GAN_TYPES = ("lsgan", "nsgan")
+PRECISIONS = ("auto", "bf16", "tf32", "fp32", "inherit")
+SWITCH = ("auto", "on", "off")
 INITS = ("gaussian", "xavier", "kaiming", "orthogonal", "default")
 
 
@@ -101,7 +103,13 @@ class Config:
     display_size: int = _key(16, "images of each domain in a sample grid", low=1)
 
     # Optimisation.
-    batch_size: int = _key(1, "images of each domain per iteration", low=1)
+    batch_size: int = _key(1, "images of each domain at a time", low=1)
+    accumulate: int = _key(
+        1, "batches whose gradients make one iteration; share_fakes is off above 1", low=1
+    )
+    clip_grad_norm: float = _key(
+        0.0, "largest norm of each optimiser's gradient; larger ones are scaled; 0: off", low=0.0
+    )
     lr: float = _key(1e-4, "Adam's learning rate", low=0.0)
     beta1: float = _key(0.5, "Adam's first decay", low=0.0, below=1.0)
     beta2: float = _key(0.999, "Adam's second decay", low=0.0, below=1.0)
@@ -117,6 +125,23 @@ class Config:
         0.0, "decay of the averaged generators used for samples; 0: off", low=0.0, below=1.0
     )
     seed: int = _key(0, "seed of weights, noise and data order", low=0, below=2**63)
+
+    # Speed.
+    precision: str = _key(
+        "auto",
+        "of products; auto: bf16 on GPUs that have it, else fp32; inherit: as PyTorch is set",
+        choices=PRECISIONS,
+    )
+    pair_domains: str = _key(
+        "auto", "run both domains' layers in one launch; auto: on GPUs", choices=SWITCH
+    )
+    graphs: str = _key("auto", "replay the step as a CUDA graph; auto: on GPUs", choices=SWITCH)
+    compile: str = _key(
+        "auto", "torch.compile what is between fused operations; auto: on GPUs", choices=SWITCH
+    )
+    checkpoint_activations: bool = _key(
+        False, "save memory for large crops: run blocks again in backward instead of keeping them"
+    )
 
     # Objective: weights of equations 1-3.
     gan_w: float = _key(1.0, "adversarial terms (lambda 0)", low=0.0)

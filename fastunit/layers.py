@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastunit.config import ACTIVATIONS, NORMS, PAD_TYPES
@@ -27,6 +30,15 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return norm_act(x, norm="ln", gamma=self.gamma, beta=self.beta, eps=self.eps)
+
+
+class Weights(NamedTuple):
+    """What a convolutional block learns, each with a leading dimension where it is for groups."""
+
+    weight: Tensor  # [K, C, R, S]
+    bias: Tensor  # [K]
+    gamma: Tensor | None  # [K]
+    beta: Tensor | None  # [K]
 
 
 class _Block(nn.Module):
@@ -88,12 +100,34 @@ class Conv2dBlock(_Block):
         self.conv = nn.Conv2d(input_dim, output_dim, kernel_size, stride)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        where = {"stride": self.stride, "padding": self.padding, "pad_mode": self.pad_type}
+        return self.run(self.weights(), x, residual)
+
+    def weights(self) -> Weights:
+        """Return the weights; those of batch norm and PReLU are not among them."""
+        tail = self._tail()
+        return Weights(self.conv.weight, self.conv.bias, tail.get("gamma"), tail.get("beta"))
+
+    def settings(self) -> tuple:
+        """Return what two blocks that differ in their weights alone have in common."""
+        eps = self._tail().get("eps")
+        where = self.stride, self.padding, self.pad_type
+        return type(self), *where, self.norm_name, self.activ_name, eps, self.conv.weight.shape
+
+    def run(self, weights: Weights, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Apply the block with other weights than its own.
+
+        They may be stacked: with G of each, sample n takes those of group n // (N / G).
+        """
         tail = self._tail() | {"residual": residual}
+        if weights.gamma is not None:
+            tail |= {"gamma": weights.gamma, "beta": weights.beta}
         if self.norm_name != "bn":
-            return conv_norm_act(x, self.conv.weight, self.conv.bias, **where, **tail)
-        y = self.norm(conv_norm_act(x, self.conv.weight, self.conv.bias, **where))
-        return norm_act(y, **tail)
+            return self._convolve(x, weights, **tail)
+        return norm_act(self.norm(self._convolve(x, weights)), **tail)
+
+    def _convolve(self, x: Tensor, weights: Weights, **tail: Any) -> Tensor:
+        where = {"stride": self.stride, "padding": self.padding, "pad_mode": self.pad_type}
+        return conv_norm_act(x, weights.weight, weights.bias, **where, **tail)
 
 
 class UpsampleConv2dBlock(Conv2dBlock):
@@ -114,12 +148,9 @@ class UpsampleConv2dBlock(Conv2dBlock):
     ) -> None:
         super().__init__(input_dim, output_dim, kernel_size, 1, padding, norm, activation, pad_type)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _convolve(self, x: Tensor, weights: Weights, residual: None = None, **tail: Any) -> Tensor:
         where = {"padding": self.padding, "pad_mode": self.pad_type}
-        if self.norm_name != "bn":
-            return upsample_conv(x, self.conv.weight, self.conv.bias, **where, **self._tail())
-        y = self.norm(upsample_conv(x, self.conv.weight, self.conv.bias, **where))
-        return norm_act(y, **self._tail())
+        return upsample_conv(x, weights.weight, weights.bias, **where, **tail)
 
 
 class LinearBlock(_Block):
@@ -178,3 +209,8 @@ class ResBlocks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
+
+
+def downsample(x: Tensor) -> Tensor:
+    """Halve images for a discriminator's next scale: 3x3 means that count no padding."""
+    return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)

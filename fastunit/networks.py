@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fastunit.config import Config, DiscriminatorConfig, GeneratorConfig
 from fastunit.initialise import initialise
 from fastunit.kernels import reparameterize
-from fastunit.layers import Conv2dBlock, ResBlocks, UpsampleConv2dBlock
+from fastunit.layers import Conv2dBlock, ResBlocks, UpsampleConv2dBlock, downsample
+from fastunit.pairing import Pairing
 from fastunit.typed import build
 
 DIRECTIONS = ("a2b", "b2a")
@@ -111,6 +112,11 @@ class VAEGen(nn.Module):
 
     def code(self, images: Tensor) -> Tensor:
         """Return the code's mean alone, drawing no noise."""
+        self.check(images)
+        return self.enc(images)
+
+    def check(self, images: Tensor) -> None:
+        """Raise ValueError for images whose channels or size do not fit the encoder."""
         _check_image(images, self.input_dim)
         height, width = images.shape[2:]
         if height % self.multiple or width % self.multiple:
@@ -118,7 +124,6 @@ class VAEGen(nn.Module):
                 f"an image of {height}x{width} cannot be halved {self.multiple.bit_length() - 1} "
                 f"times; height and width must be multiples of {self.multiple}"
             )
-        return self.enc(images)
 
     def decode(self, hidden: Tensor) -> Tensor:
         """Return images in [-1, 1] for codes."""
@@ -169,23 +174,39 @@ class MsImageDis(nn.Module):
         outputs = []
         for scale, net in enumerate(self.cnns):
             if scale:
-                x = F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
+                x = downsample(x)
             outputs.append(net(x))
         return outputs
 
     def calc_dis_loss(self, input_fake: Tensor, input_real: Tensor) -> Tensor:
-        """Return the scalar loss that teaches this network fake from real (equation 2).
-
-        Real and fake are separate passes, which matters with batch norm.
-        """
+        """Return the scalar loss that teaches this network fake from real (equation 2)."""
+        if self.can_join(input_fake, input_real):
+            return self.dis_loss(self(torch.cat([input_fake, input_real])), len(input_fake))
         fake, real = self(input_fake), self(input_real)
         return self._score(fake, 0.0) + self._score(real, 1.0)
 
+    def can_join(self, input_fake: Tensor, input_real: Tensor) -> bool:
+        """Return whether one pass over both images is the same as two, as the release takes.
+
+        It is not with batch norm, whose statistics are of a batch.
+        """
+        return self.options.norm != "bn" and input_fake.shape[1:] == input_real.shape[1:]
+
     def calc_gen_loss(self, input_fake: Tensor) -> Tensor:
         """Return the scalar loss of a generator whose images should be taken for real."""
-        return self._score(self(input_fake), 1.0)
+        return self.gen_loss(self(input_fake))
 
-    def _score(self, outputs: list[Tensor], target: float) -> Tensor:
+    def dis_loss(self, outputs: Sequence[Tensor], fakes: int) -> Tensor:
+        """Return `calc_dis_loss` from the outputs for a batch that begins with the fakes."""
+        fake, real = zip(*(output.tensor_split([fakes]) for output in outputs), strict=True)
+        return self._score(fake, 0.0) + self._score(real, 1.0)
+
+    def gen_loss(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return `calc_gen_loss` from the outputs."""
+        return self._score(outputs, 1.0)
+
+    def _score(self, outputs: Sequence[Tensor], target: float) -> Tensor:
+        outputs = [widened(output) for output in outputs]
         if self.gan_type == "lsgan":
             return sum((output - target).square().mean() for output in outputs)
         return sum(
@@ -238,6 +259,26 @@ class UNIT(GeneratorPair):
             initialise(discriminator, "gaussian")
         share_blocks(self.gen_a, self.gen_b, enc=config.share.enc, dec=config.share.dec)
 
+        self.pairing = Pairing()
+
+    def encode(self, x_a: Tensor, x_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the means of both images' codes; as `code` of each generator."""
+        for generator, x in ((self.gen_a, x_a), (self.gen_b, x_b)):
+            generator.check(x)
+        return self.pairing.run(self.gen_a.enc.model, self.gen_b.enc.model, x_a, x_b)
+
+    def decode(self, for_a: Tensor, for_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each generator's image of a code of its own; as `decode` of each."""
+        return self.pairing.run(self.gen_a.dec.model, self.gen_b.dec.model, for_a, for_b)
+
+    def discriminate(
+        self, x_a: Tensor, x_b: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return each discriminator's outputs, one for each scale; as calling each."""
+        for discriminator, x in ((self.dis_a, x_a), (self.dis_b, x_b)):
+            _check_image(x, discriminator.input_dim)
+        return self.pairing.run_scales(self.dis_a.cnns, self.dis_b.cnns, x_a, x_b)
+
     def generators(self) -> list[nn.Parameter]:
         """Return both generators' parameters, shared ones once."""
         return _unique(self.gen_a, self.gen_b)
@@ -245,6 +286,11 @@ class UNIT(GeneratorPair):
     def discriminators(self) -> list[nn.Parameter]:
         """Return both discriminators' parameters."""
         return _unique(self.dis_a, self.dis_b)
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return x in float32 or wider, in which losses are computed."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def share_blocks(gen_a: VAEGen, gen_b: VAEGen, *, enc: int, dec: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastunit.config import Config
 from fastunit.kernels import reparameterize
-from fastunit.networks import UNIT, VAEGen
+from fastunit.networks import UNIT, widened
 from fastunit.perceptual import Perceptual
 
 Losses = dict[str, Tensor]
@@ -62,18 +62,16 @@ def decode_both(unit: UNIT, x_a: Tensor, x_b: Tensor, noise: Noise | None = None
     Raises ValueError when noise lacks a name.
     """
     noise = _checked(noise, DISCRIMINATOR_NOISE)
-    z_a, kl_a = reparameterize(unit.gen_a.code(x_a), noise=noise["a"])
-    z_b, kl_b = reparameterize(unit.gen_b.code(x_b), noise=noise["b"])
-    x_aa, x_ba = _decode(unit.gen_a, z_a, z_b)
-    x_ab, x_bb = _decode(unit.gen_b, z_a, z_b)
-    return Decoded(x_aa, x_ba, x_ab, x_bb, kl_a, kl_b)
-
-
-def _decode(generator: VAEGen, z_a: Tensor, z_b: Tensor) -> tuple[Tensor, ...]:
-    """Decode two codes in one call where their sizes agree: no layer mixes samples."""
+    mu_a, mu_b = unit.encode(x_a, x_b)
+    z_a, kl_a = reparameterize(mu_a, noise=noise["a"])
+    z_b, kl_b = reparameterize(mu_b, noise=noise["b"])
     if z_a.shape[1:] != z_b.shape[1:]:
-        return generator.decode(z_a), generator.decode(z_b)
-    return generator.decode(torch.cat([z_a, z_b])).split([len(z_a), len(z_b)])
+        x_aa, x_bb = unit.decode(z_a, z_b)
+        x_ba, x_ab = unit.decode(z_b, z_a)
+    else:  # no layer mixes samples
+        z = torch.cat([z_a, z_b])
+        (x_aa, x_ba), (x_ab, x_bb) = (x.split([len(z_a), len(z_b)]) for x in unit.decode(z, z))
+    return Decoded(x_aa, x_ba, x_ab, x_bb, kl_a, kl_b)
 
 
 def discriminator_losses(
@@ -96,15 +94,13 @@ def discriminator_losses(
     if decoded is None:
         noise = _checked(noise, DISCRIMINATOR_NOISE)
         with torch.no_grad():
-            z_a, _ = reparameterize(unit.gen_a.code(x_a), noise=noise["a"])
-            z_b, _ = reparameterize(unit.gen_b.code(x_b), noise=noise["b"])
-            x_ba, x_ab = unit.gen_a.decode(z_b), unit.gen_b.decode(z_a)
+            mu_a, mu_b = unit.encode(x_a, x_b)
+            z_a, _ = reparameterize(mu_a, noise=noise["a"])
+            z_b, _ = reparameterize(mu_b, noise=noise["b"])
+            x_ba, x_ab = unit.decode(z_b, z_a)
     else:
         x_ba, x_ab = decoded.x_ba.detach(), decoded.x_ab.detach()
-    losses = {
-        "discriminator_a": unit.dis_a.calc_dis_loss(x_ba, x_a),
-        "discriminator_b": unit.dis_b.calc_dis_loss(x_ab, x_b),
-    }
+    losses = _discriminated(unit, x_ba, x_a, x_ab, x_b)
     total = config.gan_w * (losses["discriminator_a"] + losses["discriminator_b"])
     return losses | {"discriminator_total": total}
 
@@ -133,28 +129,42 @@ def generator_losses(
     noise = _checked(noise, GENERATOR_NOISE)
     if config.vgg_w > 0 and perceptual is None:
         raise ValueError(f"vgg_w={config.vgg_w} needs the perceptual term, which is not loaded")
-    gen_a, gen_b = unit.gen_a, unit.gen_b
     if decoded is None:
         decoded = decode_both(unit, x_a, x_b, noise)
     x_aa, x_ba, x_ab, x_bb, kl_a, kl_b = decoded
+    outputs_a, outputs_b = unit.discriminate(x_ba, x_ab)
     losses = {
-        "adversarial_a": unit.dis_a.calc_gen_loss(x_ba),
-        "adversarial_b": unit.dis_b.calc_gen_loss(x_ab),
+        "adversarial_a": unit.dis_a.gen_loss(outputs_a),
+        "adversarial_b": unit.dis_b.gen_loss(outputs_b),
         "reconstruction_a": _l1(x_aa, x_a),
         "reconstruction_b": _l1(x_bb, x_b),
         "kl_a": kl_a,
         "kl_b": kl_b,
     }
     if config.recon_x_cyc_w > 0:
-        z_ba, kl_ba = reparameterize(gen_a.code(x_ba), noise=noise["ba"])
-        z_ab, kl_ab = reparameterize(gen_b.code(x_ab), noise=noise["ab"])
-        losses["cycle_a"] = _l1(gen_a.decode(z_ab), x_a)
-        losses["cycle_b"] = _l1(gen_b.decode(z_ba), x_b)
+        mu_ba, mu_ab = unit.encode(x_ba, x_ab)
+        z_ba, kl_ba = reparameterize(mu_ba, noise=noise["ba"])
+        z_ab, kl_ab = reparameterize(mu_ab, noise=noise["ab"])
+        x_aba, x_bab = unit.decode(z_ab, z_ba)
+        losses["cycle_a"], losses["cycle_b"] = _l1(x_aba, x_a), _l1(x_bab, x_b)
         losses["cycle_kl_a"], losses["cycle_kl_b"] = kl_ab, kl_ba
     if config.vgg_w > 0:
         losses["perceptual_a"] = perceptual(x_ba, x_b)
         losses["perceptual_b"] = perceptual(x_ab, x_a)
     return losses | {"generator_total": _weighted(losses, config)}
+
+
+def _discriminated(unit: UNIT, x_ba: Tensor, x_a: Tensor, x_ab: Tensor, x_b: Tensor) -> Losses:
+    dis_a, dis_b = unit.dis_a, unit.dis_b
+    if not (dis_a.can_join(x_ba, x_a) and dis_b.can_join(x_ab, x_b)):
+        loss_a, loss_b = dis_a.calc_dis_loss(x_ba, x_a), dis_b.calc_dis_loss(x_ab, x_b)
+    else:
+        outputs = unit.discriminate(torch.cat([x_ba, x_a]), torch.cat([x_ab, x_b]))
+        loss_a, loss_b = (
+            dis_a.dis_loss(outputs[0], len(x_ba)),
+            dis_b.dis_loss(outputs[1], len(x_ab)),
+        )
+    return {"discriminator_a": loss_a, "discriminator_b": loss_b}
 
 
 def _weighted(losses: Losses, config: Config) -> Tensor:
@@ -170,7 +180,7 @@ def _weighted(losses: Losses, config: Config) -> Tensor:
 
 
 def _l1(output: Tensor, target: Tensor) -> Tensor:
-    return (output - target).abs().mean()
+    return widened(output - target).abs().mean()
 
 
 def _checked(noise: Noise | None, names: tuple[str, ...]) -> Noise:

@@ -41,6 +41,8 @@ class Session:
         perceptual = load_perceptual(config.vgg_model_path) if config.vgg_w > 0 else None
         self.unit = UNIT(config).to(device, memory_format=torch.channels_last)
         self.step = TrainStep(self.unit, config, perceptual and perceptual.to(device))
+        if config.graphs == "on" or (config.graphs == "auto" and device.type == "cuda"):
+            self.step.use_graphs(required=config.graphs == "on")
         self._pair = GeneratorPair(self.unit.gen_a, self.unit.gen_b)
         self._average = None
         if config.ema_decay:
@@ -70,7 +72,7 @@ class Session:
                 files,
                 channels=domain.channels,
                 new_size=domain.new_size,
-                batch_size=self.config.batch_size,
+                batch_size=self.config.batch_size * self.config.accumulate,
                 crop=self.config.crop,
                 seed=self.config.seed,
                 stream=stream,

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
 
+from fastunit import precision
+from fastunit.compiling import Compiled
 from fastunit.config import Config
-from fastunit.errors import CheckpointError
+from fastunit.errors import CheckpointError, ConfigError
+from fastunit.graphs import GraphedStep
+from fastunit.kernels.filters import keep_filters
 from fastunit.networks import UNIT
 from fastunit.objective import (
     Decoded,
@@ -22,7 +28,11 @@ from fastunit.objective import (
     discriminator_losses,
     generator_losses,
 )
+from fastunit.optimiser import adam, check_moments, make_capturable, settle
+from fastunit.pairing import Pairing
 from fastunit.perceptual import Perceptual
+
+_SWITCH = {"auto": None, "on": True, "off": False}
 
 
 class TrainStep:
@@ -35,24 +45,37 @@ class TrainStep:
 
     def __init__(self, unit: UNIT, config: Config, perceptual: Perceptual | None = None) -> None:
         self.unit, self.config, self.perceptual = unit, config, perceptual
-        self.dis_opt = _adam(unit.discriminators(), config)
-        self.gen_opt = _adam(unit.generators(), config)
+        unit.pairing = Pairing(_SWITCH[config.pair_domains], config.checkpoint_activations)
+        self.dis_opt = adam(unit.discriminators(), config)
+        self.gen_opt = adam(unit.generators(), config)
         self.dis_scheduler = _scheduler(self.dis_opt, config)
         self.gen_scheduler = _scheduler(self.gen_opt, config)
+        self.compiled = Compiled(config.compile)
+        self.learning_rate = config.lr  # as on the device, known without asking it
+        self._graphed: GraphedStep | None = None
 
     def __call__(self, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Losses:
         """Take a step; `noise` as in `objective.generator_losses`, drawn where it is None.
 
         With `share_fakes` both updates use one forward pass of the generators, which do not
         change in between; without, the discriminators' update draws its own noise, as the
-        release does.
+        release does. With `accumulate` of n the batch is n equal parts, whose gradients are
+        averaged one after the other; each update then translates for itself.
+
+        Raises ValueError when the batch cannot be divided.
         """
         self.update_learning_rate()
-        if not self.config.share_fakes:
-            return self.dis_update(x_a, x_b, noise) | self.gen_update(x_a, x_b, noise)
-        decoded = decode_both(self.unit, x_a, x_b, noise)
-        losses = self.dis_update(x_a, x_b, decoded=decoded)
-        return losses | self.gen_update(x_a, x_b, noise, decoded)
+        if self._graphed is not None and noise is None:
+            return self._graphed(x_a, x_b)
+        return self._updates(x_a, x_b, noise)
+
+    def _updates(self, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Losses:
+        with keep_filters():  # the generators stay as they are until the end
+            if not self.config.share_fakes or self.config.accumulate > 1:
+                return self.dis_update(x_a, x_b, noise) | self.gen_update(x_a, x_b, noise)
+            decoded = self._call(decode_both, self.unit, x_a, x_b, noise)
+            losses = self.dis_update(x_a, x_b, decoded=decoded)
+            return losses | self.gen_update(x_a, x_b, noise, decoded)
 
     def dis_update(
         self,
@@ -62,11 +85,13 @@ class TrainStep:
         decoded: Decoded | None = None,
     ) -> Losses:
         """Update the discriminators; arguments as in `objective.discriminator_losses`."""
-        self.dis_opt.zero_grad()
-        losses = discriminator_losses(self.unit, x_a, x_b, self.config, noise, decoded)
-        losses["discriminator_total"].backward()
-        self.dis_opt.step()
-        return _detached(losses)
+
+        def losses(x_a: Tensor, x_b: Tensor, noise: Noise | None) -> Losses:
+            return self._call(
+                discriminator_losses, self.unit, x_a, x_b, self.config, noise, decoded
+            )
+
+        return self._update(self.dis_opt, "discriminator_total", losses, x_a, x_b, noise)
 
     def gen_update(
         self,
@@ -76,14 +101,63 @@ class TrainStep:
         decoded: Decoded | None = None,
     ) -> Losses:
         """Update the generators; arguments as in `objective.generator_losses`."""
-        self.gen_opt.zero_grad()
-        with frozen(self.unit.dis_a, self.unit.dis_b):
-            losses = generator_losses(
-                self.unit, x_a, x_b, self.config, noise, self.perceptual, decoded
+
+        def losses(x_a: Tensor, x_b: Tensor, noise: Noise | None) -> Losses:
+            return self._call(
+                generator_losses, self.unit, x_a, x_b, self.config, noise, self.perceptual, decoded
             )
-            losses["generator_total"].backward()
-        self.gen_opt.step()
-        return _detached(losses)
+
+        with frozen(self.unit.dis_a, self.unit.dis_b):
+            return self._update(self.gen_opt, "generator_total", losses, x_a, x_b, noise)
+
+    def _update(
+        self,
+        optimizer: Adam,
+        total: str,
+        losses: Callable[..., Losses],
+        x_a: Tensor,
+        x_b: Tensor,
+        noise: Noise | None,
+    ) -> Losses:
+        """Descend the mean of the losses of the batch's parts; return these means."""
+        count, found = self.config.accumulate, []
+        optimizer.zero_grad()
+        with keep_filters():
+            for part in range(count):
+                inputs = (_part(value, part, count) for value in (x_a, x_b, noise))
+                found.append(losses(*inputs))
+                (found[-1][total] / count).backward()
+                found[-1] = _detached(found[-1])
+        if self.config.clip_grad_norm:
+            parameters = optimizer.param_groups[0]["params"]
+            clip_grad_norm_(parameters, self.config.clip_grad_norm)
+        optimizer.step()
+        if count == 1:
+            return found[0]
+        return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
+
+    def _call(self, function: Callable[..., Losses | Decoded], *args: Any) -> Losses | Decoded:
+        """Call a function of the networks in the configured precision, compiled if configured."""
+        device = self.device
+        with precision.products(precision.resolve(self.config.precision, device), device):
+            return self.compiled(function, *args, device=device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.gen_opt.param_groups[0]["params"][0].device
+
+    def use_graphs(self, *, required: bool = False) -> None:
+        """Replay the step as a CUDA graph once it is warm; the networks are on a GPU.
+
+        Where the step cannot be captured, RuntimeError if `required`, else a warning with the
+        reason, and the step goes on as it is. Raises ConfigError without a GPU.
+        """
+        if self.device.type != "cuda":
+            raise ConfigError(f"graphs=on needs an NVIDIA GPU, not {self.device}; use graphs=auto")
+        for optimizer in (self.dis_opt, self.gen_opt):
+            make_capturable(optimizer)
+        self._graphed = GraphedStep(self._updates, required=required)
 
     def update_learning_rate(self) -> None:
         """Advance both schedules by one iteration; the release does so before the updates."""
@@ -95,10 +169,9 @@ class TrainStep:
             for scheduler in (self.dis_scheduler, self.gen_scheduler):
                 if scheduler is not None:
                     scheduler.step()
-
-    @property
-    def learning_rate(self) -> float:
-        return float(self.gen_opt.param_groups[0]["lr"])
+        scheduler = self.gen_scheduler
+        if scheduler is not None and scheduler.last_epoch % scheduler.step_size == 0:
+            self.learning_rate *= scheduler.gamma
 
     def _stateful(self) -> dict:
         parts = {
@@ -118,6 +191,7 @@ class TrainStep:
         for name, part in self._stateful().items():
             if name in state:  # a schedule is absent where it was constant; `reset_settings`
                 part.load_state_dict(state[name])
+        self._settle()
 
     def reset_settings(self, iteration: int) -> None:
         """Give restored optimisers and schedules the configuration's settings at an iteration."""
@@ -133,18 +207,28 @@ class TrainStep:
                 scheduler.step_size, scheduler.gamma = config.step_size, config.gamma
                 scheduler.base_lrs = [config.lr]
                 scheduler.last_epoch = iteration
+        self._settle()
 
     def load_release_optimizers(self, state: dict, iteration: int) -> None:
         """Restore the release's optimizer.pt, {"gen": ..., "dis": ...}, at an iteration."""
         try:
             for optimizer, name in ((self.gen_opt, "gen"), (self.dis_opt, "dis")):
                 optimizer.load_state_dict(state[name])
-                _check_moments(optimizer)
+                check_moments(optimizer)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"optimizer.pt does not fit the networks: {error}") from error
         for scheduler in (self.dis_scheduler, self.gen_scheduler):
             if scheduler is not None:
                 scheduler.last_epoch = iteration
+        self._settle()
+
+    def _settle(self) -> None:
+        """Keep this step's ways of computing where restored optimisers bring others along."""
+        self.learning_rate = float(self.gen_opt.param_groups[0]["lr"])
+        for optimizer in (self.dis_opt, self.gen_opt):
+            settle(optimizer)
+        if self._graphed is not None:
+            self.use_graphs(required=self._graphed.required)
 
 
 @contextmanager
@@ -160,26 +244,6 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _adam(parameters: list[nn.Parameter], config: Config) -> Adam:
-    return Adam(
-        parameters,
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        weight_decay=config.weight_decay,
-    )
-
-
-def _check_moments(optimizer: Adam) -> None:
-    """Raise ValueError for moments of another shape than their weights: loading lets them pass."""
-    for parameter, moments in optimizer.state.items():
-        for name in ("exp_avg", "exp_avg_sq"):
-            if moments[name].shape != parameter.shape:
-                raise ValueError(
-                    f"{name} of shape {tuple(moments[name].shape)} for a weight of shape "
-                    f"{tuple(parameter.shape)}"
-                )
-
-
 def _scheduler(optimizer: Adam, config: Config) -> StepLR | None:
     if config.lr_policy == "constant":
         return None
@@ -188,3 +252,14 @@ def _scheduler(optimizer: Adam, config: Config) -> StepLR | None:
 
 def _detached(losses: Losses) -> Losses:
     return {name: torch.as_tensor(loss).detach() for name, loss in losses.items()}
+
+
+def _part(value: Tensor | Noise | None, part: int, count: int) -> Tensor | Noise | None:
+    """Return one of `count` equal parts of a batch, or of every tensor of the noise."""
+    if count == 1 or value is None:
+        return value
+    if not isinstance(value, Tensor):
+        return {name: _part(of_name, part, count) for name, of_name in value.items()}
+    if len(value) % count:
+        raise ValueError(f"a batch of {len(value)} cannot be cut into accumulate={count} parts")
+    return value.chunk(count)[part]

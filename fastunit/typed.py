@@ -63,6 +63,8 @@ def _convert(hint: Any, value: Any, key: str, limits: Mapping[str, Any]) -> Any:
         if value is None:
             return None
         hint = next(option for option in hint.__args__ if option is not type(None))
+    if isinstance(value, bool) and "on" in limits.get("choices", ()):
+        value = "on" if value else "off"  # as YAML 1.1 reads these words
     value = _typed(hint, value, key)
     _check(value, key, limits)
     return value

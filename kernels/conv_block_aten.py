@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastunit.kernels import phases
 from fastunit.kernels.conv_plan import Gradients, Plan, Wants
+from fastunit.kernels.filters import kept
 from fastunit.kernels.frame import laid_out_as, memory_format, owned
 from fastunit.kernels.norm_act_aten import Tail, fold_halo, tail_aten, tail_backward_aten
 
@@ -32,11 +33,11 @@ class Direct:
         }
 
     def fprop(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return torch.convolution(x, w, b, **self._options)
+        return torch.convolution(x, kept(_cast, w, x.dtype), b, **self._options)
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, mask: list[bool]) -> tuple:
         return torch.ops.aten.convolution_backward(
-            dy, x, w, None, **self._options, output_mask=[*mask, False]
+            dy, x, kept(_cast, w, x.dtype), None, **self._options, output_mask=[*mask, False]
         )[:2]
 
 
@@ -47,7 +48,6 @@ class Phases:
     """
 
     def __init__(self, plan: Plan, size: Pair, taps: Pair) -> None:
-        self._taps = taps
         self._out = tuple(map(plan.size_out, size, taps))
         # Large pixel j is small pixel j // 2, so a halo of p there needs (p + 1) // 2 here.
         pad, axes = (plan.padding + 1) // 2, []
@@ -63,32 +63,22 @@ class Phases:
 
     def fprop(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         b = None if b is None else b.repeat_interleave(4)
-        return self._inside(F.pixel_shuffle(F.conv2d(x, self._filters(w), b), 2))
+        y = F.conv2d(x, kept(phases.phase_filters, w, x.dtype), b)
+        return self._inside(F.pixel_shuffle(y, 2))
 
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, mask: list[bool]) -> tuple:
         if (whole := dy.new_zeros(*dy.shape[:2], *self._whole)).shape != dy.shape:
             self._inside(whole).copy_(dy)
             dy = whole
         dx, dw, _ = torch.ops.aten.convolution_backward(
-            F.pixel_unshuffle(dy, 2), x, self._filters(w), None,
+            F.pixel_unshuffle(dy, 2), x, kept(phases.phase_filters, w, x.dtype), None,
             [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [*mask, False],
         )  # fmt: skip
-        return dx, None if dw is None else self._filters_backward(dw)
+        return dx, None if dw is None else phases.phase_filters_backward(dw, w)
 
     def _inside(self, y: Tensor) -> Tensor:
         (top, left), (rows, columns) = self._first, self._out
         return y[:, :, top : top + rows, left : left + columns]
-
-    def _filters(self, w: Tensor) -> Tensor:
-        """Return [4 * K, C, rows, columns] for w [K, C, R, S]: a pixel's four phases in a row."""
-        sorted_by_phase = phases.phases(phases.combined_filters(w[None]), 2)[0]
-        return sorted_by_phase.permute(1, 3, 5, 0, 2, 4).flatten(0, 2).to(w.dtype)
-
-    def _filters_backward(self, dw: Tensor) -> Tensor:
-        dw = dw.unflatten(0, (-1, 2, 2)).permute(3, 0, 4, 1, 5, 2).flip(2, 4)
-        rows, columns = (count + 1 for count in self._taps)
-        dw = dw.flatten(4, 5).flatten(2, 3)[..., :rows, :columns]
-        return phases.combined_filters_backward(dw[None])[0]
 
 
 def convolution(plan: Plan, size: Sequence[int], w: Tensor) -> Direct | Phases:
@@ -115,9 +105,7 @@ def fprop(
     haloed = tail_aten(x, None, None, None, None, conv.halo)[0] if conv.halo.halo else x
     haloed = haloed.contiguous(memory_format=form)
     bias = b.to(x.dtype) if b is not None and plan.norm != "in" else [None] * len(w)
-    raw = _joined(
-        [conv.fprop(*part) for part in zip(_split(haloed, w), w.to(x.dtype), bias, strict=True)]
-    )
+    raw = _joined([conv.fprop(*part) for part in zip(_split(haloed, w), w, bias, strict=True)])
     if plan.has_ring:
         phases.add_ring(raw, phases.ring(x, w))
     raw = raw.contiguous(memory_format=form)
@@ -126,6 +114,10 @@ def fprop(
     if plan.fuses_activation(residual is not None, gamma, beta, slope):
         raw = None
     return y.contiguous(memory_format=form), saved, raw, mean, rstd
+
+
+def _cast(w: Tensor, dtype: torch.dtype) -> Tensor:
+    return w.to(dtype)
 
 
 def _split(x: Tensor, w: Tensor) -> Sequence[Tensor]:
@@ -174,7 +166,7 @@ def _conv_backward(
     plan: Plan, x_shape: Sequence[int], dy: Tensor, haloed: Tensor, w: Tensor, wants: Wants
 ) -> tuple[Tensor | None, Tensor | None]:
     conv, dx, dw = convolution(plan, x_shape[2:], w), None, None
-    parts = zip(_split(dy, w), _split(haloed, w), w.to(dy.dtype), strict=True)
+    parts = zip(_split(dy, w), _split(haloed, w), w, strict=True)
     dxs, dws = zip(*(conv.backward(*part, [wants.x, wants.w]) for part in parts), strict=True)
     if wants.x:
         dx = fold_halo(_joined(list(dxs)), conv.halo)

@@ -17,6 +17,7 @@ from fastunit.kernels import conv_gemm_triton as gemm
 from fastunit.kernels import phases
 from fastunit.kernels.conv_frames import Conv, Transpose, convolution, is_frame
 from fastunit.kernels.conv_plan import Gradients, Plan, Wants
+from fastunit.kernels.filters import kept
 from fastunit.kernels.frame import channels_last, dense, laid_out_as
 from fastunit.kernels.norm_act_aten import Tail
 from fastunit.kernels.norm_act_triton import tail_backward_triton, tail_triton
@@ -137,7 +138,7 @@ def _conv_backward(
 
 
 def _filters(plan: Plan, w: Tensor) -> Tensor:
-    return phases.combined_filters(w) if plan.kind == "upsample" else w
+    return kept(phases.combined_filters, w) if plan.kind == "upsample" else w
 
 
 def outputs(plan: Plan, x: Tensor, w: Tensor, shape: Sequence[int]) -> tuple[Tensor | None, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from fastunit.kernels import conv_gemm_triton as gemm
 from fastunit.kernels.conv_plan import Plan
 from fastunit.kernels.cudnn import Product, Window
+from fastunit.kernels.filters import kept
 from fastunit.kernels.frame import Frame, pitch
 
 
@@ -39,13 +40,13 @@ class Conv:
         )  # fmt: skip
 
     def fprop(self, xh: Tensor, w: Tensor, epilogue: gemm.Epilogue) -> tuple[Tensor, Tensor | None]:
-        filters = gemm.gather_filters(w, xh.dtype, xh.shape[3])
+        filters = kept(gemm.gather_filters, w, xh.dtype, xh.shape[3])
         windows = gemm.Windows(*self.out, self.step, 0)
         return gemm.gather(xh, filters, windows, self.channels_out, epilogue)
 
     def dgrad(self, dy: Tensor, w: Tensor) -> Tensor:
         """Return the gradient of the haloed input, [N, H + 2 * halo, W + 2 * halo, C]."""
-        filters = gemm.scatter_filters(w, dy.dtype, dy.shape[3], self.step)
+        filters = kept(gemm.scatter_filters, w, dy.dtype, dy.shape[3], self.step)
         windows = gemm.Windows(*dy.shape[1:3], 1, -self._slack)
         dxh, _ = gemm.scatter(dy, filters, windows, self.padded, self.channels, self.step)
         return dxh
@@ -93,7 +94,7 @@ class Transpose:
         )  # fmt: skip
 
     def fprop(self, xh: Tensor, w: Tensor, epilogue: gemm.Epilogue) -> tuple[Tensor, Tensor | None]:
-        filters = gemm.scatter_filters(w, xh.dtype, xh.shape[3], self.step)
+        filters = kept(gemm.scatter_filters, w, xh.dtype, xh.shape[3], self.step)
         drop = self._crop % self.step
         first = self._crop // self.step - (self._reach - 1)
         count = (-(-(drop + out) // self.step) for out in self.out)
@@ -104,7 +105,7 @@ class Transpose:
 
     def dgrad(self, dy: Tensor, w: Tensor) -> Tensor:
         """Return the gradient of the haloed input, [N, H + 2 * halo, W + 2 * halo, C]."""
-        filters = gemm.gather_filters(w, dy.dtype, dy.shape[3])
+        filters = kept(gemm.gather_filters, w, dy.dtype, dy.shape[3])
         count = (length + 2 * self.halo for length in self.size)
         first = self.step * (self._lead - self.halo)
         windows = gemm.Windows(*count, self.step, first * (self.dy_frame.width + 1))

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastunit.kernels.frame import channels_last
+
 REFLECT_LIMIT = 2  # pixels of reflect padding for which the ring is exact
 
 
@@ -33,6 +35,38 @@ def combined_filters_backward(dw: Tensor) -> Tensor:
     dw = dw[..., :-1, :] + dw[..., 1:, :]
     dw = dw[..., :-1] + dw[..., 1:]
     return dw.transpose(1, 2).flip(3, 4)
+
+
+def phase_filters(w: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return filters [4 * K, C, rows, columns] that make a pixel's four phases, from [K, C, R, S].
+
+    The result's channel 4 * k + 2 * i + j is row i and column j of each 2x2 square of channel k.
+    Summed in fp32 or wider, channels_last.
+    """
+    sums = _phase_sums(w)
+    rows, columns = (taps // 2 + 1 for taps in w.shape[2:])
+    found = torch.matmul(sums, w.to(sums.dtype).permute(0, 2, 3, 1).flatten(1, 2))
+    return channels_last(found.to(dtype).view(-1, rows, columns, w.shape[1]))
+
+
+def phase_filters_backward(dw: Tensor, w: Tensor) -> Tensor:
+    """Return the gradient of w [K, C, R, S] from that of `phase_filters(w)`."""
+    sums = _phase_sums(w)
+    dw = dw.to(sums.dtype).permute(0, 2, 3, 1).reshape(len(w), len(sums), -1)
+    return channels_last(torch.matmul(sums.T, dw).unflatten(1, w.shape[2:]))
+
+
+def _phase_sums(w: Tensor) -> Tensor:
+    """Return ones and zeros [4 * rows * columns, R * S]: which taps of w make one of a phase."""
+    found = []
+    for taps in w.shape[2:]:
+        count = taps // 2 + 1
+        index = torch.arange(max(taps, 2 * count), device=w.device)
+        phase, tap, source = index[:2, None, None], index[:count, None], index[:taps]
+        # Large pixels i and j of one square read taps that are i - j apart.
+        last = source + 2 * (count - 1 - tap) + phase - (taps - 1)
+        found.append(((last == 0) | (last == 1)).to(_wide(w)))
+    return torch.einsum("iar,jbs->ijabrs", *found).flatten(0, 3).flatten(1)
 
 
 def phases(w: Tensor, up: int) -> Tensor:

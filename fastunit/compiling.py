@@ -1,0 +1,48 @@
+"""torch.compile for what surrounds the fused operations, given up with a word where it fails."""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
+
+_logger = logging.getLogger(__name__)
+
+
+class Compiled:
+    """Calls functions of networks and images, compiled for the shapes they are called with.
+
+    `mode` is "on", "off" or "auto", which compiles on GPUs only: on a CPU, compiling takes minutes
+    and saves little. The fused operations stay as they are; the compiler joins what lies between
+    them: losses, pooling, concatenation. Where it fails, a warning says why and the functions run
+    as they are from then on.
+    """
+
+    def __init__(self, mode: str) -> None:
+        self._mode, self._failed = mode, False
+        self._compiled: dict[Callable, Callable] = {}
+
+    def __call__(self, function: Callable, *args: Any, device: torch.device) -> Any:
+        if not self.is_on(device):
+            return function(*args)
+        if function not in self._compiled:
+            self._compiled[function] = torch.compile(function, dynamic=False)
+        try:
+            return self._compiled[function](*args)
+        except (TorchDynamoException, InductorError) as error:
+            self._failed = True
+            reason = textwrap.shorten(str(error), 200)
+            _logger.warning(
+                "compile off: torch.compile failed in %s: %s", function.__name__, reason
+            )
+            return function(*args)
+
+    def is_on(self, device: torch.device) -> bool:
+        """Return whether functions are compiled on a device."""
+        wanted = self._mode == "on" or (self._mode == "auto" and device.type == "cuda")
+        return wanted and not self._failed

@@ -1,0 +1,82 @@
+"""Adam as the training step uses it: fused, over weights as they lie in memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from fastunit.config import Config
+
+FUSED = ("cpu", "cuda")  # devices
+
+
+class LayoutAdam(Adam):
+    """PyTorch's Adam for weights of any memory format.
+
+    Its fused update on the CPU pairs values by their place in memory, so gradients and moments
+    must lie there as their weights do; it silently mixes them up otherwise (2.13). It also
+    copies what is not contiguous, so channels_last weights are shown to it as they lie.
+    """
+
+    def _init_group(
+        self, group: dict, parameters: list, gradients: list, means: list, squares: list, *others
+    ) -> bool:
+        found = super()._init_group(group, parameters, gradients, means, squares, *others)
+        for index, parameter in enumerate(parameters):
+            state = self.state[parameter]
+            gradients[index] = _laid_out_as(parameter, gradients[index])
+            means[index] = state["exp_avg"] = _laid_out_as(parameter, means[index])
+            squares[index] = state["exp_avg_sq"] = _laid_out_as(parameter, squares[index])
+            if parameter.dim() == 4 and not parameter.is_contiguous():
+                for tensors in (parameters, gradients, means, squares):
+                    tensors[index] = tensors[index].permute(0, 2, 3, 1)
+        return found
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    same = value.stride() == parameter.stride()
+    return value if same else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def adam(parameters: list[nn.Parameter], config: Config) -> Adam:
+    """Return the release's optimiser: L2 penalty inside the gradient, betas from the config."""
+    return LayoutAdam(
+        parameters,
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=_can_fuse(parameters),
+    )
+
+
+def settle(optimizer: Adam) -> None:
+    """Undo what `load_state_dict` takes from a state about how, not what, is computed."""
+    for group in optimizer.param_groups:
+        group["lr"], group["capturable"] = float(group["lr"]), False
+        group["fused"], group["foreach"] = _can_fuse(group["params"]), None
+    for parameter, state in optimizer.state.items():
+        state["step"] = state["step"].to(parameter.device, torch.float32)
+
+
+def _can_fuse(parameters: list[nn.Parameter]) -> bool:
+    return all(p.device.type in FUSED for p in parameters)
+
+
+def make_capturable(optimizer: Adam) -> None:
+    """Let a CUDA graph capture the updates: the rate becomes a tensor on the device."""
+    for group in optimizer.param_groups:
+        device = group["params"][0].device
+        group["capturable"] = True
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
+
+
+def check_moments(optimizer: Adam) -> None:
+    """Raise ValueError for moments of another shape than their weights: loading lets them pass."""
+    for parameter, moments in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if moments[name].shape != parameter.shape:
+                raise ValueError(
+                    f"{name} of shape {tuple(moments[name].shape)} for a weight of shape "
+                    f"{tuple(parameter.shape)}"
+                )

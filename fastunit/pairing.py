@@ -1,0 +1,144 @@
+"""Two networks of one architecture run side by side, as one where their layers allow it.
+
+A layer that both networks share runs once, over both batches. Layers of equal shapes run as one
+launch with two groups of filters (`fastunit.kernels`), which fills a GPU with small batches.
+Whatever else differs (channels, sizes, batch) runs apart, layer by layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fastunit.kernels.filters import kept
+from fastunit.layers import Conv2dBlock, ResBlock, ResBlocks, Weights, downsample
+
+
+class Both:
+    """A batch of images [N, C, H, W] for each of two networks.
+
+    The two may be the same tensor; where their images have one shape they can be joined.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, joined: Tensor | None = None) -> None:
+        self.parts, self._joined = (x, y), joined
+
+    def joined(self) -> Tensor:
+        """Return both batches as one."""
+        if self._joined is None:
+            self._joined = torch.cat(self.parts)
+        return self._joined
+
+    def apply_joined(self, layer: Callable[..., Tensor], *others: Both) -> Both:
+        """Apply a layer to both batches as one."""
+        result = layer(*(both.joined() for both in (self, *others)))
+        return Both(*result.split([len(part) for part in self.parts]), result)
+
+    def apply_shared(self, layer: Callable[..., Tensor], *others: Both) -> Both:
+        """Apply a layer whose weights serve both: once, if the batches are one or fit together."""
+        boths = self, *others
+        if all(x is y for x, y in (both.parts for both in boths)):
+            result = layer(*(both.parts[0] for both in boths))
+            return Both(result, result)
+        x, y = self.parts
+        if x.shape[1:] == y.shape[1:]:
+            return self.apply_joined(layer, *others)
+        return self.apply_apart(layer, layer, *others)
+
+    def apply_apart(
+        self, a: Callable[..., Tensor], b: Callable[..., Tensor], *others: Both
+    ) -> Both:
+        """Apply a layer to each batch."""
+        columns = zip(*(both.parts for both in (self, *others)), strict=True)
+        return Both(*(layer(*inputs) for layer, inputs in zip((a, b), columns, strict=True)))
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """How pairs of networks are run.
+
+    With `grouped`, layers of equal shapes run in one launch; None is: on a GPU, where that pays.
+    With `recompute` only the inputs of blocks are saved, and backward runs the blocks again.
+    """
+
+    grouped: bool | None = None
+    recompute: bool = False
+
+    def run(self, a: nn.Module, b: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``a(x), b(y)``, equal up to rounding, for sequences of fastunit's layers.
+
+        Where x is y, the layers that both networks share at their beginning run once.
+        """
+        return self._run(a, b, Both(x, y)).parts
+
+    def run_scales(
+        self, a: nn.ModuleList, b: nn.ModuleList, x: Tensor, y: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return what networks a and b, one for each image scale, make of x and y, finest first."""
+        both, outputs = Both(x, y), []
+        for scale, networks in enumerate(zip(a, b, strict=True)):
+            if scale:
+                both = both.apply_shared(downsample)
+            outputs.append(self._run(*networks, both).parts)
+        mine, others = zip(*outputs, strict=True)
+        return mine, others
+
+    def _run(self, a: nn.Module, b: nn.Module, both: Both) -> Both:
+        if isinstance(a, ResBlocks):
+            a, b = a.model, b.model
+        if isinstance(a, nn.Sequential):
+            for layers in zip(a, b, strict=True):
+                both = self._run(*layers, both)
+            return both
+        if self.recompute and torch.is_grad_enabled() and isinstance(a, (ResBlock, Conv2dBlock)):
+            return checkpoint(
+                self._block, a, b, both, use_reentrant=False, preserve_rng_state=False
+            )
+        return self._block(a, b, both)
+
+    def _block(self, a: nn.Module, b: nn.Module, both: Both) -> Both:
+        if isinstance(a, ResBlock):
+            inner = self._layer(a.model[0], b.model[0], both)
+            return self._layer(a.model[1], b.model[1], inner, both)
+        return self._layer(a, b, both)
+
+    def _layer(self, a: nn.Module, b: nn.Module, both: Both, *residual: Both) -> Both:
+        if a is b and not _has_batch_norm(a):
+            return both.apply_shared(a, *residual)
+        if self._groups(a, b, both):
+            weights = _stacked(a.weights(), b.weights())
+            return both.apply_joined(lambda *inputs: a.run(weights, *inputs), *residual)
+        return both.apply_apart(a, b, *residual)
+
+    def _groups(self, a: nn.Module, b: nn.Module, both: Both) -> bool:
+        x, y = both.parts
+        grouped = x.is_cuda if self.grouped is None else self.grouped
+        return grouped and x.shape == y.shape and _can_group(a, b)
+
+
+def _has_batch_norm(layer: nn.Module) -> bool:
+    """Return whether the layer mixes samples, so that batches must not be joined."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in layer.modules())
+
+
+def _can_group(a: nn.Module, b: nn.Module) -> bool:
+    if not isinstance(a, Conv2dBlock) or not isinstance(b, Conv2dBlock):
+        return False
+    per_sample = a.norm_name != "bn" and a.activ_name != "prelu"  # a slope is for all samples
+    return per_sample and a.settings() == b.settings()
+
+
+def _stacked(mine: Weights, others: Weights) -> Weights:
+    pairs = zip(mine, others, strict=True)
+    return Weights(*(None if p is None else kept(_stack, p, q) for p, q in pairs))
+
+
+def _stack(p: Tensor, q: Tensor) -> Tensor:
+    """Stack two weights along a new first dimension; filters stay channels_last."""
+    if p.dim() != 4:
+        return torch.stack([p, q])
+    return torch.stack([w.permute(0, 2, 3, 1) for w in (p, q)]).permute(0, 1, 4, 2, 3)

@@ -1,0 +1,171 @@
+"""Options of the training step that change how, or in how many parts, it computes."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch._dynamo.exc import BackendCompilerFailed
+
+from fastunit import compiling
+from fastunit.config import from_dict
+from fastunit.errors import ConfigError
+from fastunit.networks import UNIT
+from fastunit.session import Session
+from fastunit.step import TrainStep
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def make(tiny):
+    """Return a maker of float64 training steps whose networks begin alike."""
+
+    def made(**changes) -> TrainStep:
+        torch.manual_seed(11)
+        config = from_dict(tiny | changes)
+        return TrainStep(UNIT(config).double(), config)
+
+    return made
+
+
+@pytest.fixture
+def batch():
+    return tuple(torch.rand(4, 3, 16, 16, dtype=torch.float64) * 2 - 1 for _ in range(2))
+
+
+def noise_for(step, x_a, x_b):
+    with torch.no_grad():
+        codes = step.unit.gen_a.code(x_a), step.unit.gen_b.code(x_b)
+    of = {"a": codes[0], "b": codes[1], "ba": codes[1], "ab": codes[0]}
+    return {name: torch.randn_like(code) for name, code in of.items()}
+
+
+def state(step):
+    weights = dict(step.unit.named_parameters())
+    return weights | {f"{name}.grad": p.grad for name, p in weights.items()}
+
+
+def assert_close(mine, wanted):
+    assert mine.keys() == wanted.keys()
+    for name, value in mine.items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-7, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("paired", ["on", "off"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_parts_of_a_batch_train_as_the_whole(count, paired, make, batch):
+    whole, parts = make(), make(accumulate=count, pair_domains=paired)
+    for _ in range(2):
+        noise = noise_for(whole, *batch)
+        losses = [step(*batch, noise=noise) for step in (whole, parts)]
+        assert_close(losses[1], losses[0])
+    assert_close(state(parts), state(whole))
+
+
+def test_a_batch_that_has_no_equal_parts_is_refused(make, batch):
+    with pytest.raises(ValueError, match="a batch of 4 cannot be cut into accumulate=3 parts"):
+        make(accumulate=3)(*batch)
+
+
+def test_a_session_reads_the_batches_of_an_iteration_at_once(tiny):
+    session = Session(from_dict(tiny | {"accumulate": 3, "batch_size": 2}), CPU)
+    session.advance(*(torch.rand(6, 3, 16, 16) for _ in range(2)))
+    assert session.iteration == 1 and session.positions == {"a": 6, "b": 6}
+
+
+def test_large_gradients_are_scaled_and_small_ones_left(make, batch):
+    free = make(clip_grad_norm=0.0)
+    noise = noise_for(free, *batch)
+    free(*batch, noise=noise)
+    norms = {}
+    for name in ("discriminators", "generators"):
+        norms[name] = norm(getattr(free.unit, name)())
+    limit = min(norms.values()) / 2
+    clipped, loose = make(clip_grad_norm=limit), make(clip_grad_norm=10 * max(norms.values()))
+    for step in (clipped, loose):
+        step(*batch, noise=noise)
+    for name in norms:
+        torch.testing.assert_close(norm(getattr(clipped.unit, name)()), limit, rtol=1e-4, atol=0)
+    assert_close(state(loose), state(free))
+
+
+def norm(parameters):
+    return float(torch.stack([p.grad.norm() for p in parameters]).norm())
+
+
+def test_the_rate_known_to_the_host_is_the_optimisers(make, batch):
+    step = make(lr=0.008, lr_policy="step", step_size=2, gamma=0.5)
+    found = []
+    for _ in range(5):
+        step(*batch)
+        found.append(step.learning_rate)
+        assert step.learning_rate == step.gen_opt.param_groups[0]["lr"]
+    assert found == pytest.approx([0.008, 0.004, 0.004, 0.002, 0.002])
+    again = make(lr=0.008, lr_policy="step", step_size=2, gamma=0.5)
+    again.load_state_dict(copy.deepcopy(step.state_dict()))
+    assert again.learning_rate == step.learning_rate
+    again.reset_settings(4)
+    assert again.learning_rate == again.gen_opt.param_groups[0]["lr"] == pytest.approx(0.002)
+
+
+def test_a_compiled_step_computes_the_same(make, batch):
+    torch.compiler.reset()
+    eager, compiled = make(compile="off"), make(compile="on")
+    noise = noise_for(eager, *batch)
+    for _ in range(2):
+        losses = [step(*batch, noise=noise) for step in (eager, compiled)]
+    assert compiled.compiled.is_on(CPU) and not eager.compiled.is_on(CPU)
+    assert_close(losses[1], losses[0])
+    assert_close(state(compiled), state(eager))
+
+
+def test_where_the_compiler_fails_the_step_goes_on_with_a_word(make, batch, monkeypatch, caplog):
+    def broken(function, **options):
+        def fail(*args):
+            raise BackendCompilerFailed(function, RuntimeError("no compiler here"), None)
+
+        return fail
+
+    monkeypatch.setattr(compiling.torch, "compile", broken)
+    eager, step = make(compile="off"), make(compile="on")
+    noise = noise_for(eager, *batch)
+    with caplog.at_level(logging.WARNING, "fastunit"):
+        losses = [each(*batch, noise=noise) for each in (eager, step)]
+    assert_close(losses[1], losses[0])
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1
+    assert said[0].startswith("compile off: torch.compile failed in decode_both:")
+    assert "no compiler here" in said[0]
+    assert not step.compiled.is_on(CPU)
+
+
+def test_errors_of_the_step_itself_are_not_taken_for_the_compilers(make, batch, monkeypatch):
+    monkeypatch.setattr(compiling.torch, "compile", lambda function, **options: function)
+    with pytest.raises(ValueError, match="noise has no"):
+        make(compile="on")(*batch, noise={})
+
+
+def test_compiling_is_for_gpus_unless_asked_for():
+    gpu = torch.device("cuda")
+    assert [compiling.Compiled("auto").is_on(device) for device in (CPU, gpu)] == [False, True]
+    assert not compiling.Compiled("off").is_on(gpu)
+
+
+def test_a_graph_needs_a_gpu(make, tiny):
+    with pytest.raises(
+        ConfigError, match="graphs=on needs an NVIDIA GPU, not cpu; use graphs=auto"
+    ):
+        make().use_graphs()
+    with pytest.raises(ConfigError, match="graphs=on needs"):
+        Session(from_dict(tiny | {"graphs": "on"}), CPU)
+    Session(from_dict(tiny | {"graphs": "auto"}), CPU)
+
+
+@pytest.mark.parametrize("key", ["graphs", "compile", "pair_domains"])
+def test_yaml_reads_on_and_off_as_truth_values(key):
+    assert [getattr(from_dict({key: value}), key) for value in (True, False)] == ["on", "off"]
+    with pytest.raises(ConfigError, match=f"{key}='yes' must be one of auto, on, off"):
+        from_dict({key: "yes"})

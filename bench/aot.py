@@ -11,6 +11,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -85,7 +86,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def step_launches(settings: config.Config, arch: int, dtype: torch.dtype) -> list[runtime.Launch]:
-    """Record one training step: every network, forward and backward. Its numbers are garbage."""
+    """Record one training step: every network, forward and backward. Its numbers are garbage.
+
+    Domains are paired unless the settings say no, as on a GPU.
+    """
+    if settings.pair_domains == "auto":
+        settings = replace(settings, pair_domains="on")
     unit = UNIT(settings).to(dtype, memory_format=torch.channels_last)
     x_a, x_b = (
         torch.zeros(settings.batch_size, channels, *settings.crop, dtype=dtype).to(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fastunit import checkpoint, config, files, release
+from fastunit import checkpoint, config, files, precision, release
 from fastunit.config import Config
 from fastunit.data import DomainLoader
 from fastunit.errors import CheckpointError, TrainingDiverged
@@ -37,6 +37,7 @@ class Session:
         self.positions = {"a": 0, "b": 0}  # samples of each domain trained on
         self.files = {"a": "", "b": ""}  # fingerprints of the domains' file lists
         self.spent = {"seconds": 0.0, "loop_seconds": 0.0}  # by all processes of the run
+        precision.resolve(config.precision, device)  # before anything is made
         torch.manual_seed(config.seed)
         perceptual = load_perceptual(config.vgg_model_path) if config.vgg_w > 0 else None
         self.unit = UNIT(config).to(device, memory_format=torch.channels_last)
@@ -53,6 +54,18 @@ class Session:
     def translator(self) -> GeneratorPair:
         """The generators to look at: averaged ones where `ema_decay` is on."""
         return self._average.module if self._average is not None else self._pair
+
+    def manner(self) -> str:
+        """Say how steps are computed: precision, CUDA graph, compiler; why not, where off."""
+        settings, gpu = self.config, self.device.type == "cuda"
+        graphs = compiled = "on"
+        if not self.step.uses_graphs:
+            graphs = "off (graphs=off)" if gpu else "off (no GPU)"
+        if not self.step.compiled.is_on(self.device):
+            why = "compile=off" if settings.compile == "off" else "compile=auto is for GPUs"
+            compiled = f"off ({why})"
+        name = precision.resolve(settings.precision, self.device)
+        return f"precision {name}; CUDA graph {graphs}; torch.compile {compiled}"
 
     def advance(self, x_a: Tensor, x_b: Tensor) -> Losses:
         """Train on one batch of each domain; returns detached scalars on the device."""

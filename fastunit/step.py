@@ -147,6 +147,11 @@ class TrainStep:
         """Where the networks are."""
         return self.gen_opt.param_groups[0]["params"][0].device
 
+    @property
+    def uses_graphs(self) -> bool:
+        """Whether steps are replayed, once they are warm."""
+        return self._graphed is not None
+
     def use_graphs(self, *, required: bool = False) -> None:
         """Replay the step as a CUDA graph once it is warm; the networks are on a GPU.
 

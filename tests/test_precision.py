@@ -9,6 +9,7 @@ from fastunit import precision
 from fastunit.config import from_dict
 from fastunit.errors import ConfigError
 from fastunit.networks import UNIT
+from fastunit.session import Session
 from fastunit.step import TrainStep
 
 CPU = torch.device("cpu")
@@ -98,9 +99,11 @@ def test_auto_is_bf16_on_gpus_that_have_it(capability, wanted, monkeypatch):
     assert precision.resolve("auto", torch.device("cuda")) == wanted
 
 
-def test_tf32_needs_a_gpu(monkeypatch):
+def test_tf32_needs_a_gpu(tiny, monkeypatch):
     with pytest.raises(ConfigError, match=r"precision=tf32 needs an NVIDIA GPU.*not cpu; use"):
         precision.resolve("tf32", CPU)
+    with pytest.raises(ConfigError, match="precision=tf32 needs"):
+        Session(from_dict(tiny | {"precision": "tf32"}), CPU)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert precision.resolve("tf32", torch.device("cuda")) == "tf32"
 

@@ -161,7 +161,10 @@ def test_a_graph_needs_a_gpu(make, tiny):
         make().use_graphs()
     with pytest.raises(ConfigError, match="graphs=on needs"):
         Session(from_dict(tiny | {"graphs": "on"}), CPU)
-    Session(from_dict(tiny | {"graphs": "auto"}), CPU)
+    session = Session(from_dict(tiny | {"graphs": "auto"}), CPU)
+    assert session.manner() == (
+        "precision fp32; CUDA graph off (no GPU); torch.compile off (compile=auto is for GPUs)"
+    )
 
 
 @pytest.mark.parametrize("key", ["graphs", "compile", "pair_domains"])

@@ -47,11 +47,11 @@ def step(trainer, config, arrays):
 
 
 def both(load_golden, case, run):
-    """Return what `run` gives of a golden case's networks by ATen and by Triton."""
+    """Return what `run` gives of a golden case's networks by ATen, and by Triton in pairs."""
     meta, arrays = load_golden(case)
     found = []
-    for impl in ("aten", "triton"):
-        trainer = UNIT_Trainer(meta["config"])
+    for impl, paired in (("aten", "off"), ("triton", "on")):
+        trainer = UNIT_Trainer(meta["config"] | {"pair_domains": paired})
         for name in NETWORKS:
             getattr(trainer, name).load_state_dict(group(arrays, f"init/{name}."))
         with default_impl(impl):

@@ -15,6 +15,7 @@ def check(config: Config) -> None:
     _check_data(config)
     _check_sharing(config)
     _check_sizes(config)
+    _check_perceptual(config)
 
 
 def smallest_crop(config: Config) -> int:
@@ -71,6 +72,16 @@ def _check_sizes(config: Config) -> None:
                     f"new_size={domain.new_size} of domain {domain.name} is smaller than "
                     f"{name}={size}; raise it to {size} or lower the crop"
                 )
+
+
+def _check_perceptual(config: Config) -> None:
+    """VGG16's last features, an eighth of the image, must be more than one pixel to normalise."""
+    height, width = config.crop
+    if config.vgg_w > 0 and (height // 8) * (width // 8) < 2:
+        raise ConfigError(
+            f"vgg_w={config.vgg_w} needs crops of at least 8x16 or 16x8 pixels, not "
+            f"{height}x{width}; enlarge crop_image_height or crop_image_width, or set vgg_w=0"
+        )
 
 
 def _fits(size: int, dis: DiscriminatorConfig) -> bool:

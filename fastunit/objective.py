@@ -149,8 +149,8 @@ def generator_losses(
         losses["cycle_a"], losses["cycle_b"] = _l1(x_aba, x_a), _l1(x_bab, x_b)
         losses["cycle_kl_a"], losses["cycle_kl_b"] = kl_ab, kl_ba
     if config.vgg_w > 0:
-        losses["perceptual_a"] = perceptual(x_ba, x_b)
-        losses["perceptual_b"] = perceptual(x_ab, x_a)
+        distances = perceptual.pair((x_ba, x_ab), (x_b, x_a))
+        losses["perceptual_a"], losses["perceptual_b"] = distances
     return losses | {"generator_total": _weighted(losses, config)}
 
 

@@ -23,6 +23,7 @@ from fastunit.sources import Domains
 from fastunit.step import TrainStep
 
 OPTIMISER_KEYS = ("lr", "beta1", "beta2", "weight_decay", "lr_policy", "step_size", "gamma")
+MEMORY_FORMAT = torch.channels_last  # of the networks
 _logger = logging.getLogger(__name__)
 
 
@@ -40,7 +41,7 @@ class Session:
         precision.resolve(config.precision, device)  # before anything is made
         torch.manual_seed(config.seed)
         perceptual = load_perceptual(config.vgg_model_path) if config.vgg_w > 0 else None
-        self.unit = UNIT(config).to(device, memory_format=torch.channels_last)
+        self.unit = UNIT(config).to(device, memory_format=MEMORY_FORMAT)
         self.step = TrainStep(self.unit, config, perceptual and perceptual.to(device))
         if config.graphs == "on" or (config.graphs == "auto" and device.type == "cuda"):
             self.step.use_graphs(required=config.graphs == "on")

@@ -54,6 +54,7 @@ def _run(args: argparse.Namespace) -> int:
     shown = paired.shown_images(domains, settings, device)
     with run.claim() as folder:
         _describe(folder, settings, device)
+        print(session.manner(), flush=True)
         trainer = Trainer(session, domains, folder, shown, started)
         return _train(trainer, pairs)
 
@@ -68,8 +69,9 @@ def _train(trainer: Trainer, pairs: paired.Pairs) -> int:
         return 1
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"the GPU's memory is full ({error}); lower batch_size, crop_image_height or "
-            "crop_image_width (--dry-run shows the expected memory)"
+            f"the GPU's memory is full ({error}); set checkpoint_activations=true, or lower "
+            "batch_size, crop_image_height or crop_image_width (--dry-run shows the expected "
+            "memory)"
         ) from error
     if not finished:
         print(f"stopped at iteration {session.iteration}; continue with --resume {folder}")
@@ -186,9 +188,10 @@ def _print_plan(settings: Config, run: Run, device: torch.device) -> None:
     print("images:")
     for split, count in _image_counts(settings).items():
         print(f"  {split}: {count}")
-    print("expected memory:")
-    for name, size in memory.expected_bytes(settings).items():
-        print(f"  {name}: {size / 2**20:.0f} MiB")
+    expected = memory.forecast(settings, device)
+    print(f"expected memory: {expected}")
+    if missing := memory.shortage(expected, device):
+        print(f"warning: {missing}")
     start = f"continues {run.source}" if run.source else "starts afresh"
     print(f"would train on {_device_name(device)} into {run.folder}/ ({start})")
 

@@ -79,8 +79,8 @@ def memory_format(*tensors: Tensor) -> torch.memory_format:
 
 def owned(gradient: Tensor, form: torch.memory_format, *others: Tensor) -> Tensor:
     """Return a gradient in a memory format, as a copy if it shares the memory of the others."""
-    start = gradient.untyped_storage().data_ptr()
-    if any(other.untyped_storage().data_ptr() == start for other in others):
+    storage = gradient.untyped_storage()._cdata
+    if any(other.untyped_storage()._cdata == storage for other in others):
         return gradient.clone(memory_format=form)
     return gradient.contiguous(memory_format=form)
 

@@ -229,3 +229,11 @@ def test_reference_lists_every_key():
 def test_the_documentation_holds_the_reference():
     text = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert config.reference() in text, "paste what config.reference() returns"
+
+
+def test_a_perceptual_term_of_one_pixel_is_refused(tiny):
+    small = {"crop_image_height": 8, "crop_image_width": 12, "gen": {"n_downsample": 1}}
+    dis = {"dis": {"n_layer": 1, "num_scales": 1}}
+    config.from_dict(tiny | small | dis)
+    with pytest.raises(ConfigError, match=r"vgg_w=1\.0 needs crops .* not 8x12; enlarge"):
+        config.from_dict(tiny | small | dis | {"vgg_w": 1, "vgg_model_path": "x.pth"})

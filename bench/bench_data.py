@@ -1,16 +1,43 @@
-"""Data pipeline: ``python -m pytest bench/bench_data.py``. images/s of one domain."""
+"""Data pipeline: ``python -m pytest bench/bench_data.py``.
+
+`bench_loader` reads images of one domain and does nothing else. `bench_data_wait` trains our own
+configurations on both domains, as the training loop does: data_wait is the share of the time that
+the loop waits for the loaders, the median of the rounds; images/s count both domains. The demo
+reads its own small pictures, all else JPEG files as large as photographs.
+"""
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from fastunit import config
 from fastunit.data import DomainLoader
 from fastunit.datasets import demo_root
+from fastunit.loop import Clock
+from fastunit.session import Session
+from fastunit.sources import find_domains
 
+pytest.importorskip("nvidia.dali", reason="needs NVIDIA DALI: pip install 'fastunit[train]'")
+
+GPU = torch.cuda.is_available()
 BATCHES = 20
+FILES, WIDTH, HEIGHT = 32, 640, 480  # of a domain of photographs
+# Batches in a round, and what to train; the release's networks only where there is a GPU.
+CASES = {
+    "demo": (BATCHES, "demo", []),
+    "photos": (BATCHES if GPU else 1, "photos", ["batch_size=1"]),
+}
+if GPU:
+    sizes = ["new_size=256", "crop_image_height=256", "crop_image_width=256"]
+    wide = [*sizes, "gen.dim=64", "dis.dim=64"]
+    CASES["release 256x256, batch 1"] = BATCHES, "photos", [*wide, "batch_size=1"]
+    CASES["release 256x256, batch 8"] = BATCHES, "photos", [*wide, "batch_size=8"]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -36,3 +63,42 @@ def bench_loader(benchmark, device: torch.device, threads: int):
 
     benchmark.pedantic(read, rounds=5, warmup_rounds=1)
     benchmark.extra_info["images_per_s"] = BATCHES * 8 / benchmark.stats.stats.median
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with trainA and trainB: JPEG files of coarse and fine detail."""
+    root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for domain in ("trainA", "trainB"):
+        (root / domain).mkdir()
+        for index in range(FILES):
+            coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+            pixels = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+            fine = rng.normal(0, 8, pixels.shape)
+            picture = Image.fromarray((pixels + fine).clip(0, 255).astype(np.uint8))
+            picture.save(root / domain / f"{index}.jpg", quality=90)
+    return root
+
+
+@pytest.mark.parametrize("case", CASES)
+def bench_data_wait(benchmark, device: torch.device, photographs: Path, case: str):
+    batches, name, overrides = CASES[case]
+    root = demo_root() if name == "demo" else photographs
+    keys = {"data_root": str(root), "data": {"builtin": "none"}}
+    settings = config.resolve(config.read_yaml(name), overrides, keys)
+    session = Session(settings, device)
+    loaders = session.loaders(find_domains(settings))
+    shares: list[float] = []
+
+    def train() -> None:
+        clock = Clock()
+        for _ in range(batches):
+            session.advance(*clock.next_batch(loaders))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        shares.append(clock.read()["data_wait"])
+
+    benchmark.pedantic(train, rounds=5, warmup_rounds=1)
+    seconds = benchmark.stats.stats.median
+    benchmark.extra_info["images_per_s"] = 2 * settings.batch_size * batches / seconds
+    benchmark.extra_info["data_wait"] = statistics.median(shares[1:])

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 
-from bench import harness
+from bench import ceilings, harness
 
 GPU = torch.cuda.is_available()
 DTYPE = torch.bfloat16 if GPU else torch.float32
@@ -169,26 +168,7 @@ def _compare(benchmark: Any, implementation: str, flops: int | None) -> None:
         rate = flops / facts["median_us"] / 1e6
         facts["tflop_per_s"] = float(f"{rate:.3g}")
         if GPU:
-            facts["percent_of_matmul"] = round(100 * rate / matmul_tflop_per_s(), 1)
+            facts["percent_of_matmul"] = round(100 * rate / ceilings.measured().tflop_per_s, 1)
     if "gb_per_s" in facts:
-        facts["percent_of_copy"] = round(100 * facts["gb_per_s"] / copy_gb_per_s(), 1)
-
-
-@functools.cache
-def matmul_tflop_per_s() -> float:
-    """Return the rate of a large product of bf16 matrices, measured once."""
-    size = 8192
-    a, b = torch.randn(2, size, size, device="cuda", dtype=torch.bfloat16)
-    return 2 * size**3 / _milliseconds(lambda: a @ b) / 1e9
-
-
-@functools.cache
-def copy_gb_per_s() -> float:
-    """Return the bytes read and written in a second by a copy of 1 GiB, measured once."""
-    source = torch.randn(2**28, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / _milliseconds(lambda: target.copy_(source)) / 1e6
-
-
-def _milliseconds(work: Callable[[], object]) -> float:
-    return triton.testing.do_bench(work, warmup=200, rep=500, return_mode="median")
+        share = facts["gb_per_s"] / ceilings.measured().gb_per_s
+        facts["percent_of_copy"] = round(100 * share, 1)

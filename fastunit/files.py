@@ -21,8 +21,11 @@ def atomic(path: Path) -> Iterator[Path]:
 
     `path` holds either the old file or the whole new one: the content is synced to disk before
     the rename, the folder after it. An exception leaves `path` as it was and no temporary file.
-    The temporary name keeps the suffix, for writers that choose a format by it.
+    The temporary name keeps the suffix, for writers that choose a format by it. Raises
+    FileExistsError rather than replace a folder, device or pipe.
     """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is not a regular file; choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:

@@ -212,3 +212,12 @@ def test_sharing_survives_averaging_and_loading(session, tmp_path):
     for generators in (pair, session.translator, session.unit):
         assert generators.gen_a.enc.res_blocks[-1] is generators.gen_b.enc.res_blocks[-1]
     assert isinstance(session.unit, UNIT)
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with pytest.raises(FileExistsError, match="is not a regular file; choose another path"):
+            files.write_text("text", path)
+    assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]

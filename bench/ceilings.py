@@ -1,0 +1,60 @@
+"""What a GPU can do at most, measured: the rate of a large product, the speed of a large copy."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+_SIZE = 8192  # rows of the square matrices
+_COPIED = 2**28  # float32: 1 GiB
+
+
+class Ceilings(NamedTuple):
+    """`tflop_per_s` of bf16 products with fp32 sums; `gb_per_s` read and written, together."""
+
+    tflop_per_s: float
+    gb_per_s: float
+
+    def seconds(self, flops: float, moved_bytes: float) -> float:
+        """Return the least seconds of a kernel with so many FLOPs and bytes."""
+        return max(flops / self.tflop_per_s / 1e12, moved_bytes / self.gb_per_s / 1e9)
+
+
+_given: list[Ceilings] = []
+
+
+def use(ceilings: Ceilings) -> None:
+    """Let `measured` return these, found by another process on the same GPU."""
+    _given[:] = [ceilings]
+
+
+def measured() -> Ceilings:
+    """Return the GPU's ceilings, measured once in a process unless `use` brought them."""
+    return _given[0] if _given else _measure()
+
+
+@functools.cache
+def _measure() -> Ceilings:
+    found = Ceilings(_matmul_tflop_per_s(), _copy_gb_per_s())
+    torch.cuda.empty_cache()  # for what is measured next, maybe in other processes
+    return found
+
+
+def _matmul_tflop_per_s() -> float:
+    a, b = torch.randn(2, _SIZE, _SIZE, device="cuda", dtype=torch.bfloat16)
+    return 2 * _SIZE**3 / _milliseconds(lambda: a @ b) / 1e9
+
+
+def _copy_gb_per_s() -> float:
+    source = torch.randn(_COPIED, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _milliseconds(lambda: target.copy_(source)) / 1e6
+
+
+def _milliseconds(work: Callable[[], object]) -> float:
+    import triton
+
+    return triton.testing.do_bench(work, warmup=200, rep=500, return_mode="median")

@@ -20,8 +20,8 @@ from compile import LOCAL, TENSOR_CORE, Code, MachineCode, Variant, compile_vari
 from fastunit import cli, config
 from fastunit.errors import UserError
 from fastunit.kernels import runtime
-from fastunit.networks import UNIT
 from fastunit.step import TrainStep
+from fastunit.unit import UNIT
 
 # One photograph at a time, as the paper trains.
 SIZES = ["batch_size=1", "new_size=256", "crop_image_height=256", "crop_image_width=256"]

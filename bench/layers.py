@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastunit import perceptual
 from fastunit.config import Config
 from fastunit.layers import Conv2dBlock, UpsampleConv2dBlock, downsample
-from fastunit.networks import UNIT
+from fastunit.unit import UNIT
 
 NARROW = 16  # channels that a matrix instruction takes at least
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fastunit import layers, networks, objective, session, step
 from fastunit.kernels import conv_norm_act, reparameterize
-from fastunit.networks import UNIT
 from fastunit.objective import Decoded, Noise
+from fastunit.unit import UNIT
 
 
 class Saving(NamedTuple):

@@ -22,7 +22,7 @@ from bench import savings
 from bench.baseline import BaselineStep, strongest
 from fastunit import precision, session
 from fastunit.config import Config
-from fastunit.networks import UNIT
+from fastunit.unit import UNIT
 
 GPU = torch.cuda.is_available()
 # Of the images, where it is not that of our networks.

@@ -1,7 +1,8 @@
 """UNIT: unsupervised image-to-image translation, fast and dependable."""
 
 from fastunit.layers import Conv2dBlock, LayerNorm, LinearBlock, ResBlock, ResBlocks
-from fastunit.networks import UNIT, MsImageDis, VAEGen
+from fastunit.networks import MsImageDis, VAEGen
+from fastunit.unit import UNIT
 
 __all__ = [
     "UNIT",

@@ -18,7 +18,7 @@ from fastunit import config as configuration
 from fastunit import files, release
 from fastunit.config import Config
 from fastunit.errors import CheckpointError, ConfigError
-from fastunit.networks import UNIT, GeneratorPair
+from fastunit.unit import UNIT, GeneratorPair
 
 FORMAT = 1
 FOLDER = "checkpoints"

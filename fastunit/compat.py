@@ -18,11 +18,11 @@ from torch import Tensor
 from fastunit import files, release
 from fastunit.config import Config, from_dict
 from fastunit.errors import CheckpointError
-from fastunit.networks import UNIT
 from fastunit.objective import Losses, Noise
 from fastunit.perceptual import Perceptual, load_perceptual
 from fastunit.step import TrainStep
 from fastunit.typed import build
+from fastunit.unit import UNIT
 
 # The release's attribute for each of ours. Its cyc names say whose cycle, ours whose image.
 ATTRIBUTES = {

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fastunit import config, files
 from fastunit.config import Config
-from fastunit.networks import GeneratorPair
 from fastunit.page import write_page
 from fastunit.report import Metrics, draw_grid, to_pixels
+from fastunit.unit import GeneratorPair
 
 FOLDER = "samples"
 

@@ -27,9 +27,9 @@ from torch.utils._pytree import tree_leaves
 
 from fastunit.config import Config
 from fastunit.kernels import runtime
-from fastunit.networks import UNIT, GeneratorPair
 from fastunit.perceptual import Perceptual
 from fastunit.step import TrainStep
+from fastunit.unit import UNIT, GeneratorPair
 
 GLIBC_MAPS_FROM = 32 * 2**20  # bytes; below, memory comes from the heap (M_MMAP_THRESHOLD's limit)
 HEAP_GROWTH = 1.25  # the heap's size for the bytes in it; 1.2 to 1.4 were measured (glibc 2.36)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fastunit.config import Config
 from fastunit.kernels import reparameterize
-from fastunit.networks import UNIT, widened
+from fastunit.networks import widened
 from fastunit.perceptual import Perceptual
+from fastunit.unit import UNIT
 
 Losses = dict[str, Tensor]
 Noise = Mapping[str, Tensor]

@@ -11,8 +11,8 @@ import torch
 
 from fastunit.config import Config, Domain
 from fastunit.data import iter_images
-from fastunit.networks import GeneratorPair
 from fastunit.sources import Domains
+from fastunit.unit import GeneratorPair
 
 BATCH = 16
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastunit import files
 from fastunit.errors import CheckpointError
-from fastunit.networks import UNIT
+from fastunit.unit import UNIT
 
 
 def save_networks(unit: UNIT, folder: Path, iteration: int) -> None:

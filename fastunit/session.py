@@ -16,11 +16,11 @@ from fastunit import checkpoint, config, files, precision, release
 from fastunit.config import Config
 from fastunit.data import DomainLoader
 from fastunit.errors import CheckpointError, TrainingDiverged
-from fastunit.networks import UNIT, GeneratorPair
 from fastunit.objective import Losses
 from fastunit.perceptual import load_perceptual
 from fastunit.sources import Domains
 from fastunit.step import TrainStep
+from fastunit.unit import UNIT, GeneratorPair
 
 OPTIMISER_KEYS = ("lr", "beta1", "beta2", "weight_decay", "lr_policy", "step_size", "gamma")
 MEMORY_FORMAT = torch.channels_last  # of the networks

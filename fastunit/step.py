@@ -19,7 +19,6 @@ from fastunit.config import Config
 from fastunit.errors import CheckpointError, ConfigError
 from fastunit.graphs import GraphedStep
 from fastunit.kernels.filters import keep_filters
-from fastunit.networks import UNIT
 from fastunit.objective import (
     Decoded,
     Losses,
@@ -31,6 +30,7 @@ from fastunit.objective import (
 from fastunit.optimiser import adam, check_moments, make_capturable, settle
 from fastunit.pairing import Pairing
 from fastunit.perceptual import Perceptual
+from fastunit.unit import UNIT
 
 _SWITCH = {"auto": None, "on": True, "off": False}
 

@@ -23,8 +23,8 @@ import torch
 
 from fastunit import checkpoint, cli, config
 from fastunit.errors import CheckpointError, ConfigError, DataError, UserError
-from fastunit.networks import DIRECTIONS, GeneratorPair
 from fastunit.sources import EXTENSIONS, image_files
+from fastunit.unit import DIRECTIONS, GeneratorPair
 
 with cli.needs("train"):
     from tqdm import tqdm

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from fastunit import checkpoint, config
-from fastunit.networks import UNIT
+from fastunit.unit import UNIT
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 

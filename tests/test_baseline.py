@@ -10,8 +10,8 @@ import torch
 from bench.baseline import BaselineStep, strongest
 from fastunit import config
 from fastunit.compat import ATTRIBUTES
-from fastunit.networks import UNIT
 from fastunit.step import TrainStep
+from fastunit.unit import UNIT
 
 CASES = ("unit_lsgan_reflect", "unit_nsgan_zero_lrelu_rect")
 NETWORKS = ("gen_a", "gen_b", "dis_a", "dis_b")

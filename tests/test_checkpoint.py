@@ -11,8 +11,8 @@ import torch
 from fastunit import checkpoint, files
 from fastunit.config import from_dict, to_dict
 from fastunit.errors import CheckpointError, TrainingDiverged
-from fastunit.networks import UNIT
 from fastunit.session import Session
+from fastunit.unit import UNIT
 
 
 @pytest.fixture

@@ -203,7 +203,7 @@ def test_bad_files_are_named(tmp_path, content, words):
 def test_smallest_crop_is_what_the_networks_take(scales, layers, downsample):
     import torch
 
-    from fastunit.networks import UNIT
+    from fastunit.unit import UNIT
 
     values = {
         "gen": {"dim": 1, "n_res": 1, "n_downsample": downsample},

@@ -9,9 +9,9 @@ import torch
 
 from fastunit.config import from_dict
 from fastunit.graphs import WARM_UP, GraphedStep
-from fastunit.networks import UNIT
 from fastunit.session import Session
 from fastunit.step import TrainStep
+from fastunit.unit import UNIT
 
 pytestmark = pytest.mark.gpu
 

@@ -9,7 +9,7 @@ from torch import nn
 from fastunit.config import from_dict
 from fastunit.initialise import initialise
 from fastunit.layers import LayerNorm
-from fastunit.networks import UNIT
+from fastunit.unit import UNIT
 
 # Of weights [K, C, R, S] = [96, 64, 3, 3]: what their standard deviation should be.
 SPREADS = {

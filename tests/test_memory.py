@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastunit import config, memory, train
 from fastunit.kernels import runtime
-from fastunit.networks import UNIT
 from fastunit.session import Session
+from fastunit.unit import UNIT
 
 MIB = 2**20
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fastunit.config import Config, from_dict
-from fastunit.networks import UNIT
 from fastunit.objective import LOSSES, discriminator_losses, generator_losses
+from fastunit.unit import UNIT
 
 # Distinct primes, so that no two weights can be exchanged unseen.
 WEIGHTS = {

@@ -9,10 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastunit.config import from_dict
-from fastunit.networks import UNIT
 from fastunit.objective import decode_both
 from fastunit.pairing import Pairing
 from fastunit.step import TrainStep
+from fastunit.unit import UNIT
 
 ALIKE = ((2, 3, 16, 16),) * 2
 DOMAINS = {

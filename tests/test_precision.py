@@ -8,9 +8,9 @@ import torch
 from fastunit import precision
 from fastunit.config import from_dict
 from fastunit.errors import ConfigError
-from fastunit.networks import UNIT
 from fastunit.session import Session
 from fastunit.step import TrainStep
+from fastunit.unit import UNIT
 
 CPU = torch.device("cpu")
 ITERATIONS, SMOOTH = 200, 50

@@ -8,7 +8,7 @@ import torch
 from fastunit import files, release
 from fastunit.config import from_dict
 from fastunit.errors import CheckpointError
-from fastunit.networks import UNIT
+from fastunit.unit import UNIT
 
 
 @pytest.fixture

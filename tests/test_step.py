@@ -11,9 +11,9 @@ import torch
 
 from fastunit.config import from_dict
 from fastunit.errors import CheckpointError
-from fastunit.networks import UNIT
 from fastunit.objective import LOSSES, discriminator_losses, generator_losses
 from fastunit.step import TrainStep, frozen
+from fastunit.unit import UNIT
 
 
 @pytest.fixture

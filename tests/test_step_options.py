@@ -12,9 +12,9 @@ from torch._dynamo.exc import BackendCompilerFailed
 from fastunit import compiling
 from fastunit.config import from_dict
 from fastunit.errors import ConfigError
-from fastunit.networks import UNIT
 from fastunit.session import Session
 from fastunit.step import TrainStep
+from fastunit.unit import UNIT
 
 CPU = torch.device("cpu")
 

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from fastunit import checkpoint, config, pictures
-from fastunit.networks import GeneratorPair
 from fastunit.translate import main
+from fastunit.unit import GeneratorPair
 
 SIZES = [(33, 47), (1, 1), (5, 200), (32, 32)]  # height, width
 pytestmark = pytest.mark.usefixtures("restored_logging")

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from fastunit.config import Config, GeneratorConfig, ShareConfig, from_dict
 from fastunit.errors import ConfigError
-from fastunit.networks import UNIT, VAEGen, share_blocks
+from fastunit.networks import VAEGen
+from fastunit.unit import UNIT, share_blocks
 
 N_RES = 3
 

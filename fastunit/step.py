@@ -62,7 +62,8 @@ class TrainStep:
         release does. With `accumulate` of n the batch is n equal parts, whose gradients are
         averaged one after the other; each update then translates for itself.
 
-        Raises ValueError when the batch cannot be divided.
+        Afterwards the generators have their gradients, the discriminators none. Raises
+        ValueError when the batch cannot be divided.
         """
         self.update_learning_rate()
         if self._graphed is not None and noise is None:
@@ -70,11 +71,13 @@ class TrainStep:
         return self._updates(x_a, x_b, noise)
 
     def _updates(self, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Losses:
+        self.gen_opt.zero_grad()  # gradients of no further use leave their memory to the step
         with keep_filters():  # the generators stay as they are until the end
-            if not self.config.share_fakes or self.config.accumulate > 1:
-                return self.dis_update(x_a, x_b, noise) | self.gen_update(x_a, x_b, noise)
-            decoded = self._call(decode_both, self.unit, x_a, x_b, noise)
-            losses = self.dis_update(x_a, x_b, decoded=decoded)
+            decoded = None
+            if self.config.share_fakes and self.config.accumulate == 1:
+                decoded = self._call(decode_both, self.unit, x_a, x_b, noise)
+            losses = self.dis_update(x_a, x_b, noise, decoded)
+            self.dis_opt.zero_grad()
             return losses | self.gen_update(x_a, x_b, noise, decoded)
 
     def dis_update(

@@ -130,7 +130,7 @@ def test_weights_and_moments_are_counted_to_the_byte(small):
     assert small.weights == nbytes(parameters)
     counts_of_steps = 4 * len(parameters)
     assert small.optimiser == 2 * small.weights + counts_of_steps
-    assert 0 < small.gradients <= small.weights
+    assert 0 <= small.gradients <= small.weights
 
 
 def test_averaged_generators_are_weights(small):

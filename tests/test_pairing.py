@@ -59,7 +59,8 @@ def trained(step, images):
     for _ in range(2):
         noise = {name: torch.randn(code.shape, dtype=code.dtype) for name, code in of.items()}
         losses = step(*images, noise=noise)
-    found = {f"{name}.grad": p.grad for name, p in step.unit.named_parameters()}
+    parameters = dict(step.unit.named_parameters())
+    found = {f"{name}.grad": p.grad for name, p in parameters.items() if "gen" in name}
     return found | step.unit.state_dict() | losses
 
 

@@ -26,6 +26,7 @@ NOTES = {
     "GPU what PyTorch has reserved.",
     "What each saving is worth": "The same step with all savings of bench/savings.py, "
     "with none, without one and, on a CPU, with one alone.",
+    "Precision": "The same step in other precisions; read as the training step.",
     "Our configurations": "Median, in parentheses the quartiles.",
     "Translation": "The release's networks, one direction; read as the training step.",
     "Operations": "Medians. Rates are those of ours, percentages of this machine's ceilings.",
@@ -95,6 +96,7 @@ def page(run: Mapping[str, Any]) -> str:
         "Training step": tables.times(results),
         "Memory of the training step": tables.memory(results),
         "What each saving is worth": tables.ablation(results),
+        "Precision": tables.times(results, "bench_precision"),
         "Our configurations": tables.steps(results),
         "Translation": tables.times(results, "bench_translate"),
         "Operations": tables.operations(results, machine.get("gb_per_s")),

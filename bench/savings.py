@@ -75,7 +75,9 @@ SAVINGS = {
     "fakes and real images in one pass": Saving(
         replace=partial(setattr, networks.MsImageDis, "can_join", lambda *images: False)
     ),
-    "forms of weights kept": Saving(replace=partial(setattr, step, "keep_filters", nullcontext)),
+    "forms of weights kept": Saving(
+        replace=partial(setattr, step, "keep_filters", lambda weights: nullcontext())
+    ),
     "fused Adam": Saving(replace=_plain_adam),
     "channels last": Saving(
         replace=partial(setattr, session, "MEMORY_FORMAT", torch.contiguous_format)

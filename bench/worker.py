@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bench import savings
 from bench.baseline import BaselineStep, strongest
-from fastunit import precision, session
+from fastunit import allocator, precision, session
 from fastunit.config import Config
 from fastunit.unit import UNIT
 
@@ -107,6 +107,8 @@ def begin(
 ) -> None:
     """Make what `seconds` is to run, a task of `TASKS` without some of our savings; warm it up."""
     savings.do_without(without)
+    if implementation == "fastunit" and not GPU:
+        allocator.keep_freed_memory()  # as fastunit.train
     torch.backends.cudnn.benchmark = True  # as the release
     device = torch.device("cuda" if GPU else "cpu")
     _own.implementation, _own.start = implementation, memory("VmRSS")

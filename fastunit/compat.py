@@ -176,7 +176,7 @@ def _config(hyperparameters: Mapping[str, Any]) -> Config:
     if foreign:
         warnings.warn(f"unused hyperparameters: {', '.join(foreign)}", stacklevel=3)
     given = {key: value for key, value in hyperparameters.items() if key in known}
-    return from_dict({"precision": "inherit"} | given)
+    return from_dict({"precision": "inherit", "compile": "off"} | given)
 
 
 def _newest(folder: Path) -> int:

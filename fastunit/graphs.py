@@ -28,7 +28,7 @@ class GraphedStep:
 
     def __init__(self, step: Step, *, required: bool) -> None:
         self._step, self.required = step, required
-        self._stream = torch.cuda.Stream()
+        self._stream: torch.cuda.Stream | None = None
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._images: tuple[Tensor, Tensor] | None = None
@@ -37,6 +37,7 @@ class GraphedStep:
     def __call__(self, x_a: Tensor, x_b: Tensor) -> Losses:
         if self._images is None:
             self._images = x_a.clone(), x_b.clone()
+            self._stream = torch.cuda.Stream(x_a.device)
         self._calls += 1
         if self._calls == WARM_UP + 1:
             self._capture()
@@ -46,7 +47,7 @@ class GraphedStep:
 
     def _beside(self, run: Step, x_a: Tensor, x_b: Tensor) -> Losses:
         """Run on the stream of the graph, between what comes before and after on the caller's."""
-        here = torch.cuda.current_stream()
+        here = torch.cuda.current_stream(x_a.device)
         self._stream.wait_stream(here)
         with torch.cuda.stream(self._stream):
             losses = run(x_a, x_b)
@@ -61,7 +62,10 @@ class GraphedStep:
         graph = torch.cuda.CUDAGraph()
         # DALI's threads use CUDA while this one captures: only calls of this one may disturb it.
         try:
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            with (
+                torch.cuda.device(self._stream.device),
+                torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+            ):
                 self._losses = self._step(*self._images)
         except RuntimeError as error:
             if self.required:

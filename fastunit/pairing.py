@@ -94,11 +94,18 @@ class Pairing:
             for layers in zip(a, b, strict=True):
                 both = self._run(*layers, both)
             return both
-        if self.recompute and torch.is_grad_enabled() and isinstance(a, (ResBlock, Conv2dBlock)):
+        if isinstance(a, nn.Identity):
+            return both
+        if self._recomputes(a):
             return checkpoint(
                 self._block, a, b, both, use_reentrant=False, preserve_rng_state=False
             )
         return self._block(a, b, both)
+
+    def _recomputes(self, layer: nn.Module) -> bool:
+        """Not with batch norm, whose running statistics would advance twice."""
+        block = isinstance(layer, (ResBlock, Conv2dBlock)) and not _has_batch_norm(layer)
+        return self.recompute and torch.is_grad_enabled() and block
 
     def _block(self, a: nn.Module, b: nn.Module, both: Both) -> Both:
         if isinstance(a, ResBlock):

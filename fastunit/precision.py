@@ -27,8 +27,28 @@ def resolve(precision: str, device: torch.device) -> str:
 
 
 @contextmanager
+def switches(precision: str) -> Iterator[None]:
+    """Set PyTorch's tf32 switches to a resolved precision inside the block; for backward too.
+
+    "inherit" changes nothing.
+    """
+    backends = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    wanted = before
+    if precision != "inherit":
+        wanted = ["tf32" if precision == "tf32" else "ieee"] * len(backends)
+    try:
+        for backend, value in zip(backends, wanted, strict=True):
+            backend.fp32_precision = value
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
+
+
+@contextmanager
 def products(precision: str, device: torch.device) -> Iterator[None]:
-    """Multiply in a resolved precision inside the block.
+    """Multiply in a resolved precision inside the block; a forward pass, as autocast is for.
 
     bf16 is autocast: operands are rounded to bfloat16; accumulation, statistics, losses and
     weights stay float32. float64 networks are left alone. "inherit" changes nothing: autocast
@@ -37,17 +57,9 @@ def products(precision: str, device: torch.device) -> Iterator[None]:
     if precision == "inherit":
         yield
         return
-    allowed = "tf32" if precision == "tf32" else "ieee"
-    backends = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = allowed
-        # The weights' own casts are kept by fastunit.kernels; PyTorch's cache outlives updates.
-        with torch.autocast(
-            device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
-        ):
-            yield
-    finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
+    # The weights' own casts are kept by fastunit.kernels; PyTorch's cache outlives updates.
+    autocast = torch.autocast(
+        device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
+    )
+    with switches(precision), autocast:
+        yield

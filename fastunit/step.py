@@ -18,7 +18,7 @@ from fastunit.compiling import Compiled
 from fastunit.config import Config
 from fastunit.errors import CheckpointError, ConfigError
 from fastunit.graphs import GraphedStep
-from fastunit.kernels.filters import keep_filters
+from fastunit.kernels.filters import forget, keep_filters
 from fastunit.objective import (
     Decoded,
     Losses,
@@ -72,7 +72,7 @@ class TrainStep:
 
     def _updates(self, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Losses:
         self.gen_opt.zero_grad()  # gradients of no further use leave their memory to the step
-        with keep_filters():  # the generators stay as they are until the end
+        with keep_filters(self.unit.generators()):  # they stay as they are until the end
             decoded = None
             if self.config.share_fakes and self.config.accumulate == 1:
                 decoded = self._call(decode_both, self.unit, x_a, x_b, noise)
@@ -94,7 +94,7 @@ class TrainStep:
                 discriminator_losses, self.unit, x_a, x_b, self.config, noise, decoded
             )
 
-        return self._update(self.dis_opt, "discriminator_total", losses, x_a, x_b, noise)
+        return self._update(self.dis_opt, "discriminator_total", losses, x_a, x_b, noise, decoded)
 
     def gen_update(
         self,
@@ -111,7 +111,7 @@ class TrainStep:
             )
 
         with frozen(self.unit.dis_a, self.unit.dis_b):
-            return self._update(self.gen_opt, "generator_total", losses, x_a, x_b, noise)
+            return self._update(self.gen_opt, "generator_total", losses, x_a, x_b, noise, decoded)
 
     def _update(
         self,
@@ -121,18 +121,22 @@ class TrainStep:
         x_a: Tensor,
         x_b: Tensor,
         noise: Noise | None,
+        decoded: Decoded | None,
     ) -> Losses:
         """Descend the mean of the losses of the batch's parts; return these means."""
+        if decoded is not None and self.config.accumulate > 1:
+            raise ValueError("decoded belongs to a whole batch; leave it out with accumulate > 1")
         count, found = self.config.accumulate, []
         optimizer.zero_grad()
-        with keep_filters():
+        with keep_filters(self._weights()), precision.switches(self._resolved()):
             for part in range(count):
                 inputs = (_part(value, part, count) for value in (x_a, x_b, noise))
                 found.append(losses(*inputs))
                 (found[-1][total] / count).backward()
                 found[-1] = _detached(found[-1])
+        parameters = optimizer.param_groups[0]["params"]
+        forget(parameters)
         if self.config.clip_grad_norm:
-            parameters = optimizer.param_groups[0]["params"]
             clip_grad_norm_(parameters, self.config.clip_grad_norm)
         optimizer.step()
         if count == 1:
@@ -141,9 +145,17 @@ class TrainStep:
 
     def _call(self, function: Callable[..., Losses | Decoded], *args: Any) -> Losses | Decoded:
         """Call a function of the networks in the configured precision, compiled if configured."""
-        device = self.device
-        with precision.products(precision.resolve(self.config.precision, device), device):
+        resolved, device = self._resolved(), self.device
+        with precision.products(resolved, device):
             return self.compiled(function, *args, device=device)
+
+    def _resolved(self) -> str:
+        return precision.resolve(self.config.precision, self.device)
+
+    def _weights(self) -> list[nn.Parameter]:
+        """Return everything that stays as it is during an update."""
+        modules = [self.unit] if self.perceptual is None else [self.unit, self.perceptual]
+        return [weight for module in modules for weight in module.parameters()]
 
     @property
     def device(self) -> torch.device:

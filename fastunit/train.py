@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fastunit import checkpoint, cli, config, files, memory
+from fastunit import allocator, checkpoint, cli, config, files, memory
 from fastunit.config import Config
 from fastunit.errors import TrainingDiverged, UserError
 
@@ -47,6 +47,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         _print_plan(settings, run, device)
         return 0
+    if device.type == "cpu":
+        allocator.keep_freed_memory()
     domains = _checked_files(settings)
     pairs = paired.find_pairs(domains, settings)
     session = Session(settings, device)

@@ -2,46 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+
+class _Scope:
+    """The forms of some weights, and of these forms."""
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        self.weights = list(weights)
+        self.clear()
+
+    def clear(self) -> None:
+        self.forms: dict[tuple, Tensor] = {}
+        self.storages = set(map(_storage, self.weights))
+
+    def holds(self, tensors: Iterable[Tensor]) -> bool:
+        return all(_storage(tensor) in self.storages for tensor in tensors)
+
+
 # Not a context variable: on a GPU, backward runs in a thread of its own.
-_scopes: list[dict[tuple, tuple[tuple, Tensor]]] = []
+_scopes: list[_Scope] = []
+_lock = threading.RLock()
 
 
 @contextmanager
-def keep_filters() -> Iterator[None]:
-    """Make each form of each weight once inside the block; forms are dropped at its end.
+def keep_filters(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Make each form of these weights once inside the block; forms are dropped at its end.
 
-    Weights that were used inside must not change inside. Blocks nest: an inner one finds what
-    the outer ones have, and drops its own alone.
+    The weights must not change inside, but after `forget`. Blocks nest; a weight's forms belong
+    to the outermost block that names it.
     """
-    scope: dict[tuple, tuple[tuple, Tensor]] = {}
-    _scopes.append(scope)
+    scope = _Scope(weights)
+    with _lock:
+        _scopes.append(scope)
     try:
         yield
     finally:
-        _scopes[:] = [other for other in _scopes if other is not scope]
+        with _lock:
+            _scopes.remove(scope)
+
+
+def forget(weights: Iterable[Tensor]) -> None:
+    """Drop the forms that blocks keep of any of these weights, because they will change."""
+    places = set(map(_storage, weights))
+    with _lock:
+        for scope in _scopes:
+            if not places.isdisjoint(map(_storage, scope.weights)):
+                scope.clear()
 
 
 def kept(make: Callable[..., Tensor], *args: Any) -> Tensor:
     """Return ``make(*args)``, made earlier if a block of `keep_filters` has it.
 
-    The result may share memory with the weights among `args` and must not be written to.
+    Only what is made of weights that a block names, or of their forms, is kept: other tensors'
+    memory may be used again without a trace, by compiled code for instance. The result may share
+    memory with the weights and must not be written to.
     """
     if torch.compiler.is_compiling() or not _scopes:
         return make(*args)
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
     key = (make, torch.is_grad_enabled(), *map(_identity, args))
-    for scope in _scopes:
-        if key in scope:
-            return scope[key][1]
-    form = make(*args)
-    _scopes[-1][key] = args, form  # holding the weights, so that nothing else takes their place
-    return form
+    with _lock:
+        for scope in _scopes:
+            if scope.holds(tensors):
+                if key not in scope.forms:
+                    scope.forms[key] = form = make(*args)
+                    scope.storages.add(_storage(form))
+                return scope.forms[key]
+    return make(*args)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _identity(value: Any) -> Any:
@@ -50,5 +88,5 @@ def _identity(value: Any) -> Any:
         return value
     # An optimiser's fused update leaves the version alone, so this catches other changes only.
     version = None if value.is_inference() else value._version
-    place = value.untyped_storage()._cdata, value.storage_offset(), value.shape, value.stride()
+    place = _storage(value), value.storage_offset(), value.shape, value.stride()
     return *place, value.dtype, value.requires_grad, version

@@ -8,6 +8,7 @@ import torch
 from fastunit import precision
 from fastunit.config import from_dict
 from fastunit.errors import ConfigError
+from fastunit.kernels import conv_block_aten
 from fastunit.session import Session
 from fastunit.step import TrainStep
 from fastunit.unit import UNIT
@@ -120,3 +121,19 @@ def test_switches_are_set_inside_and_restored_after_an_error():
         assert [backend.fp32_precision for backend in backends] == before
     with precision.products("inherit", CPU):
         assert [backend.fp32_precision for backend in backends] == before
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("name", "wanted"), [("fp32", "ieee"), ("bf16", "ieee")])
+def test_backward_multiplies_as_forward_does(name, wanted, recompute, train, monkeypatch):
+    found = {"fprop": set(), "backward": set()}
+    for kind in found:
+        function = getattr(conv_block_aten, kind)
+
+        def watched(*args, kind=kind, function=function):
+            found[kind].add(torch.backends.cudnn.conv.fp32_precision)
+            return function(*args)
+
+        monkeypatch.setattr(conv_block_aten, kind, watched)
+    train(name, iterations=1, checkpoint_activations=recompute)
+    assert found == {"fprop": {wanted}, "backward": {wanted}}

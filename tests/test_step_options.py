@@ -12,6 +12,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 from fastunit import compiling
 from fastunit.config import from_dict
 from fastunit.errors import ConfigError
+from fastunit.objective import decode_both
 from fastunit.session import Session
 from fastunit.step import TrainStep
 from fastunit.unit import UNIT
@@ -68,6 +69,22 @@ def test_parts_of_a_batch_train_as_the_whole(count, paired, make, batch):
 def test_a_batch_that_has_no_equal_parts_is_refused(make, batch):
     with pytest.raises(ValueError, match="a batch of 4 cannot be cut into accumulate=3 parts"):
         make(accumulate=3)(*batch)
+
+
+def test_translations_of_a_whole_batch_do_not_go_with_parts(make, batch):
+    step = make(accumulate=2)
+    for update in (step.dis_update, step.gen_update):
+        with pytest.raises(ValueError, match="decoded belongs to a whole batch"):
+            update(*batch, decoded=decode_both(step.unit, *batch))
+
+
+def test_recomputing_leaves_batch_norms_statistics_alone(tiny, make, batch):
+    dis = {"dis": tiny["dis"] | {"norm": "bn"}}
+    plain, recomputed = make(**dis), make(**dis, checkpoint_activations=True)
+    noise = noise_for(plain, *batch)
+    for step in (plain, recomputed):
+        step(*batch, noise=noise)
+    assert_close(recomputed.unit.state_dict(), plain.unit.state_dict())
 
 
 def test_a_session_reads_the_batches_of_an_iteration_at_once(tiny):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastunit.kernels import conv_norm_act, upsample_conv
-from fastunit.kernels.filters import keep_filters, kept
+from fastunit.kernels.filters import forget, keep_filters, kept
 
 
 class Doubled:
@@ -33,14 +33,14 @@ def w():
 def test_nothing_is_kept_outside_of_a_block(make, w):
     for _ in range(3):
         torch.testing.assert_close(kept(make, w), 2 * w)
-    with keep_filters():
+    with keep_filters([w]):
         kept(make, w)
     kept(make, w)
     assert make.count == 5
 
 
 def test_a_form_is_made_once_whatever_the_view(make, w):
-    with keep_filters():
+    with keep_filters([w]):
         forms = [kept(make, w), kept(make, w.detach()), kept(make, w.view(4, 3, 3, 3))]
         assert make.count == 1
         assert all(form is forms[0] for form in forms)
@@ -58,7 +58,7 @@ def test_a_form_is_made_once_whatever_the_view(make, w):
     ],
 )
 def test_another_tensor_has_a_form_of_its_own(other, make, w):
-    with keep_filters():
+    with keep_filters([w]):
         kept(make, w)
         different = other(w)
         torch.testing.assert_close(kept(make, different), 2 * different)
@@ -66,7 +66,7 @@ def test_another_tensor_has_a_form_of_its_own(other, make, w):
 
 
 def test_other_arguments_make_another_form(make, w):
-    with keep_filters():
+    with keep_filters([w]):
         torch.testing.assert_close(kept(make, w, 3), 3 * w)
         torch.testing.assert_close(kept(make, w, 5), 5 * w)
         kept(make, w, 3)
@@ -75,7 +75,7 @@ def test_other_arguments_make_another_form(make, w):
 
 def test_a_form_with_a_graph_is_not_taken_for_one_without(make, w):
     w.requires_grad_()
-    with keep_filters():
+    with keep_filters([w]):
         with torch.no_grad():
             assert not kept(make, w).requires_grad
         (kept(make, w) + kept(make, w)).sum().backward()
@@ -84,33 +84,53 @@ def test_a_form_with_a_graph_is_not_taken_for_one_without(make, w):
 
 
 def test_a_changed_weight_is_noticed(make, w):
-    with keep_filters():
+    with keep_filters([w]):
         before = kept(make, w).clone()
         w.add_(1)
         torch.testing.assert_close(kept(make, w), before + 2)
 
 
-def test_a_weight_in_the_place_of_a_freed_one_is_not_mistaken_for_it(make):
-    with keep_filters():
-        for value in range(20):
-            w = torch.full((64, 64), float(value))
-            assert kept(make, w)[0, 0] == 2 * value
-            del w
+def test_other_tensors_and_their_forms_are_not_kept(make, w):
+    with keep_filters([w]):
+        for value in range(3):
+            other = torch.full_like(w, value)
+            torch.testing.assert_close(kept(make, other), 2 * other)
+            assert make.count == value + 1
+
+
+def test_forms_of_forms_are_kept(make, w):
+    with keep_filters([w]):
+        for _ in range(3):
+            form = kept(make, kept(make, w), 3)
+        torch.testing.assert_close(form, 6 * w)
+    assert make.count == 2
+
+
+def test_what_will_change_is_forgotten(make, w):
+    other = torch.randn(3)
+    with keep_filters([w]), keep_filters([other]):
+        kept(make, other)
+        before = kept(make, w).clone()
+        forget([w])
+        w.data.add_(1)  # without a new version
+        torch.testing.assert_close(kept(make, w), before + 2)
+        kept(make, other)
+    assert make.count == 3
 
 
 def test_an_inner_block_sees_the_outer_and_drops_its_own(make, w):
     other = torch.randn(2)
-    with keep_filters():
+    with keep_filters([w]):
         kept(make, w)
         for _ in range(2):
-            with keep_filters():
+            with keep_filters([w, other]):
                 kept(make, w)
                 kept(make, other)
         assert make.count == 3
 
 
 def test_an_exception_ends_a_block(make, w):
-    with pytest.raises(KeyError), keep_filters():
+    with pytest.raises(KeyError), keep_filters([w]):
         raise KeyError
     kept(make, w)
     kept(make, w)
@@ -118,9 +138,10 @@ def test_an_exception_ends_a_block(make, w):
 
 
 def test_inference_tensors_are_kept_too(make):
-    with torch.inference_mode(), keep_filters():
+    with torch.inference_mode():
         w = torch.ones(2)
-        assert kept(make, w) is kept(make, w)
+        with keep_filters([w]):
+            assert kept(make, w) is kept(make, w)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -136,7 +157,7 @@ def test_blocks_compute_the_same_inside(block, dtype):
         return x.grad, w.grad
 
     wanted = gradients()
-    with keep_filters():
+    with keep_filters([w]):
         found = gradients()
         with torch.no_grad():
             w.mul_(-0.5)

@@ -19,8 +19,8 @@ class Compiled:
 
     `mode` is "on", "off" or "auto", which compiles on GPUs only: on a CPU, compiling takes minutes
     and saves little. The fused operations stay as they are; the compiler joins what lies between
-    them: losses, pooling, concatenation. Where it fails, a warning says why and the functions run
-    as they are from then on.
+    them: losses, pooling, concatenation. Where it fails in a call, a warning says why and the
+    functions run as they are from then on; a failure in compiling a backward pass is raised there.
     """
 
     def __init__(self, mode: str) -> None:

@@ -166,3 +166,13 @@ def test_blocks_compute_the_same_inside(block, dtype):
     assert all(map(torch.equal, found, wanted))
     assert all(map(torch.equal, changed, again))
     assert not torch.equal(changed[0], found[0])
+
+
+@pytest.mark.parametrize("block", [conv_norm_act, upsample_conv])
+def test_memory_that_compiled_code_uses_again_is_no_known_weight(block, w):
+    x = torch.randn(2, 3, 6, 7, dtype=torch.bfloat16)
+    buffer = w.clone()
+    with keep_filters([w]):
+        before = block(x, buffer, padding=1)
+        buffer.data.copy_(-w)  # without a new version
+        torch.testing.assert_close(block(x, buffer, padding=1), -before)

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastunit import layers, networks, objective, session, step
-from fastunit.kernels import conv_norm_act, reparameterize
+from fastunit import adversary, layers, objective, session, step
+from fastunit.kernels import conv_norm_act
 from fastunit.objective import Decoded, Noise
 from fastunit.unit import UNIT
 
@@ -47,8 +47,8 @@ def _upsample_first(x: Tensor, w: Tensor, b: Tensor, **options: Any) -> Tensor:
 def _decode_one_by_one(unit: UNIT, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Decoded:
     noise = noise or {}
     mu_a, mu_b = unit.encode(x_a, x_b)
-    z_a, kl_a = reparameterize(mu_a, noise=noise.get("a"))
-    z_b, kl_b = reparameterize(mu_b, noise=noise.get("b"))
+    z_a, kl_a = unit.gen_a.sample(mu_a, noise.get("a"))
+    z_b, kl_b = unit.gen_b.sample(mu_b, noise.get("b"))
     (x_aa, x_bb), (x_ba, x_ab) = unit.decode(z_a, z_b), unit.decode(z_b, z_a)
     return Decoded(x_aa, x_ba, x_ab, x_bb, kl_a, kl_b)
 
@@ -73,7 +73,7 @@ SAVINGS = {
     ),
     "both codes decoded in one call": Saving(replace=_decode_apart),
     "fakes and real images in one pass": Saving(
-        replace=partial(setattr, networks.MsImageDis, "can_join", lambda *images: False)
+        replace=partial(setattr, adversary.Discriminator, "can_join", lambda *images: False)
     ),
     "forms of weights kept": Saving(
         replace=partial(setattr, step, "keep_filters", lambda weights: nullcontext())

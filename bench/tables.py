@@ -160,7 +160,7 @@ def number(value: float | None, form: str = "") -> str:
     if form:
         return form.format(value)
     digits = f"{value:#.3g}".rstrip(".")
-    return f"{value:.0f}" if value >= 1000 else digits
+    return f"{value:.0f}" if value >= 999.5 else digits
 
 
 def _case(result: Result) -> str:

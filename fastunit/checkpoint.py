@@ -17,8 +17,9 @@ from torch import nn
 from fastunit import config as configuration
 from fastunit import files, release
 from fastunit.config import Config
+from fastunit.coupled import Translator
 from fastunit.errors import CheckpointError, ConfigError
-from fastunit.unit import UNIT, GeneratorPair
+from fastunit.unit import UNIT
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -93,7 +94,7 @@ def load_newest(run_dir: Path) -> dict[str, Any] | None:
     return None
 
 
-def load_generators(path: Path, config: Config | None = None) -> tuple[GeneratorPair, Config]:
+def load_generators(path: Path, config: Config | None = None) -> tuple[Translator, Config]:
     """Return the generators for translating, in evaluation mode on the CPU, and their config.
 
     Args:
@@ -115,7 +116,7 @@ def load_generators(path: Path, config: Config | None = None) -> tuple[Generator
     config = config or config_beside(path)
     unit = UNIT(config)
     release.load_networks(unit, path, expect="gen")
-    return GeneratorPair(unit.gen_a, unit.gen_b).eval(), config
+    return unit.translator().eval(), config
 
 
 def load_modules(modules: dict[str, nn.Module], state: dict[str, Any], source: str) -> None:
@@ -141,10 +142,10 @@ def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def _from_state(state: dict[str, Any], source: str) -> tuple[GeneratorPair, Config]:
+def _from_state(state: dict[str, Any], source: str) -> tuple[Translator, Config]:
     config = stored_config(state, source)
     unit = UNIT(config)
-    pair = GeneratorPair(unit.gen_a, unit.gen_b)
+    pair = unit.translator()
     if state.get("ema") is not None:
         load_modules({"ema": pair}, state, source)
     else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch._dynamo.exc import TorchDynamoException
+from torch._functorch import config as functorch
 from torch._inductor.exc import InductorError
 
 _logger = logging.getLogger(__name__)
@@ -19,8 +20,8 @@ class Compiled:
 
     `mode` is "on", "off" or "auto", which compiles on GPUs only: on a CPU, compiling takes minutes
     and saves little. The fused operations stay as they are; the compiler joins what lies between
-    them: losses, pooling, concatenation. Where it fails in a call, a warning says why and the
-    functions run as they are from then on; a failure in compiling a backward pass is raised there.
+    them: losses, pooling, concatenation. A backward pass is compiled with its forward pass. Where
+    either fails, a warning says why and the functions run as they are from then on.
     """
 
     def __init__(self, mode: str) -> None:
@@ -33,7 +34,8 @@ class Compiled:
         if function not in self._compiled:
             self._compiled[function] = torch.compile(function, dynamic=False)
         try:
-            return self._compiled[function](*args)
+            with functorch.patch(force_non_lazy_backward_lowering=True):
+                return self._compiled[function](*args)
         except (TorchDynamoException, InductorError) as error:
             self._failed = True
             reason = textwrap.shorten(str(error), 200)

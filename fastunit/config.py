@@ -24,6 +24,7 @@ PAD_TYPES = ("zero", "reflect", "replicate")
 GAN_TYPES = ("lsgan", "nsgan")
 PRECISIONS = ("auto", "bf16", "tf32", "fp32", "inherit")
 SWITCH = ("auto", "on", "off")
+LATENTS = ("unit", "learned")
 INITS = ("gaussian", "xavier", "kaiming", "orthogonal", "default")
 
 
@@ -160,6 +161,9 @@ class Config:
     input_dim_b: int = _key(3, "channels of domain b", low=1)
     gen: GeneratorConfig = _section(GeneratorConfig, "generators")
     dis: DiscriminatorConfig = _section(DiscriminatorConfig, "discriminators")
+    latent: str = _key(
+        "unit", "standard deviation of the codes: 1, as the release, or learned", choices=LATENTS
+    )
     share: ShareConfig = _section(ShareConfig, "weight sharing between the generators")
 
     # Data.

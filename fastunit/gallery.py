@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fastunit import config, files
 from fastunit.config import Config
+from fastunit.coupled import Translator
 from fastunit.page import write_page
 from fastunit.report import Metrics, draw_grid, to_pixels
-from fastunit.unit import GeneratorPair
 
 FOLDER = "samples"
 
@@ -36,7 +36,7 @@ class Gallery:
         self._thread = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
 
-    def show(self, pair: GeneratorPair, iteration: int, keep: Metrics | None = None) -> None:
+    def show(self, pair: Translator, iteration: int, keep: Metrics | None = None) -> None:
         """Write samples/latest.png; with `keep` also samples/NNNNNNNN.png, to TensorBoard too.
 
         A grid that is not kept is left out while the one before is still being written.
@@ -89,7 +89,7 @@ def page(run_dir: Path, settings: Config, iteration: int, result: dict[str, Any]
 
 
 @torch.no_grad()
-def sample_rows(pair: GeneratorPair, x_a: Tensor, x_b: Tensor) -> dict[str, Tensor]:
+def sample_rows(pair: Translator, x_a: Tensor, x_b: Tensor) -> dict[str, Tensor]:
     """Return the rows of a sample grid by their labels: [N, C, H, W] in [-1, 1], no noise."""
     z_a, z_b = pair.gen_a.code(x_a), pair.gen_b.code(x_b)
     x_ab, x_ba = pair.gen_b.decode(z_a), pair.gen_a.decode(z_b)

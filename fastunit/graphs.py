@@ -38,10 +38,10 @@ class GraphedStep:
         if self._images is None:
             self._images = x_a.clone(), x_b.clone()
             self._stream = torch.cuda.Stream(x_a.device)
-        self._calls += 1
-        if self._calls == WARM_UP + 1:
-            self._capture()
         fits = all(map(_alike, self._images, (x_a, x_b)))
+        self._calls += fits
+        if fits and self._calls == WARM_UP + 1:
+            self._capture()
         run = self._replay if fits and self._graph is not None else self._step
         return self._beside(run, x_a, x_b)
 

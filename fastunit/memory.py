@@ -29,7 +29,7 @@ from fastunit.config import Config
 from fastunit.kernels import runtime
 from fastunit.perceptual import Perceptual
 from fastunit.step import TrainStep
-from fastunit.unit import UNIT, GeneratorPair
+from fastunit.unit import UNIT
 
 GLIBC_MAPS_FROM = 32 * 2**20  # bytes; below, memory comes from the heap (M_MMAP_THRESHOLD's limit)
 HEAP_GROWTH = 1.25  # the heap's size for the bytes in it; 1.2 to 1.4 were measured (glibc 2.36)
@@ -103,7 +103,7 @@ def forecast(config: Config, device: torch.device) -> Forecast:
         live.belongs([p.grad for p in unit.parameters()], GRADIENTS)
         live.restart()
         step(*_images(config))
-    average = _nbytes(_tensors(GeneratorPair(unit.gen_a, unit.gen_b))) if config.ema_decay else 0
+    average = _nbytes(_tensors(unit.translator())) if config.ema_decay else 0
     weights, *others = live.peak
     resident = None if device.type == "cuda" else live.peak_resident + average
     return Forecast(weights + average, *others, resident)

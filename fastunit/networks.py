@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastunit.config import DiscriminatorConfig, GeneratorConfig
-from fastunit.kernels import reparameterize
-from fastunit.layers import Conv2dBlock, ResBlocks, UpsampleConv2dBlock, downsample
+from fastunit.adversary import Discriminator
+from fastunit.config import LATENTS, DiscriminatorConfig, GeneratorConfig
+from fastunit.kernels import checks
+from fastunit.layers import Conv2dBlock, ResBlocks, UpsampleConv2dBlock
 from fastunit.typed import build
+from fastunit.vae import VAE, sigma_layer
 
 
 class ContentEncoder(nn.Module):
@@ -63,13 +63,15 @@ class Decoder(nn.Module):
         return self.model(x)
 
 
-class VAEGen(nn.Module):
-    """One domain's encoder and decoder: a VAE whose posterior is N(hidden, I).
+class VAEGen(VAE):
+    """One domain's encoder and decoder: a VAE whose posterior is N(hidden, sigma^2).
 
     Args:
         input_dim: channels of the images.
         params: the YAML's ``gen`` section (a mapping, or a GeneratorConfig): dim,
             n_downsample, n_res, activ, pad_type.
+        latent: "unit", sigma is 1 as in the release, or "learned", sigma is softplus of a 1x1
+            convolution of hidden, the attribute `sigma`.
 
     Images are [N, input_dim, H, W] in [-1, 1], H and W multiples of 2^n_downsample; codes are
     [N, dim * 2^n_downsample, H / 2^n_downsample, W / 2^n_downsample]. Any floating dtype.
@@ -79,60 +81,21 @@ class VAEGen(nn.Module):
             not fit; the message names it and the choices.
     """
 
-    def __init__(self, input_dim: int, params: Mapping | GeneratorConfig) -> None:
-        super().__init__()
+    def __init__(
+        self, input_dim: int, params: Mapping | GeneratorConfig, latent: str = "unit"
+    ) -> None:
         options = _section(GeneratorConfig, params, "gen")
         _positive("input_dim", input_dim)
-        self.input_dim, self.multiple = input_dim, 2**options.n_downsample
-        self.enc = ContentEncoder(
-            options.n_downsample,
-            options.n_res,
-            input_dim,
-            options.dim,
-            options.activ,
-            options.pad_type,
-        )
-        self.dec = Decoder(
-            options.n_downsample,
-            options.n_res,
-            self.enc.output_dim,
-            input_dim,
-            options.activ,
-            options.pad_type,
-        )
-
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the code's mean and unit normals of its shape: z = hidden + noise."""
-        hidden = self.code(images)
-        return hidden, torch.randn_like(hidden)
-
-    def code(self, images: Tensor) -> Tensor:
-        """Return the code's mean alone, drawing no noise."""
-        self.check(images)
-        return self.enc(images)
-
-    def check(self, images: Tensor) -> None:
-        """Raise ValueError for images whose channels or size do not fit the encoder."""
-        check_image(images, self.input_dim)
-        height, width = images.shape[2:]
-        if height % self.multiple or width % self.multiple:
-            raise ValueError(
-                f"an image of {height}x{width} cannot be halved {self.multiple.bit_length() - 1} "
-                f"times; height and width must be multiples of {self.multiple}"
-            )
-
-    def decode(self, hidden: Tensor) -> Tensor:
-        """Return images in [-1, 1] for codes."""
-        return self.dec(hidden)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the reconstruction (from a noisy code in training mode) and the code's mean."""
-        hidden = self.code(images)
-        z = reparameterize(hidden)[0] if self.training else hidden
-        return self.decode(z), hidden
+        checks.choice("latent", latent, LATENTS)
+        count, blocks = options.n_downsample, options.n_res
+        style = options.activ, options.pad_type
+        enc = ContentEncoder(count, blocks, input_dim, options.dim, *style)
+        dec = Decoder(count, blocks, enc.output_dim, input_dim, *style)
+        sigma = sigma_layer(enc.output_dim) if latent == "learned" else None
+        super().__init__(enc, dec, input_dim=input_dim, multiple=2**count, sigma=sigma)
 
 
-class MsImageDis(nn.Module):
+class MsImageDis(Discriminator):
     """Multi-scale patch discriminator: one convolutional net per image scale.
 
     Args:
@@ -148,80 +111,24 @@ class MsImageDis(nn.Module):
     """
 
     def __init__(self, input_dim: int, params: Mapping | DiscriminatorConfig) -> None:
-        super().__init__()
-        self.options = _section(DiscriminatorConfig, params, "dis")
+        options = _section(DiscriminatorConfig, params, "dis")
         _positive("input_dim", input_dim)
-        self.input_dim, self.gan_type = input_dim, self.options.gan_type
-        self.cnns = nn.ModuleList(self._make_net() for _ in range(self.options.num_scales))
-
-    def _make_net(self) -> nn.Sequential:
-        dim, activ, pad_type = self.options.dim, self.options.activ, self.options.pad_type
-        layers: list[nn.Module] = [
-            Conv2dBlock(self.input_dim, dim, 4, 2, 1, "none", activ, pad_type)
-        ]
-        for _ in range(self.options.n_layer - 1):
-            layers.append(Conv2dBlock(dim, 2 * dim, 4, 2, 1, self.options.norm, activ, pad_type))
-            dim *= 2
-        layers.append(nn.Conv2d(dim, 1, 1))
-        return nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        check_image(x, self.input_dim)
-        outputs = []
-        for scale, net in enumerate(self.cnns):
-            if scale:
-                x = downsample(x)
-            outputs.append(net(x))
-        return outputs
-
-    def calc_dis_loss(self, input_fake: Tensor, input_real: Tensor) -> Tensor:
-        """Return the scalar loss that teaches this network fake from real (equation 2)."""
-        if self.can_join(input_fake, input_real):
-            return self.dis_loss(self(torch.cat([input_fake, input_real])), len(input_fake))
-        fake, real = self(input_fake), self(input_real)
-        return self._score(fake, 0.0) + self._score(real, 1.0)
-
-    def can_join(self, input_fake: Tensor, input_real: Tensor) -> bool:
-        """Return whether one pass over both images is the same as two, as the release takes.
-
-        It is not with batch norm, whose statistics are of a batch.
-        """
-        return self.options.norm != "bn" and input_fake.shape[1:] == input_real.shape[1:]
-
-    def calc_gen_loss(self, input_fake: Tensor) -> Tensor:
-        """Return the scalar loss of a generator whose images should be taken for real."""
-        return self.gen_loss(self(input_fake))
-
-    def dis_loss(self, outputs: Sequence[Tensor], fakes: int) -> Tensor:
-        """Return `calc_dis_loss` from the outputs for a batch that begins with the fakes."""
-        fake, real = zip(*(output.tensor_split([fakes]) for output in outputs), strict=True)
-        return self._score(fake, 0.0) + self._score(real, 1.0)
-
-    def gen_loss(self, outputs: Sequence[Tensor]) -> Tensor:
-        """Return `calc_gen_loss` from the outputs."""
-        return self._score(outputs, 1.0)
-
-    def _score(self, outputs: Sequence[Tensor], target: float) -> Tensor:
-        outputs = [widened(output) for output in outputs]
-        if self.gan_type == "lsgan":
-            return sum((output - target).square().mean() for output in outputs)
-        return sum(
-            F.binary_cross_entropy_with_logits(output, torch.full_like(output, target))
-            for output in outputs
+        super().__init__(
+            [_patch_net(input_dim, options) for _ in range(options.num_scales)],
+            input_dim=input_dim,
+            gan_type=options.gan_type,
+            mixes_samples=options.norm == "bn",
         )
 
 
-def widened(x: Tensor) -> Tensor:
-    """Return x in float32 or wider, in which losses are computed."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def check_image(images: Tensor, channels: int) -> None:
-    """Raise ValueError for anything but images [N, channels, H, W]."""
-    if images.dim() != 4 or images.shape[1] != channels:
-        raise ValueError(
-            f"images must be [N, {channels}, H, W] for this network, not {tuple(images.shape)}"
-        )
+def _patch_net(input_dim: int, options: DiscriminatorConfig) -> nn.Sequential:
+    dim, activ, pad_type = options.dim, options.activ, options.pad_type
+    layers: list[nn.Module] = [Conv2dBlock(input_dim, dim, 4, 2, 1, "none", activ, pad_type)]
+    for _ in range(options.n_layer - 1):
+        layers.append(Conv2dBlock(dim, 2 * dim, 4, 2, 1, options.norm, activ, pad_type))
+        dim *= 2
+    layers.append(nn.Conv2d(dim, 1, 1))
+    return nn.Sequential(*layers)
 
 
 def _section(cls: type, params: Mapping, name: str) -> GeneratorConfig | DiscriminatorConfig:

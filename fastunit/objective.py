@@ -11,9 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastunit.adversary import widened
 from fastunit.config import Config
-from fastunit.kernels import reparameterize
-from fastunit.networks import widened
 from fastunit.perceptual import Perceptual
 from fastunit.unit import UNIT
 
@@ -28,12 +27,12 @@ LOSSES = {
     "adversarial_b": "equation 2, generator: a translated to b should pass for b",
     "reconstruction_a": "equation 1: mean absolute difference of a and its reconstruction",
     "reconstruction_b": "equation 1: mean absolute difference of b and its reconstruction",
-    "kl_a": "equation 1: mean(mu^2) of a's code",
-    "kl_b": "equation 1: mean(mu^2) of b's code",
+    "kl_a": "equation 1: mean(mu^2) of a's code; see networks.sample for learned variance",
+    "kl_b": "equation 1: mean(mu^2) of b's code; likewise",
     "cycle_a": "equation 3: mean absolute difference of a and a -> b -> a",
     "cycle_b": "equation 3: mean absolute difference of b and b -> a -> b",
-    "cycle_kl_a": "equation 3: mean(mu^2) of the code of a translated to b",
-    "cycle_kl_b": "equation 3: mean(mu^2) of the code of b translated to a",
+    "cycle_kl_a": "equation 3: as kl_b, of a translated to b",
+    "cycle_kl_b": "equation 3: as kl_a, of b translated to a",
     "perceptual_a": "VGG16 feature distance of b translated to a from b",
     "perceptual_b": "VGG16 feature distance of a translated to b from a",
     "generator_total": "weighted sum that the generators descend",
@@ -64,8 +63,8 @@ def decode_both(unit: UNIT, x_a: Tensor, x_b: Tensor, noise: Noise | None = None
     """
     noise = _checked(noise, DISCRIMINATOR_NOISE)
     mu_a, mu_b = unit.encode(x_a, x_b)
-    z_a, kl_a = reparameterize(mu_a, noise=noise["a"])
-    z_b, kl_b = reparameterize(mu_b, noise=noise["b"])
+    z_a, kl_a = unit.gen_a.sample(mu_a, noise["a"])
+    z_b, kl_b = unit.gen_b.sample(mu_b, noise["b"])
     if z_a.shape[1:] != z_b.shape[1:]:
         x_aa, x_bb = unit.decode(z_a, z_b)
         x_ba, x_ab = unit.decode(z_b, z_a)
@@ -96,8 +95,8 @@ def discriminator_losses(
         noise = _checked(noise, DISCRIMINATOR_NOISE)
         with torch.no_grad():
             mu_a, mu_b = unit.encode(x_a, x_b)
-            z_a, _ = reparameterize(mu_a, noise=noise["a"])
-            z_b, _ = reparameterize(mu_b, noise=noise["b"])
+            z_a, _ = unit.gen_a.sample(mu_a, noise["a"])
+            z_b, _ = unit.gen_b.sample(mu_b, noise["b"])
             x_ba, x_ab = unit.decode(z_b, z_a)
     else:
         x_ba, x_ab = decoded.x_ba.detach(), decoded.x_ab.detach()
@@ -144,8 +143,8 @@ def generator_losses(
     }
     if config.recon_x_cyc_w > 0:
         mu_ba, mu_ab = unit.encode(x_ba, x_ab)
-        z_ba, kl_ba = reparameterize(mu_ba, noise=noise["ba"])
-        z_ab, kl_ab = reparameterize(mu_ab, noise=noise["ab"])
+        z_ba, kl_ba = unit.gen_a.sample(mu_ba, noise["ba"])
+        z_ab, kl_ab = unit.gen_b.sample(mu_ab, noise["ab"])
         x_aba, x_bab = unit.decode(z_ab, z_ba)
         losses["cycle_a"], losses["cycle_b"] = _l1(x_aba, x_a), _l1(x_bab, x_b)
         losses["cycle_kl_a"], losses["cycle_kl_b"] = kl_ab, kl_ba

@@ -16,7 +16,8 @@ class LayoutAdam(Adam):
 
     Its fused update on the CPU pairs values by their place in memory, so gradients and moments
     must lie there as their weights do; it silently mixes them up otherwise (2.13). It also
-    copies what is not contiguous, so channels_last weights are shown to it as they lie.
+    copies what is not contiguous, so channels_last weights are shown to it as they lie. Weights
+    with gaps between their values it gets wrong, copied or not: they are a ValueError.
     """
 
     def _init_group(
@@ -24,6 +25,7 @@ class LayoutAdam(Adam):
     ) -> bool:
         found = super()._init_group(group, parameters, gradients, means, squares, *others)
         for index, parameter in enumerate(parameters):
+            _check_dense(parameter)
             state = self.state[parameter]
             gradients[index] = _laid_out_as(parameter, gradients[index])
             means[index] = state["exp_avg"] = _laid_out_as(parameter, means[index])
@@ -32,6 +34,17 @@ class LayoutAdam(Adam):
                 for tensors in (parameters, gradients, means, squares):
                     tensors[index] = tensors[index].permute(0, 2, 3, 1)
         return found
+
+
+def _check_dense(parameter: Tensor) -> None:
+    span = 1 + sum(
+        (n - 1) * step for n, step in zip(parameter.shape, parameter.stride(), strict=True)
+    )
+    if parameter.numel() and span != parameter.numel():
+        raise ValueError(
+            f"a weight of shape {tuple(parameter.shape)} has strides {parameter.stride()}, with "
+            "gaps or overlaps in memory; make it contiguous() before it is trained"
+        )
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from fastunit.config import Config, Domain
+from fastunit.coupled import Translator
 from fastunit.data import iter_images
 from fastunit.sources import Domains
-from fastunit.unit import GeneratorPair
 
 BATCH = 16
 
@@ -38,7 +38,7 @@ def find_pairs(domains: Domains, config: Config) -> Pairs:
 
 @torch.no_grad()
 def error(
-    pair: GeneratorPair, pairs: Pairs, config: Config, device: torch.device
+    pair: Translator, pairs: Pairs, config: Config, device: torch.device
 ) -> dict[str, dict[str, float]]:
     """Return, for "a2b" and "b2a", the mean absolute difference from the true image.
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastunit.kernels.filters import kept
-from fastunit.layers import Conv2dBlock, ResBlock, ResBlocks, Weights, downsample
+from fastunit.layers import Conv2dBlock, ResBlock, ResBlocks, Weights
+from fastunit.networks import ContentEncoder, Decoder
 
 
 class Both:
@@ -26,6 +27,10 @@ class Both:
 
     def __init__(self, x: Tensor, y: Tensor, joined: Tensor | None = None) -> None:
         self.parts, self._joined = (x, y), joined
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return what makes an equal one."""
+        return *self.parts, self._joined
 
     def joined(self) -> Tensor:
         """Return both batches as one."""
@@ -76,19 +81,27 @@ class Pairing:
         return self._run(a, b, Both(x, y)).parts
 
     def run_scales(
-        self, a: nn.ModuleList, b: nn.ModuleList, x: Tensor, y: Tensor
+        self,
+        a: nn.ModuleList,
+        b: nn.ModuleList,
+        x: Tensor,
+        y: Tensor,
+        halve: Callable[[Tensor], Tensor],
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return what networks a and b, one for each image scale, make of x and y, finest first."""
+        """Return what networks a and b, one for each image scale, make of x and y, finest first.
+
+        `halve` makes the images of a scale from those of the one before.
+        """
         both, outputs = Both(x, y), []
         for scale, networks in enumerate(zip(a, b, strict=True)):
             if scale:
-                both = both.apply_shared(downsample)
+                both = both.apply_shared(halve)
             outputs.append(self._run(*networks, both).parts)
         mine, others = zip(*outputs, strict=True)
         return mine, others
 
     def _run(self, a: nn.Module, b: nn.Module, both: Both) -> Both:
-        if isinstance(a, ResBlocks):
+        if isinstance(a, (ContentEncoder, Decoder, ResBlocks)):
             a, b = a.model, b.model
         if isinstance(a, nn.Sequential):
             for layers in zip(a, b, strict=True):
@@ -97,10 +110,17 @@ class Pairing:
         if isinstance(a, nn.Identity):
             return both
         if self._recomputes(a):
-            return checkpoint(
-                self._block, a, b, both, use_reentrant=False, preserve_rng_state=False
-            )
+            return self._checkpointed(a, b, both)
         return self._block(a, b, both)
+
+    def _checkpointed(self, a: nn.Module, b: nn.Module, both: Both) -> Both:
+        """Return `_block`'s result; the compiler wants tensors in and out of what it recomputes."""
+
+        def block(*tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+            return self._block(a, b, Both(*tensors)).tensors()
+
+        inputs = both.tensors()
+        return Both(*checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False))
 
     def _recomputes(self, layer: nn.Module) -> bool:
         """Not with batch norm, whose running statistics would advance twice."""

@@ -1,45 +1,57 @@
-"""Checkpoint files in the 2018 release's layout: {"a": state_dict, "b": state_dict}."""
+"""Checkpoint files as the releases lay them out.
+
+2018: {"a": state_dict, "b": state_dict} for the generators, and for the discriminators. 2017 (the
+paper's networks): the state_dict of the network that serves both domains.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastunit import files
+from fastunit.coupled import Coupled
 from fastunit.errors import CheckpointError
-from fastunit.unit import UNIT
 
 
-def save_networks(unit: UNIT, folder: Path, iteration: int) -> None:
+def save_networks(unit: Coupled, folder: Path, iteration: int) -> None:
     """Write gen_%08d.pt and dis_%08d.pt."""
-    generators = {"a": unit.gen_a.state_dict(), "b": unit.gen_b.state_dict()}
-    discriminators = {"a": unit.dis_a.state_dict(), "b": unit.dis_b.state_dict()}
-    files.save(generators, folder / f"gen_{iteration:08d}.pt")
-    files.save(discriminators, folder / f"dis_{iteration:08d}.pt")
+    for kind, networks in unit.layout().items():
+        if isinstance(networks, nn.Module):
+            state = networks.state_dict()
+        else:
+            state = {domain: network.state_dict() for domain, network in networks.items()}
+        files.save(state, folder / f"{kind}_{iteration:08d}.pt")
 
 
-def load_networks(unit: UNIT, path: Path, expect: str | None = None) -> None:
-    """Load a gen_*.pt or dis_*.pt (told apart by their keys) into both domains' networks.
-
-    With `expect` ("gen" or "dis") the other kind is refused.
+def load_networks(unit: Coupled, path: Path, expect: str) -> None:
+    """Load the networks of a kind, "gen" or "dis", from a file that `save_networks` writes.
 
     Raises CheckpointError when the file does not fit the networks, or when it holds different
     values for blocks that the networks share.
     """
-    state = files.read(path)
-    domains = [state.get(name) for name in ("a", "b")] if isinstance(state, dict) else []
+    networks, state = unit.layout()[expect], files.read(path)
+    if isinstance(networks, nn.Module):
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{path} does not hold the values of a network by their names")
+        load_state(networks, state, str(path))
+    else:
+        _load_domains(networks, state, path, expect)
+
+
+def _load_domains(networks: dict[str, nn.Module], state: Any, path: Path, expect: str) -> None:
+    domains = [state.get(name) for name in networks] if isinstance(state, dict) else []
     if not domains or not all(isinstance(domain, dict) for domain in domains):
         raise CheckpointError(f"{path} does not hold the two domains 'a' and 'b'")
     kind = "dis" if any(str(key).startswith("cnns.") for key in state["a"]) else "gen"
-    if expect not in (None, kind):
+    if expect != kind:
         raise CheckpointError(f"{path} holds {kind} networks, but {expect} ones are needed")
-    networks = {domain: getattr(unit, f"{kind}_{domain}") for domain in ("a", "b")}
     for domain, network in networks.items():
         _check_fit(network, state[domain], f"{path} ({domain})")
-    if kind == "gen":
-        _check_shared(unit, state, path)
+    _check_shared(networks, state, path)
     for domain, network in networks.items():
         network.load_state_dict(state[domain])
 
@@ -68,9 +80,9 @@ def _check_fit(module: nn.Module, state: dict, source: str) -> None:
         raise CheckpointError(f"{source} does not fit the networks: {'; '.join(wrong[:3])}{more}")
 
 
-def _check_shared(unit: UNIT, state: dict, path: Path) -> None:
-    mine = {key: id(value) for key, value in unit.gen_a.named_parameters()}
-    for key, value in unit.gen_b.named_parameters():
+def _check_shared(networks: dict[str, nn.Module], state: dict, path: Path) -> None:
+    mine = {key: id(value) for key, value in networks["a"].named_parameters()}
+    for key, value in networks["b"].named_parameters():
         if mine[key] == id(value) and not torch.equal(state["a"][key], state["b"][key]):
             raise CheckpointError(
                 f"{path} holds different values of {key} for a and b, which these networks "

@@ -14,13 +14,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastunit import checkpoint, config, files, precision, release
 from fastunit.config import Config
+from fastunit.coupled import Translator
 from fastunit.data import DomainLoader
 from fastunit.errors import CheckpointError, TrainingDiverged
 from fastunit.objective import Losses
 from fastunit.perceptual import load_perceptual
 from fastunit.sources import Domains
 from fastunit.step import TrainStep
-from fastunit.unit import UNIT, GeneratorPair
+from fastunit.unit import UNIT
 
 OPTIMISER_KEYS = ("lr", "beta1", "beta2", "weight_decay", "lr_policy", "step_size", "gamma")
 MEMORY_FORMAT = torch.channels_last  # of the networks
@@ -45,14 +46,14 @@ class Session:
         self.step = TrainStep(self.unit, config, perceptual and perceptual.to(device))
         if config.graphs == "on" or (config.graphs == "auto" and device.type == "cuda"):
             self.step.use_graphs(required=config.graphs == "on")
-        self._pair = GeneratorPair(self.unit.gen_a, self.unit.gen_b)
+        self._pair = self.unit.translator()
         self._average = None
         if config.ema_decay:
             decay = get_ema_multi_avg_fn(config.ema_decay)
             self._average = AveragedModel(self._pair, multi_avg_fn=decay)
 
     @property
-    def translator(self) -> GeneratorPair:
+    def translator(self) -> Translator:
         """The generators to look at: averaged ones where `ema_decay` is on."""
         return self._average.module if self._average is not None else self._pair
 

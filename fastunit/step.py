@@ -204,7 +204,12 @@ class TrainStep:
 
     def state_dict(self) -> dict:
         """Return the state of the optimisers and schedules (not of the networks)."""
-        return {name: part.state_dict() for name, part in self._stateful().items()}
+        state = {name: part.state_dict() for name, part in self._stateful().items()}
+        for name in ("dis_opt", "gen_opt"):
+            for group in state[name]["param_groups"]:
+                if isinstance(group["lr"], Tensor):  # a graph's, rounded to float32
+                    group["lr"] = self.learning_rate
+        return state
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what `state_dict` returned."""

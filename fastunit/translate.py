@@ -22,9 +22,10 @@ import numpy as np
 import torch
 
 from fastunit import checkpoint, cli, config
+from fastunit import precision as precisions
+from fastunit.coupled import DIRECTIONS, Translator
 from fastunit.errors import CheckpointError, ConfigError, DataError, UserError
 from fastunit.sources import EXTENSIONS, image_files
-from fastunit.unit import DIRECTIONS, GeneratorPair
 
 with cli.needs("train"):
     from tqdm import tqdm
@@ -76,9 +77,19 @@ class FileTranslator:
     """
 
     def __init__(
-        self, pair: GeneratorPair, direction: str, *, device: torch.device, batch_size: int
+        self,
+        pair: Translator,
+        direction: str,
+        *,
+        device: torch.device,
+        batch_size: int,
+        precision: str = "auto",
     ) -> None:
-        """Move `pair` to `device`; raises CheckpointError when it cannot serve image files."""
+        """Move `pair` to `device`, to multiply there in a precision of `config.PRECISIONS`.
+
+        Raises CheckpointError when it cannot serve image files, ConfigError for a precision that
+        the device has not.
+        """
         source, target = pair.along(direction)
         for generator in (source, target):
             if generator.input_dim not in (1, 3):
@@ -90,6 +101,7 @@ class FileTranslator:
             raise CheckpointError("the checkpoint holds weights that are NaN or infinite")
         self._pair = pair.to(device, memory_format=torch.channels_last)
         self._direction, self._device, self._batch_size = direction, device, batch_size
+        self._precision = precisions.resolve(precision, device)
         self._channels = source.input_dim
         self._writes: deque[tuple[Job, Future[None]]] = deque()
         self.failed: dict[Path, str] = {}
@@ -115,7 +127,8 @@ class FileTranslator:
         """Translate uint8 [N, H, W, C] to uint8 [N, H, W, K] through the network's [-1, 1]."""
         # Channels stay last in memory: NHWC seen as NCHW is channels_last.
         x = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        y = self._pair.translate(x, self._direction)
+        with precisions.products(self._precision, self._device):
+            y = self._pair.translate(x, self._direction).float()
         values = ((y + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return values.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
@@ -231,7 +244,13 @@ def _translate(args: argparse.Namespace) -> int:
     pair, used = checkpoint.load_generators(args.checkpoint, given)
     if given is not None and used is not given:
         raise ConfigError(f"{args.checkpoint} has its own configuration; leave out --config")
-    translator = FileTranslator(pair, args.direction, device=device, batch_size=args.batch_size)
+    translator = FileTranslator(
+        pair,
+        args.direction,
+        device=device,
+        batch_size=args.batch_size,
+        precision=args.precision,
+    )
     start = time.perf_counter()
     try:
         translator.run(jobs)
@@ -273,6 +292,12 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-size", type=_count, default=8, help="most images at a time (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--precision",
+        choices=[name for name in config.PRECISIONS if name != "inherit"],
+        default="auto",
+        help="of products; auto (the default): bf16 on GPUs that have it, else fp32",
+    )
     parser.add_argument(
         "--config", type=Path, help="the YAML of a release's gen_*.pt, which does not hold it"
     )

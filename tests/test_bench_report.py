@@ -150,7 +150,15 @@ def test_data_and_our_own_configurations():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0123, "0.0123"), (1.0, "1.00"), (99.96, "100"), (1234.4, "1234"), (0, "0.00"), (None, "-")],
+    [
+        (0.0123, "0.0123"),
+        (1.0, "1.00"),
+        (99.96, "100"),
+        (999.7, "1000"),
+        (1234.4, "1234"),
+        (0, "0.00"),
+        (None, "-"),
+    ],
 )
 def test_numbers_have_three_digits_or_all_before_the_point(value, text):
     assert tables.number(value) == text

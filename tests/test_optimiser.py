@@ -51,6 +51,26 @@ def test_it_is_adam_whatever_the_layout(form, gradients, dtype):
             torch.testing.assert_close(moment.double(), other, rtol=tolerance, atol=tolerance)
 
 
+def test_any_dense_order_in_memory_is_updated_as_the_others():
+    order = torch.randn(3, 5, 6, 8).permute(2, 1, 0, 3)
+    mine, wanted = torch.nn.Parameter(order), torch.nn.Parameter(order.contiguous())
+    assert not mine.is_contiguous() and not mine.is_contiguous(memory_format=torch.channels_last)
+    for parameter in (mine, wanted):
+        train(adam([parameter], CONFIG))
+    torch.testing.assert_close(mine, wanted)
+
+
+@pytest.mark.parametrize(
+    "cut", [lambda w: w[..., ::2], lambda w: w[:, :3], lambda w: w[:1].expand(6, 5, 4, 8)]
+)
+def test_weights_with_gaps_or_overlaps_are_refused_untouched(cut):
+    parameter = torch.nn.Parameter(cut(torch.randn(6, 5, 4, 8)))
+    before = parameter.detach().clone()
+    with pytest.raises(ValueError, match=r"strides \(.*make it contiguous\(\)"):
+        train(adam([parameter], CONFIG))
+    assert torch.equal(parameter, before)
+
+
 def test_channels_last_weights_are_not_copied():
     class Copies(TorchDispatchMode):
         count = 0

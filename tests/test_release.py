@@ -68,26 +68,26 @@ def test_a_misfit_is_named(misfit, unit, saved):
     change(path, edit)
     torch.nn.init.ones_(unit.gen_a.get_parameter(KEY))
     with pytest.raises(CheckpointError, match=rf"gen_00000007\.pt.*{message}"):
-        release.load_networks(unit, path)
+        release.load_networks(unit, path, expect="gen")
     assert (unit.gen_a.get_parameter(KEY) == 1).all()  # nothing is half loaded
 
 
 def test_a_list_is_no_checkpoint(unit, tmp_path):
     files.save([1, 2], tmp_path / "gen_00000001.pt")
     with pytest.raises(CheckpointError, match="does not hold the two domains"):
-        release.load_networks(unit, tmp_path / "gen_00000001.pt")
+        release.load_networks(unit, tmp_path / "gen_00000001.pt", expect="gen")
 
 
 def test_different_values_for_shared_blocks_are_refused(saved, tiny):
     path = saved / "gen_00000007.pt"
     with pytest.raises(CheckpointError, match=r"different values of .*set share\.enc and"):
-        release.load_networks(UNIT(from_dict(tiny)), path)
+        release.load_networks(UNIT(from_dict(tiny)), path, expect="gen")
 
 
 def test_equal_values_for_shared_blocks_are_loaded(tiny, tmp_path):
     unit, other = (UNIT(from_dict(tiny)) for _ in range(2))
     release.save_networks(unit, tmp_path, 1)
-    release.load_networks(other, tmp_path / "gen_00000001.pt")
+    release.load_networks(other, tmp_path / "gen_00000001.pt", expect="gen")
     assert other.gen_a.dec.res_blocks[0] is other.gen_b.dec.res_blocks[0]
     mine, wanted = other.gen_b.state_dict(), unit.gen_b.state_dict()
     assert all(torch.equal(mine[key], wanted[key]) for key in wanted)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor.exc import InductorError
 
 from fastunit import compiling
 from fastunit.config import from_dict
 from fastunit.errors import ConfigError
 from fastunit.objective import decode_both
+from fastunit.optimiser import make_capturable
 from fastunit.session import Session
 from fastunit.step import TrainStep
 from fastunit.unit import UNIT
@@ -128,15 +131,61 @@ def test_the_rate_known_to_the_host_is_the_optimisers(make, batch):
     assert again.learning_rate == again.gen_opt.param_groups[0]["lr"] == pytest.approx(0.002)
 
 
-def test_a_compiled_step_computes_the_same(make, batch):
+def test_a_captured_rate_is_saved_as_the_host_knows_it(make, batch):
+    step = make(lr=0.1)
+    step(*batch)
+    for optimizer in (step.dis_opt, step.gen_opt):
+        make_capturable(optimizer)
+    assert float(step.gen_opt.param_groups[0]["lr"]) != 0.1  # in float32
+    again = make(lr=0.1)
+    again.load_state_dict(copy.deepcopy(step.state_dict()))
+    for optimizer in (again.dis_opt, again.gen_opt):
+        assert optimizer.param_groups[0]["lr"] == again.learning_rate == 0.1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"pair_domains": "on", "checkpoint_activations": True},
+        {"pair_domains": "on", "share_fakes": False, "share": {"enc": 1, "dec": 1}},
+    ],
+)
+def test_a_compiled_step_computes_the_same(changes, make, batch):
     torch.compiler.reset()
-    eager, compiled = make(compile="off"), make(compile="on")
+    eager, compiled = make(compile="off", **changes), make(compile="on", **changes)
     noise = noise_for(eager, *batch)
     for _ in range(2):
         losses = [step(*batch, noise=noise) for step in (eager, compiled)]
     assert compiled.compiled.is_on(CPU) and not eager.compiled.is_on(CPU)
     assert_close(losses[1], losses[0])
     assert_close(state(compiled), state(eager))
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_paired_networks_compile_without_a_break(recompute, make, batch):
+    torch.compiler.reset()
+    unit = make(pair_domains="on", checkpoint_activations=recompute).unit
+    whole = torch.compile(decode_both, fullgraph=True, backend="aot_eager")
+    code = noise_for(SimpleNamespace(unit=unit), *batch)
+    assert_close(whole(unit, *batch, code)._asdict(), decode_both(unit, *batch, code)._asdict())
+
+
+def test_where_a_backward_pass_does_not_compile_the_step_goes_on(make, batch, monkeypatch, caplog):
+    def refuse(*args, **options):
+        raise InductorError(RuntimeError("no backward here"), None)
+
+    torch.compiler.reset()
+    eager, step = make(compile="off"), make(compile="on")
+    noise = noise_for(eager, *batch)
+    monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx_backward", refuse)
+    uncached = torch._functorch.config.patch(enable_autograd_cache=False)
+    with uncached, caplog.at_level(logging.WARNING, "fastunit"):
+        losses = [each(*batch, noise=noise) for each in (eager, step)]
+    assert_close(losses[1], losses[0])
+    assert_close(state(step), state(eager))
+    (said,) = (r.getMessage() for r in caplog.records if r.name.startswith("fastunit"))
+    assert "no backward here" in said
 
 
 def test_where_the_compiler_fails_the_step_goes_on_with_a_word(make, batch, monkeypatch, caplog):

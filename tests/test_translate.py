@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from fastunit import checkpoint, config, pictures
+from fastunit.coupled import GeneratorPair
 from fastunit.translate import main
-from fastunit.unit import GeneratorPair
 
 SIZES = [(33, 47), (1, 1), (5, 200), (32, 32)]  # height, width
 pytestmark = pytest.mark.usefixtures("restored_logging")
@@ -243,3 +243,25 @@ def test_the_command_shows_no_traceback(tmp_path, model):
     assert some.stdout.startswith("translated 1 of 2 images a2b")
     assert none.stderr.startswith("error: ") and none.stdout == ""
     assert "Traceback" not in some.stderr + none.stderr
+
+
+# ---- how it is computed
+
+
+def test_a_precision_changes_the_last_bits_alone(tmp_path, model):
+    put(tmp_path / "x.png", size=(32, 32))
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / f"{precision}.png"
+        assert translate(model, tmp_path / "x.png", out, "--precision", precision) == 0
+    exact, rounded = (pictures.read(tmp_path / f"{p}.png", 3).astype(int) for p in ("fp32", "bf16"))
+    assert (exact == by_network(model, draw(32, 32), "a2b")).mean() > 0.99
+    difference = np.abs(exact - rounded)
+    assert 0 < difference.mean() < 3
+
+
+def test_a_precision_that_the_device_has_not_is_refused(tmp_path, model, capsys):
+    put(tmp_path / "x.png")
+    out = tmp_path / "out.png"
+    assert translate(model, tmp_path / "x.png", out, "--precision", "tf32") == 2
+    assert "precision=tf32 needs an NVIDIA GPU" in capsys.readouterr().err
+    assert not out.exists()

@@ -1,0 +1,112 @@
+"""What every variational autoencoder of an image domain has in common, and its codes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastunit.kernels import reparameterize
+
+
+class VAE(nn.Module):
+    """One domain's encoder and decoder; the posterior is N(hidden, sigma^2).
+
+    Args:
+        enc, dec: from images [N, input_dim, H, W] in [-1, 1] to codes [N, C, P, Q], and back.
+        input_dim: channels of the images.
+        multiple: of which height and width must be multiples.
+        sigma: the `sigma_layer` of codes whose spread is learned; None: it is 1.
+    """
+
+    def __init__(
+        self,
+        enc: nn.Module,
+        dec: nn.Module,
+        *,
+        input_dim: int,
+        multiple: int,
+        sigma: nn.Conv2d | None = None,
+    ) -> None:
+        super().__init__()
+        self.enc, self.dec, self.sigma = enc, dec, sigma
+        self.input_dim, self.multiple = input_dim, multiple
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the code's mean and noise of its shape, for z = hidden + noise."""
+        hidden = self.code(images)
+        noise = torch.randn_like(hidden)
+        return hidden, noise if self.sigma is None else noise * F.softplus(self.sigma(hidden))
+
+    def sample(self, hidden: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return z = hidden + sigma * noise and the code's divergence; see `sample`."""
+        return sample(hidden, self.sigma, noise)
+
+    def code(self, images: Tensor) -> Tensor:
+        """Return the code's mean alone, drawing no noise."""
+        self.check(images)
+        return self.enc(images)
+
+    def check(self, images: Tensor) -> None:
+        """Raise ValueError for images whose channels or size do not fit the encoder."""
+        check_image(images, self.input_dim)
+        height, width = images.shape[2:]
+        if height % self.multiple or width % self.multiple:
+            raise ValueError(
+                f"an image of {height}x{width} cannot be halved {self.multiple.bit_length() - 1} "
+                f"times; height and width must be multiples of {self.multiple}"
+            )
+
+    def decode(self, hidden: Tensor) -> Tensor:
+        """Return images in [-1, 1] for codes."""
+        return self.dec(hidden)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the reconstruction (from a noisy code in training mode) and the code's mean."""
+        hidden = self.code(images)
+        z = self.sample(hidden)[0] if self.training else hidden
+        return self.decode(z), hidden
+
+
+def sigma_layer(dim: int) -> nn.Conv2d:
+    """Return the layer whose softplus is a learned standard deviation, at first close to 1."""
+    layer = nn.Conv2d(dim, dim, 1)
+    start_sigma(layer)
+    return layer
+
+
+def start_sigma(layer: nn.Conv2d) -> None:
+    """Initialise a `sigma_layer`: N(0, 0.02) around the bias whose softplus is 1."""
+    nn.init.normal_(layer.weight, 0.0, 0.02)
+    nn.init.constant_(layer.bias, math.log(math.e - 1))
+
+
+def sample(
+    mu: Tensor, sigma: nn.Conv2d | None, noise: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sample z = mu + sd * noise and return it with its divergence from N(0, I), a scalar.
+
+    Args:
+        mu: the mean of a code [N, C, P, Q].
+        sigma: the layer whose softplus of mu is sd; None: sd is 1.
+        noise: unit normals of mu's shape; None draws them.
+
+    The divergence is mean(mu^2 + sd^2 - log(sd^2) - 1): the KL of equation 1 (Liu, Breuel and
+    Kautz 2017) times 2 / (C P Q), so that for an sd of 1 it is the release's mean(mu^2) and the
+    weights of both kinds of code mean the same.
+    """
+    if sigma is None:
+        return reparameterize(mu, noise=noise)
+    raw = sigma(mu).to(mu.dtype)
+    z, kl = reparameterize(mu, raw, sigma="softplus", noise=noise, kl="normal")
+    return z, kl * (2 / mu.shape[1:].numel())
+
+
+def check_image(images: Tensor, channels: int) -> None:
+    """Raise ValueError for anything but images [N, channels, H, W]."""
+    if images.dim() != 4 or images.shape[1] != channels:
+        raise ValueError(
+            f"images must be [N, {channels}, H, W] for this network, not {tuple(images.shape)}"
+        )

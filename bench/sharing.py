@@ -1,0 +1,143 @@
+"""Does sharing layers help? ``python bench/sharing.py DATA [--out runs/sharing] [--seeds 3]``.
+
+Trains configs/emoji.yaml with 0, 1 and 2 shared residual blocks in the encoders and the decoders,
+and with unit and learned variance, on every seed, each run in a process with one thread. Writes
+OUT/sharing.md, the held-out paired error of each with its spread over seeds, and OUT/sharing.png,
+the same held-out pictures translated by each. Runs that are finished are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from fastunit import checkpoint, cli, config, files
+from fastunit.coupled import DIRECTIONS
+from fastunit.errors import UserError
+
+with cli.needs("train"):
+    from tqdm import tqdm
+
+    from fastunit import paired, report, sources
+
+SHARED, LATENTS = (0, 1, 2), config.LATENTS
+SHOWN = 12  # pictures
+
+
+class Run(NamedTuple):
+    """A training run: shared blocks in encoders and in decoders, kind of latent, seed."""
+
+    shared: int
+    latent: str
+    seed: int
+
+    @property
+    def variant(self) -> str:
+        return f"share {self.shared}/{self.shared}, {self.latent}"
+
+    def folder(self, out: Path) -> Path:
+        return out / f"share{self.shared}-{self.latent}-seed{self.seed}"
+
+    def command(self, args: argparse.Namespace) -> list[str]:
+        """Return the command line that trains it."""
+        keys = {
+            "share.enc": self.shared,
+            "share.dec": self.shared,
+            "latent": self.latent,
+            "seed": self.seed,
+            "max_iter": args.iterations,
+        }
+        program = [sys.executable, "-m", "fastunit.train", "--config", args.config]
+        settings = [f"--set={key}={value}" for key, value in keys.items()]
+        folder = str(self.folder(args.out))
+        return [*program, f"--data={args.data}", f"--output={folder}", "--device=cpu", *settings]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0: done, 2: a UserError."""
+    parser = argparse.ArgumentParser(prog="python bench/sharing.py", description=__doc__)
+    parser.add_argument("data", type=Path, help="a folder with trainA, trainB, testA and testB")
+    parser.add_argument("--out", type=Path, default=Path("runs/sharing"))
+    parser.add_argument("--config", default="emoji", help="as --config of fastunit.train")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=1000)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
+    args = parser.parse_args(argv)
+    return cli.guard(lambda: _compare(args))
+
+
+def _compare(args: argparse.Namespace) -> int:
+    # Seeds come last, so that what is there after some of the runs compares all variants.
+    runs = [Run(s, kind, seed) for seed, s, kind in product(range(args.seeds), SHARED, LATENTS)]
+    with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(runs), unit="run") as bar:
+        for _ in pool.map(lambda run: _train(run, args), runs):
+            bar.update()
+    lines = table({run: _result(run, args) for run in runs})
+    files.write_text("\n".join(lines) + "\n", args.out / "sharing.md")
+    report.draw_grid(_pictures(runs, args), args.out / "sharing.png")
+    print("\n".join(lines))
+    return 0
+
+
+def _train(run: Run, args: argparse.Namespace) -> None:
+    folder = run.folder(args.out)
+    if (folder / "result.json").is_file():
+        return
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(run.command(args), env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{folder} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+
+
+def _result(run: Run, args: argparse.Namespace) -> dict:
+    return json.loads((run.folder(args.out) / "result.json").read_text(encoding="utf-8"))
+
+
+def table(results: dict[Run, dict]) -> list[str]:
+    """Return the Markdown table: mean and standard deviation over seeds of the paired errors."""
+    lines = ["| variant | seeds | a to b | b to a | both | worst seed |"]
+    lines += ["| --- | --: | --: | --: | --: | --: |"]
+    for variant in dict.fromkeys(run.variant for run in results):
+        found = [result for run, result in results.items() if run.variant == variant]
+        ways = [[result[way]["paired_l1"] for result in found] for way in DIRECTIONS]
+        both = [statistics.mean(errors) for errors in zip(*ways, strict=True)]
+        cells = [_spread(errors) for errors in (*ways, both)]
+        lines.append(f"| {variant} | {len(found)} | {' | '.join(cells)} | {max(both):.3f} |")
+    one = next(iter(results.values()))
+    unchanged = [one[way]["identity_l1"] for way in DIRECTIONS]
+    cells = [f"{error:.3f}" for error in (*unchanged, statistics.mean(unchanged))]
+    return [*lines, f"| left unchanged | - | {' | '.join(cells)} | - |"]
+
+
+def _spread(errors: Sequence[float]) -> str:
+    spread = statistics.stdev(errors) if len(errors) > 1 else float("nan")
+    return f"{statistics.mean(errors):.3f} ± {spread:.3f}"
+
+
+@torch.no_grad()
+def _pictures(runs: Sequence[Run], args: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """Return rows of pictures: inputs, what each variant's first seed makes of them, the truth."""
+    settings = config.load(args.config, [f"data_root={args.data}", f"display_size={SHOWN}"])
+    x_a, x_b = paired.shown_images(sources.find_domains(settings), settings, torch.device("cpu"))
+    rows = {"a": x_a}
+    for run in runs:
+        if run.seed == 0:
+            pair, _ = checkpoint.load_generators(run.folder(args.out))
+            rows[f"a to b, {run.variant}"] = pair.translate(x_a, "a2b")
+    rows["b, the truth"] = x_b
+    return {label: report.to_pixels(images).numpy() for label, images in rows.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

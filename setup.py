@@ -9,8 +9,9 @@ from setuptools import find_packages, setup
 
 CORE = ["torch>=2.11", "triton>=3.6; sys_platform == 'linux'", "numpy"]
 TRAIN = ["nvidia-dali-cuda130", "tensorboard", "tqdm", "pyyaml", "pillow", "matplotlib"]
+DIGITS = ["h5py", "scipy"]  # only for USPS in HDF5 and SVHN
 BENCH = ["pytest", "pytest-benchmark"]
-TEST = [*TRAIN, *BENCH]
+TEST = [*TRAIN, *DIGITS, *BENCH]
 DEV = [*TEST, "ruff", "build"]
 
 # `kernels` is an unrelated package on the public index, hence fastunit.kernels; a wheel can only
@@ -38,7 +39,13 @@ setup(
     ],
     python_requires=">=3.10",
     install_requires=CORE,
-    extras_require={"train": TRAIN, "test": TEST, "bench": BENCH, "dev": DEV},
+    extras_require={
+        "train": TRAIN,
+        "digits": DIGITS,
+        "test": TEST,
+        "bench": BENCH,
+        "dev": DEV,
+    },
     packages=[*find_packages(include=["fastunit", "fastunit.*"]), *MAPPED],
     package_dir=MAPPED,
     package_data={"fastunit.configs": ["*.yaml"]},

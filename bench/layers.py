@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastunit import perceptual
 from fastunit.config import Config
+from fastunit.errors import ConfigError
 from fastunit.layers import Conv2dBlock, UpsampleConv2dBlock, downsample
 from fastunit.unit import UNIT
 
@@ -97,7 +98,12 @@ class Networks(NamedTuple):
 
 
 def networks(config: Config) -> Networks:
-    """Return the layers for the configuration's crop, found on tensors without data."""
+    """Return the layers for the configuration's crop, found on tensors without data.
+
+    Raises ConfigError for networks other than the 2018 release's.
+    """
+    if config.network != "release":
+        raise ConfigError(f"network={config.network}: only the release's layers are counted here")
     found = Networks([], [], [], [], 0, 0)
     with torch.device("meta"):
         unit = UNIT(config)

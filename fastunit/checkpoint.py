@@ -17,9 +17,9 @@ from torch import nn
 from fastunit import config as configuration
 from fastunit import files, release
 from fastunit.config import Config
-from fastunit.coupled import Translator
+from fastunit.coupled import Coupled, Translator
 from fastunit.errors import CheckpointError, ConfigError
-from fastunit.unit import UNIT
+from fastunit.systems import networks
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -39,7 +39,7 @@ def iterations(run_dir: Path) -> list[int]:
     return sorted(int(match[1]) for match in names if match)
 
 
-def save(run_dir: Path, state: dict[str, Any], unit: UNIT) -> Path:
+def save(run_dir: Path, state: dict[str, Any], unit: Coupled) -> Path:
     """Write a run's `state`, which names its "iteration", and the release's files; return its path.
 
     Each file is written whole or not at all (`files.atomic`); the checkpoint itself comes last.
@@ -114,7 +114,7 @@ def load_generators(path: Path, config: Config | None = None) -> tuple[Translato
     if isinstance(state, dict) and "format" in state:
         return _from_state(load(path), str(path))
     config = config or config_beside(path)
-    unit = UNIT(config)
+    unit = networks(config)
     release.load_networks(unit, path, expect="gen")
     return unit.translator().eval(), config
 
@@ -144,7 +144,7 @@ def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -
 
 def _from_state(state: dict[str, Any], source: str) -> tuple[Translator, Config]:
     config = stored_config(state, source)
-    unit = UNIT(config)
+    unit = networks(config)
     pair = unit.translator()
     if state.get("ema") is not None:
         load_modules({"ema": pair}, state, source)

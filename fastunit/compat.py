@@ -176,7 +176,10 @@ def _config(hyperparameters: Mapping[str, Any]) -> Config:
     if foreign:
         warnings.warn(f"unused hyperparameters: {', '.join(foreign)}", stacklevel=3)
     given = {key: value for key, value in hyperparameters.items() if key in known}
-    return from_dict({"precision": "inherit", "compile": "off"} | given)
+    config = from_dict({"precision": "inherit", "compile": "off"} | given)
+    if config.network != "release":
+        raise ValueError(f"network={config.network}: UNIT_Trainer has the 2018 release's networks")
+    return config
 
 
 def _newest(folder: Path) -> int:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from fastunit import limits
 from fastunit.errors import ConfigError
-from fastunit.typed import build
+from fastunit.paper_options import PaperConfig
+from fastunit.typed import build, key, section
 
 ACTIVATIONS = ("relu", "lrelu", "prelu", "selu", "tanh", "none")
 NORMS = ("none", "bn", "in", "ln")
@@ -25,51 +26,41 @@ GAN_TYPES = ("lsgan", "nsgan")
 PRECISIONS = ("auto", "bf16", "tf32", "fp32", "inherit")
 SWITCH = ("auto", "on", "off")
 LATENTS = ("unit", "learned")
+NETWORKS = ("release", "paper")
 INITS = ("gaussian", "xavier", "kaiming", "orthogonal", "default")
-
-
-def _key(default: Any, doc: str, **limits: Any) -> Any:
-    """Declare a configuration key. Limits: `choices`, `low` (inclusive), `high`, `below`."""
-    return field(default=default, metadata={"doc": doc, **limits})
-
-
-def _section(cls: type, doc: str) -> Any:
-    return field(default_factory=cls, metadata={"doc": doc})
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    dim: int = _key(64, "channels of the first layer", low=1)
-    activ: str = _key("relu", "activation of every block but the last", choices=ACTIVATIONS)
-    n_downsample: int = _key(2, "stride-2 layers in the encoder, upsamplings in the decoder", low=0)
-    n_res: int = _key(4, "residual blocks in the encoder, and again in the decoder", low=0)
-    pad_type: str = _key("reflect", "padding", choices=PAD_TYPES)
+    dim: int = key(64, "channels of the first layer", low=1)
+    activ: str = key("relu", "activation of every block but the last", choices=ACTIVATIONS)
+    n_downsample: int = key(2, "stride-2 layers in the encoder, upsamplings in the decoder", low=0)
+    n_res: int = key(4, "residual blocks in the encoder, and again in the decoder", low=0)
+    pad_type: str = key("reflect", "padding", choices=PAD_TYPES)
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    dim: int = _key(64, "channels of the first layer", low=1)
-    norm: str = _key("none", "norm of every layer but the first and last", choices=NORMS)
-    activ: str = _key("lrelu", "activation", choices=ACTIVATIONS)
-    n_layer: int = _key(4, "stride-2 layers per scale", low=1)
-    gan_type: str = _key("lsgan", "least squares or non-saturating", choices=GAN_TYPES)
-    num_scales: int = _key(3, "image scales, each half the one before", low=1)
-    pad_type: str = _key("reflect", "padding", choices=PAD_TYPES)
+    dim: int = key(64, "channels of the first layer", low=1)
+    norm: str = key("none", "norm of every layer but the first and last", choices=NORMS)
+    activ: str = key("lrelu", "activation", choices=ACTIVATIONS)
+    n_layer: int = key(4, "stride-2 layers per scale", low=1)
+    gan_type: str = key("lsgan", "least squares or non-saturating", choices=GAN_TYPES)
+    num_scales: int = key(3, "image scales, each half the one before", low=1)
+    pad_type: str = key("reflect", "padding", choices=PAD_TYPES)
 
 
 @dataclass(frozen=True)
 class ShareConfig:
-    enc: int = _key(0, "last residual blocks of the encoders that both domains share", low=0)
-    dec: int = _key(0, "first residual blocks of the decoders that both domains share", low=0)
+    enc: int = key(0, "last residual blocks of the encoders that both domains share", low=0)
+    dec: int = key(0, "first residual blocks of the decoders that both domains share", low=0)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    builtin: str = _key(
-        "none", "built-in demo domains instead of files", choices=("none", "scenes")
-    )
-    skip_bad: bool = _key(False, "leave unreadable and too-small files out instead of refusing")
-    test_crop: str = _key(
+    builtin: str = key("none", "built-in demo domains instead of files", choices=("none", "scenes"))
+    skip_bad: bool = key(False, "leave unreadable and too-small files out instead of refusing")
+    test_crop: str = key(
         "center",
         "what of a test image is measured: centre crop or all of it",
         choices=("center", "full"),
@@ -78,8 +69,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    keep_last: int = _key(3, "newest checkpoints kept", low=1)
-    keep_every: int = _key(0, "also keep every M-th checkpoint for good; 0: none", low=0)
+    keep_last: int = key(3, "newest checkpoints kept", low=1)
+    keep_every: int = key(0, "also keep every M-th checkpoint for good; 0: none", low=0)
 
 
 @dataclass(frozen=True)
@@ -96,94 +87,100 @@ class Config:
     """Everything a run depends on. Defaults are those of the release's 256x256 configurations."""
 
     # Schedule of the run, in iterations.
-    max_iter: int = _key(1_000_000, "iterations to train", low=1)
-    log_iter: int = _key(1, "iterations between records in metrics.jsonl and TensorBoard", low=1)
-    image_save_iter: int = _key(10_000, "iterations between kept sample grids", low=1)
-    image_display_iter: int = _key(100, "iterations between refreshes of samples/latest.png", low=1)
-    snapshot_save_iter: int = _key(10_000, "iterations between checkpoints", low=1)
-    display_size: int = _key(16, "images of each domain in a sample grid", low=1)
+    max_iter: int = key(1_000_000, "iterations to train", low=1)
+    log_iter: int = key(1, "iterations between records in metrics.jsonl and TensorBoard", low=1)
+    image_save_iter: int = key(10_000, "iterations between kept sample grids", low=1)
+    image_display_iter: int = key(100, "iterations between refreshes of samples/latest.png", low=1)
+    snapshot_save_iter: int = key(10_000, "iterations between checkpoints", low=1)
+    display_size: int = key(16, "images of each domain in a sample grid", low=1)
 
     # Optimisation.
-    batch_size: int = _key(1, "images of each domain at a time", low=1)
-    accumulate: int = _key(
+    batch_size: int = key(1, "images of each domain at a time", low=1)
+    accumulate: int = key(
         1, "batches whose gradients make one iteration; share_fakes is off above 1", low=1
     )
-    clip_grad_norm: float = _key(
+    clip_grad_norm: float = key(
         0.0, "largest norm of each optimiser's gradient; larger ones are scaled; 0: off", low=0.0
     )
-    lr: float = _key(1e-4, "Adam's learning rate", low=0.0)
-    beta1: float = _key(0.5, "Adam's first decay", low=0.0, below=1.0)
-    beta2: float = _key(0.999, "Adam's second decay", low=0.0, below=1.0)
-    weight_decay: float = _key(1e-4, "L2 penalty inside Adam's gradient", low=0.0)
-    init: str = _key("kaiming", "initialisation of the generators", choices=INITS)
-    lr_policy: str = _key("step", "learning-rate schedule", choices=("step", "constant"))
-    step_size: int = _key(100_000, "iterations between learning-rate steps", low=1)
-    gamma: float = _key(0.5, "learning-rate factor of a step", low=0.0)
-    share_fakes: bool = _key(
+    lr: float = key(1e-4, "Adam's learning rate", low=0.0)
+    beta1: float = key(0.5, "Adam's first decay", low=0.0, below=1.0)
+    beta2: float = key(0.999, "Adam's second decay", low=0.0, below=1.0)
+    weight_decay: float = key(1e-4, "L2 penalty inside Adam's gradient", low=0.0)
+    init: str = key("kaiming", "initialisation of the generators", choices=INITS)
+    lr_policy: str = key("step", "learning-rate schedule", choices=("step", "constant"))
+    step_size: int = key(100_000, "iterations between learning-rate steps", low=1)
+    gamma: float = key(0.5, "learning-rate factor of a step", low=0.0)
+    share_fakes: bool = key(
         True, "translate once for both updates; false: new noise for each, as the release"
     )
-    ema_decay: float = _key(
+    ema_decay: float = key(
         0.0, "decay of the averaged generators used for samples; 0: off", low=0.0, below=1.0
     )
-    seed: int = _key(0, "seed of weights, noise and data order", low=0, below=2**63)
+    seed: int = key(0, "seed of weights, noise and data order", low=0, below=2**63)
 
     # Speed.
-    precision: str = _key(
+    precision: str = key(
         "auto",
         "of products; auto: bf16 on GPUs that have it, else fp32; inherit: as PyTorch is set",
         choices=PRECISIONS,
     )
-    pair_domains: str = _key(
+    pair_domains: str = key(
         "auto", "run both domains' layers in one launch; auto: on GPUs", choices=SWITCH
     )
-    graphs: str = _key("auto", "replay the step as a CUDA graph; auto: on GPUs", choices=SWITCH)
-    compile: str = _key(
+    graphs: str = key("auto", "replay the step as a CUDA graph; auto: on GPUs", choices=SWITCH)
+    compile: str = key(
         "auto", "torch.compile what is between fused operations; auto: on GPUs", choices=SWITCH
     )
-    checkpoint_activations: bool = _key(
+    checkpoint_activations: bool = key(
         False, "save memory for large crops: run blocks again in backward instead of keeping them"
     )
 
     # Objective: weights of equations 1-3.
-    gan_w: float = _key(1.0, "adversarial terms (lambda 0)", low=0.0)
-    recon_x_w: float = _key(10.0, "L1 of the reconstructions (lambda 2)", low=0.0)
-    recon_h_w: float = _key(0.0, "read and unused, as in the release", low=0.0)
-    recon_kl_w: float = _key(0.01, "KL of the codes (lambda 1)", low=0.0)
-    recon_x_cyc_w: float = _key(10.0, "L1 of the cycles (lambda 4); 0 skips the cycle", low=0.0)
-    recon_kl_cyc_w: float = _key(0.01, "KL of the re-encoded codes (lambda 3)", low=0.0)
-    vgg_w: float = _key(0.0, "perceptual term on VGG16 features; needs vgg_model_path", low=0.0)
-    vgg_model_path: str | None = _key(
+    gan_w: float = key(1.0, "adversarial terms (lambda 0)", low=0.0)
+    recon_x_w: float = key(10.0, "L1 of the reconstructions (lambda 2)", low=0.0)
+    recon_h_w: float = key(0.0, "read and unused, as in the release", low=0.0)
+    recon_kl_w: float = key(0.01, "KL of the codes (lambda 1)", low=0.0)
+    recon_x_cyc_w: float = key(10.0, "L1 of the cycles (lambda 4); 0 skips the cycle", low=0.0)
+    recon_kl_cyc_w: float = key(0.01, "KL of the re-encoded codes (lambda 3)", low=0.0)
+    vgg_w: float = key(0.0, "perceptual term on VGG16 features; needs vgg_model_path", low=0.0)
+    vgg_model_path: str | None = key(
         None, "VGG16 weights in torchvision's layout, for BGR 0..255 less the mean"
     )
 
     # Networks.
-    input_dim_a: int = _key(3, "channels of domain a", low=1)
-    input_dim_b: int = _key(3, "channels of domain b", low=1)
-    gen: GeneratorConfig = _section(GeneratorConfig, "generators")
-    dis: DiscriminatorConfig = _section(DiscriminatorConfig, "discriminators")
-    latent: str = _key(
+    network: str = key(
+        "release",
+        "the 2018 release's (gen, dis, share) or the paper's own (paper)",
+        choices=NETWORKS,
+    )
+    input_dim_a: int = key(3, "channels of domain a", low=1)
+    input_dim_b: int = key(3, "channels of domain b", low=1)
+    gen: GeneratorConfig = section(GeneratorConfig, "generators")
+    dis: DiscriminatorConfig = section(DiscriminatorConfig, "discriminators")
+    paper: PaperConfig = section(PaperConfig, "the paper's own networks")
+    latent: str = key(
         "unit", "standard deviation of the codes: 1, as the release, or learned", choices=LATENTS
     )
-    share: ShareConfig = _section(ShareConfig, "weight sharing between the generators")
+    share: ShareConfig = section(ShareConfig, "weight sharing between the generators")
 
     # Data.
-    data_root: str | None = _key(None, "folder with trainA, trainB and, if any, testA, testB")
-    data_folder_train_a: str | None = _key(None, "folder of domain a's training images")
-    data_folder_train_b: str | None = _key(None, "folder of domain b's training images")
-    data_folder_test_a: str | None = _key(None, "folder of domain a's test images")
-    data_folder_test_b: str | None = _key(None, "folder of domain b's test images")
-    data_list_train_a: str | None = _key(None, "text file naming files in data_folder_train_a")
-    data_list_train_b: str | None = _key(None, "text file naming files in data_folder_train_b")
-    data_list_test_a: str | None = _key(None, "text file naming files in data_folder_test_a")
-    data_list_test_b: str | None = _key(None, "text file naming files in data_folder_test_b")
-    new_size: int | None = _key(None, "shorter side after resizing, both domains", low=1)
-    new_size_a: int | None = _key(None, "shorter side after resizing, domain a", low=1)
-    new_size_b: int | None = _key(None, "shorter side after resizing, domain b", low=1)
-    crop_image_height: int = _key(256, "height of the training crop in pixels", low=1)
-    crop_image_width: int = _key(256, "width of the training crop in pixels", low=1)
-    num_workers: int = _key(2, "decoding threads per domain", low=1)
-    data: DataConfig = _section(DataConfig, "how files are treated")
-    checkpoint: CheckpointConfig = _section(CheckpointConfig, "which checkpoints are kept")
+    data_root: str | None = key(None, "folder with trainA, trainB and, if any, testA, testB")
+    data_folder_train_a: str | None = key(None, "folder of domain a's training images")
+    data_folder_train_b: str | None = key(None, "folder of domain b's training images")
+    data_folder_test_a: str | None = key(None, "folder of domain a's test images")
+    data_folder_test_b: str | None = key(None, "folder of domain b's test images")
+    data_list_train_a: str | None = key(None, "text file naming files in data_folder_train_a")
+    data_list_train_b: str | None = key(None, "text file naming files in data_folder_train_b")
+    data_list_test_a: str | None = key(None, "text file naming files in data_folder_test_a")
+    data_list_test_b: str | None = key(None, "text file naming files in data_folder_test_b")
+    new_size: int | None = key(None, "shorter side after resizing, both domains", low=1)
+    new_size_a: int | None = key(None, "shorter side after resizing, domain a", low=1)
+    new_size_b: int | None = key(None, "shorter side after resizing, domain b", low=1)
+    crop_image_height: int = key(256, "height of the training crop in pixels", low=1)
+    crop_image_width: int = key(256, "width of the training crop in pixels", low=1)
+    num_workers: int = key(2, "decoding threads per domain", low=1)
+    data: DataConfig = section(DataConfig, "how files are treated")
+    checkpoint: CheckpointConfig = section(CheckpointConfig, "which checkpoints are kept")
 
     def domain(self, name: str) -> Domain:
         """Return what concerns domain "a" or "b" alone."""
@@ -272,12 +269,12 @@ def _override(values: dict[str, Any], text: str) -> None:
     *sections, leaf = key.strip().split(".")
     if not sep or not leaf:
         raise ConfigError(f"--set {text!r} must look like key=value, for instance gen.dim=32")
-    for section in sections:
-        if values.get(section) is None:  # absent, or a YAML section without keys
-            values[section] = {}
-        values = values[section]
+    for name in sections:
+        if values.get(name) is None:  # absent, or a YAML section without keys
+            values[name] = {}
+        values = values[name]
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {text!r}: {section} is a value, not a section")
+            raise ConfigError(f"--set {text!r}: {name} is a value, not a section")
     try:
         values[leaf] = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -296,7 +293,9 @@ def reference() -> str:
             doc = item.metadata["doc"]
             if choices := item.metadata.get("choices"):
                 doc += f" ({', '.join(choices)})"
-            default = "" if item.default is None else str(item.default).lower()
+            default = "" if item.default is None else str(item.default)
+            if isinstance(item.default, bool):
+                default = default.lower()
             lines.append(f"| `{prefix}{item.name}` | {default} | {doc} |")
 
     walk(Config, "")

@@ -17,10 +17,24 @@ DIRECTIONS = ("a2b", "b2a")
 
 
 class Translator(nn.Module):
-    """The two generators that together translate."""
+    """The two generators that together translate, run side by side by `pairing`."""
 
     gen_a: VAE
     gen_b: VAE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairing = Pairing()
+
+    def encode(self, x_a: Tensor, x_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the means of both images' codes; as `code` of each generator."""
+        for generator, x in ((self.gen_a, x_a), (self.gen_b, x_b)):
+            generator.check(x)
+        return self.pairing.run(self.gen_a.enc, self.gen_b.enc, x_a, x_b)
+
+    def decode(self, for_a: Tensor, for_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each generator's image of a code of its own; as `decode` of each."""
+        return self.pairing.run(self.gen_a.dec, self.gen_b.dec, for_a, for_b)
 
     def translate(self, x: Tensor, direction: str) -> Tensor:
         """Translate images "a2b" or "b2a" without noise.
@@ -29,6 +43,7 @@ class Translator(nn.Module):
         are extended by repeating the last pixels, and the result is cut back to [N, K, H, W].
         """
         source, target = self.along(direction)
+        check_image(x, source.input_dim)
         height, width = x.shape[2:]
         return target.decode(source.code(_extended(x, source.multiple)))[..., :height, :width]
 
@@ -48,24 +63,10 @@ class GeneratorPair(Translator):
 
 
 class Coupled(Translator):
-    """Generators and discriminators of both domains, run side by side by `pairing`."""
+    """Generators and discriminators of both domains."""
 
     dis_a: Discriminator
     dis_b: Discriminator
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pairing = Pairing()
-
-    def encode(self, x_a: Tensor, x_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the means of both images' codes; as `code` of each generator."""
-        for generator, x in ((self.gen_a, x_a), (self.gen_b, x_b)):
-            generator.check(x)
-        return self.pairing.run(self.gen_a.enc, self.gen_b.enc, x_a, x_b)
-
-    def decode(self, for_a: Tensor, for_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each generator's image of a code of its own; as `decode` of each."""
-        return self.pairing.run(self.gen_a.dec, self.gen_b.dec, for_a, for_b)
 
     def discriminate(
         self, x_a: Tensor, x_b: Tensor

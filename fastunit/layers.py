@@ -102,6 +102,11 @@ class Conv2dBlock(_Block):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return self.run(self.weights(), x, residual)
 
+    @property
+    def per_sample(self) -> bool:
+        """Whether samples may have weights of their own; PReLU's slope is for all."""
+        return self.norm_name != "bn" and self.activ_name != "prelu"
+
     def weights(self) -> Weights:
         """Return the weights; those of batch norm and PReLU are not among them."""
         tail = self._tail()
@@ -186,6 +191,11 @@ class ResBlock(nn.Module):
             Conv2dBlock(dim, dim, 3, 1, 1, norm, activation, pad_type),
             Conv2dBlock(dim, dim, 3, 1, 1, norm, "none", pad_type),
         )
+
+    @property
+    def halves(self) -> tuple[Conv2dBlock, Conv2dBlock]:
+        """The two blocks, the second of which adds the input."""
+        return self.model[0], self.model[1]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model[1](self.model[0](x), residual=x)

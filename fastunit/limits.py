@@ -24,9 +24,11 @@ def smallest_crop(config: Config) -> int:
     Every discriminator scale must keep one pixel (two under reflection, which cannot mirror a
     single one) through all its stride-2 layers; the generator's codes need two pixels a side.
     """
-    dis, multiple = config.dis, 2**config.gen.n_downsample
+    dis, multiple = config.dis, _multiple(config)
     size = max(4, 2 * multiple)
     size += -size % multiple
+    if config.network == "paper":  # whose discriminators take any size
+        return size
     while not _fits(size, dis):
         size += multiple
     return size
@@ -41,9 +43,20 @@ def _check_data(config: Config) -> None:
         )
 
 
+def _multiple(config: Config) -> int:
+    """Return what a crop's sides must be multiples of."""
+    paper = config.network == "paper"
+    return config.paper.gen.multiple if paper else 2**config.gen.n_downsample
+
+
 def _check_sharing(config: Config) -> None:
-    for name in ("enc", "dec"):
+    for name, key in (("enc", "enc"), ("dec", "gen")):
         shared = getattr(config.share, name)
+        if shared and config.network == "paper":
+            raise ConfigError(
+                f"share.{name}={shared} is for network=release; the paper's networks share "
+                f"paper.gen.n_{key}_shared_blk blocks"
+            )
         if shared > config.gen.n_res:
             raise ConfigError(
                 f"share.{name}={shared} is more than the gen.n_res={config.gen.n_res} residual "
@@ -52,19 +65,24 @@ def _check_sharing(config: Config) -> None:
 
 
 def _check_sizes(config: Config) -> None:
-    multiple, least = 2**config.gen.n_downsample, smallest_crop(config)
+    multiple, least = _multiple(config), smallest_crop(config)
+    power = f"gen.n_downsample={config.gen.n_downsample}"
+    smaller = "dis.num_scales, dis.n_layer or gen.n_downsample"
+    if config.network == "paper":
+        smaller = "paper.gen.n_enc_front_blk"
+        power = f"{smaller}={config.paper.gen.n_enc_front_blk} less 1"
     for name in ("crop_image_height", "crop_image_width"):
         size = getattr(config, name)
         if size % multiple:
             near = max(multiple, round(size / multiple) * multiple)
             raise ConfigError(
-                f"{name}={size} must be a multiple of {multiple} "
-                f"(2 to the power gen.n_downsample={config.gen.n_downsample}); try {near}"
+                f"{name}={size} must be a multiple of {multiple} (2 to the power {power}); "
+                f"try {near}"
             )
         if size < least:
             raise ConfigError(
                 f"{name}={size} is too small for these networks, which need {least} or more; "
-                "enlarge the crop or lower dis.num_scales, dis.n_layer or gen.n_downsample"
+                f"enlarge the crop or lower {smaller}"
             )
         for domain in map(config.domain, "ab"):
             if domain.new_size is not None and domain.new_size < size:

@@ -29,7 +29,7 @@ from fastunit.config import Config
 from fastunit.kernels import runtime
 from fastunit.perceptual import Perceptual
 from fastunit.step import TrainStep
-from fastunit.unit import UNIT
+from fastunit.systems import networks
 
 GLIBC_MAPS_FROM = 32 * 2**20  # bytes; below, memory comes from the heap (M_MMAP_THRESHOLD's limit)
 HEAP_GROWTH = 1.25  # the heap's size for the bytes in it; 1.2 to 1.4 were measured (glibc 2.36)
@@ -71,14 +71,16 @@ class Forecast:
 def parameter_counts(config: Config) -> dict[str, int]:
     """Return the number of parameters of each part; shared blocks are counted once, apart."""
     with torch.device("meta"):
-        unit = UNIT(config)
+        unit = networks(config)
     gen_a, gen_b = set(unit.gen_a.parameters()), set(unit.gen_b.parameters())
+    dis_a, dis_b = set(unit.dis_a.parameters()), set(unit.dis_b.parameters())
     count = {
         "generator a": gen_a - gen_b,
         "generator b": gen_b - gen_a,
         "shared by the generators": gen_a & gen_b,
-        "discriminator a": set(unit.dis_a.parameters()),
-        "discriminator b": set(unit.dis_b.parameters()),
+        "discriminator a": dis_a - dis_b,
+        "discriminator b": dis_b - dis_a,
+        "shared by the discriminators": dis_a & dis_b,
     }
     return {name: sum(p.numel() for p in group) for name, group in count.items()}
 
@@ -90,7 +92,7 @@ def forecast(config: Config, device: torch.device) -> Forecast:
     """
     config = replace(config, compile="off", graphs="off")
     with FakeTensorMode(), torch.device(device), _LiveBytes(device) as live:
-        unit = _channels_last(UNIT(config))
+        unit = _channels_last(networks(config))
         perceptual = _channels_last(Perceptual()) if config.vgg_w > 0 else None
         step = TrainStep(unit, config, perceptual)
         modules = [unit] if perceptual is None else [unit, perceptual]

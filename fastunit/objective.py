@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fastunit.adversary import widened
 from fastunit.config import Config
+from fastunit.coupled import Coupled
 from fastunit.perceptual import Perceptual
-from fastunit.unit import UNIT
 
 Losses = dict[str, Tensor]
 Noise = Mapping[str, Tensor]
@@ -52,7 +52,7 @@ class Decoded(NamedTuple):
     kl_b: Tensor
 
 
-def decode_both(unit: UNIT, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Decoded:
+def decode_both(unit: Coupled, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Decoded:
     """Encode both images and decode both codes with each generator.
 
     Args:
@@ -75,7 +75,7 @@ def decode_both(unit: UNIT, x_a: Tensor, x_b: Tensor, noise: Noise | None = None
 
 
 def discriminator_losses(
-    unit: UNIT,
+    unit: Coupled,
     x_a: Tensor,
     x_b: Tensor,
     config: Config,
@@ -106,7 +106,7 @@ def discriminator_losses(
 
 
 def generator_losses(
-    unit: UNIT,
+    unit: Coupled,
     x_a: Tensor,
     x_b: Tensor,
     config: Config,
@@ -154,7 +154,7 @@ def generator_losses(
     return losses | {"generator_total": _weighted(losses, config)}
 
 
-def _discriminated(unit: UNIT, x_ba: Tensor, x_a: Tensor, x_ab: Tensor, x_b: Tensor) -> Losses:
+def _discriminated(unit: Coupled, x_ba: Tensor, x_a: Tensor, x_ab: Tensor, x_b: Tensor) -> Losses:
     dis_a, dis_b = unit.dis_a, unit.dis_b
     if not (dis_a.can_join(x_ba, x_a) and dis_b.can_join(x_ab, x_b)):
         loss_a, loss_b = dis_a.calc_dis_loss(x_ba, x_a), dis_b.calc_dis_loss(x_ab, x_b)

@@ -3,6 +3,9 @@
 A layer that both networks share runs once, over both batches. Layers of equal shapes run as one
 launch with two groups of filters (`fastunit.kernels`), which fills a GPU with small batches.
 Whatever else differs (channels, sizes, batch) runs apart, layer by layer.
+
+A layer that can be grouped has `weights`, `settings`, `run` and `per_sample`, as `Conv2dBlock`; a
+residual block has `halves`, two such layers, of which the second adds the block's input.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from fastunit.kernels.filters import kept
-from fastunit.layers import Conv2dBlock, ResBlock, ResBlocks, Weights
+from fastunit.layers import ResBlocks, Weights
 from fastunit.networks import ContentEncoder, Decoder
 
 
@@ -119,22 +123,26 @@ class Pairing:
         def block(*tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
             return self._block(a, b, Both(*tensors)).tensors()
 
-        inputs = both.tensors()
-        return Both(*checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False))
+        inputs, again = both.tensors(), _has(a, nn.Dropout)
+        return Both(*checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=again))
 
     def _recomputes(self, layer: nn.Module) -> bool:
-        """Not with batch norm, whose running statistics would advance twice."""
-        block = isinstance(layer, (ResBlock, Conv2dBlock)) and not _has_batch_norm(layer)
-        return self.recompute and torch.is_grad_enabled() and block
+        """Return whether backward is to run it again.
+
+        Not with batch norm: joined batches would differ, running statistics advance twice.
+        """
+        block = hasattr(layer, "halves") or hasattr(layer, "settings")
+        return self.recompute and torch.is_grad_enabled() and block and not _has(layer, _BatchNorm)
 
     def _block(self, a: nn.Module, b: nn.Module, both: Both) -> Both:
-        if isinstance(a, ResBlock):
-            inner = self._layer(a.model[0], b.model[0], both)
-            return self._layer(a.model[1], b.model[1], inner, both)
-        return self._layer(a, b, both)
+        halves, others = getattr(a, "halves", None), getattr(b, "halves", None)
+        if halves is None:
+            return self._layer(a, b, both)
+        inner = self._layer(halves[0], others[0], both)
+        return self._layer(halves[1], others[1], inner, both)
 
     def _layer(self, a: nn.Module, b: nn.Module, both: Both, *residual: Both) -> Both:
-        if a is b and not _has_batch_norm(a):
+        if a is b and not _has(a, _BatchNorm):
             return both.apply_shared(a, *residual)
         if self._groups(a, b, both):
             weights = _stacked(a.weights(), b.weights())
@@ -147,16 +155,14 @@ class Pairing:
         return grouped and x.shape == y.shape and _can_group(a, b)
 
 
-def _has_batch_norm(layer: nn.Module) -> bool:
-    """Return whether the layer mixes samples, so that batches must not be joined."""
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in layer.modules())
+def _has(layer: object, kind: type) -> bool:
+    """Return whether a module of a kind is in the layer, which need not be a module itself."""
+    return isinstance(layer, nn.Module) and any(isinstance(m, kind) for m in layer.modules())
 
 
-def _can_group(a: nn.Module, b: nn.Module) -> bool:
-    if not isinstance(a, Conv2dBlock) or not isinstance(b, Conv2dBlock):
-        return False
-    per_sample = a.norm_name != "bn" and a.activ_name != "prelu"  # a slope is for all samples
-    return per_sample and a.settings() == b.settings()
+def _can_group(a: object, b: object) -> bool:
+    layers = hasattr(a, "settings") and hasattr(b, "settings")
+    return layers and a.per_sample and a.settings() == b.settings()
 
 
 def _stacked(mine: Weights, others: Weights) -> Weights:

@@ -12,58 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastunit.coupled import GeneratorPair
-from fastunit.kernels import checks, norm_act
-from fastunit.pairing import Pairing
-from fastunit.paper_discriminators import COCODis, COCOMsDis, COCOSharedDis, ConvBlock, fused
+from fastunit.config import LATENTS
+from fastunit.coupled import Translator
+from fastunit.kernels import checks
+from fastunit.paper_discriminators import COCODis, COCOMsDis, COCOSharedDis
+from fastunit.paper_layers import ConvBlock, INSResBlock, ToImage
 from fastunit.paper_options import ResGenOptions, read
-from fastunit.vae import VAE
+from fastunit.vae import VAE, sigma_layer
 
 __all__ = ["COCODis", "COCOMsDis", "COCOResGen", "COCOResGen2", "COCOSharedDis"]
 
 
-class INSResBlock(nn.Module):
-    """3x3 convolution, instance norm, ReLU, convolution, instance norm, plus the input.
-
-    With `dropout`, training sets that share of the values to 0, and scales the others up, before
-    the input is added. `model` holds the layers in their places; `forward` runs each convolution
-    with what follows it as one operation.
-    """
-
-    def __init__(self, dim: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.model = nn.Sequential(
-            nn.Conv2d(dim, dim, 3, 1, 1),
-            nn.InstanceNorm2d(dim),
-            nn.ReLU(),
-            nn.Conv2d(dim, dim, 3, 1, 1),
-            nn.InstanceNorm2d(dim),
-        )
-        self._drops = dropout > 0
-        if self._drops:
-            self.model.append(nn.Dropout(dropout))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = fused(self.model[0], x, norm="in", act="relu")
-        if not (self._drops and self.training):
-            return fused(self.model[3], y, norm="in", residual=x)
-        return norm_act(self.model[5](fused(self.model[3], y, norm="in")), residual=x)
-
-
-class ToImage(nn.ConvTranspose2d):
-    """The decoders' last layer: a transposed convolution and tanh as one operation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return fused(self, x, act="tanh")
-
-
-class COCOResGen(nn.Module):
+class COCOResGen(Translator):
     """Both domains' generators; instance norm and ReLU in every layer but the first and last.
 
     Args:
         params: ch, input_dim_a, input_dim_b, n_enc_front_blk, n_enc_res_blk, n_enc_shared_blk,
             n_gen_shared_blk, n_gen_res_blk, n_gen_front_blk and, if wanted, res_dropout_ratio;
             a mapping, or ResGenOptions, which says what they mean.
+        latent: "unit", or "learned": the code's standard deviation is softplus of a 1x1
+            convolution of its mean, the attribute `sigma`, which serves both domains.
 
     Images are [N, input_dim_a or input_dim_b, H, W] in [-1, 1], H and W multiples of
     2^(n_enc_front_blk - 1) = `multiple`; codes are [N, ch * multiple, H / multiple,
@@ -81,10 +49,11 @@ class COCOResGen(nn.Module):
 
     NORM, ACT = "in", "relu"  # of the layers that halve and double the size
 
-    def __init__(self, params: Mapping[str, Any] | ResGenOptions) -> None:
+    def __init__(self, params: Mapping[str, Any] | ResGenOptions, latent: str = "unit") -> None:
         super().__init__()
+        checks.choice("latent", latent, LATENTS)
         self.options = options = read(ResGenOptions, params, "gen")
-        self.multiple = 2 ** (options.n_enc_front_blk - 1)
+        self.multiple = options.multiple
         self.code_dim = options.ch * self.multiple
         self.encode_A = self._encoder(options.input_dim_a)
         self.encode_B = self._encoder(options.input_dim_b)
@@ -92,7 +61,7 @@ class COCOResGen(nn.Module):
         self.dec_shared = self._res_blocks(options.n_gen_shared_blk)
         self.decode_A = self._decoder(options.input_dim_a)
         self.decode_B = self._decoder(options.input_dim_b)
-        self.pairing = Pairing()
+        self.sigma = sigma_layer(self.code_dim) if latent == "learned" else None
         self.domains = {  # in a dict, PyTorch does not take them for children
             "a": self._domain(self.encode_A, self.decode_A, options.input_dim_a),
             "b": self._domain(self.encode_B, self.decode_B, options.input_dim_b),
@@ -122,41 +91,17 @@ class COCOResGen(nn.Module):
         (x_aa, x_ba), (x_ab, x_bb) = (x.split([len(x_a), len(x_b)]) for x in images)
         return x_aa, x_ba, x_ab, x_bb, shared
 
-    def encode(self, x_a: Tensor, x_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the means of both images' codes; their N, H and W may differ.
-
-        The shared layers run once, over both, where the sizes are the same.
-        """
-        a, b = self.domains["a"], self.domains["b"]
-        a.check(x_a)
-        b.check(x_b)
-        return self.pairing.run(a.enc, b.enc, x_a, x_b)
-
     def sample(self, mu: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return z = mu + noise and its divergence mean(mu^2), a scalar.
-
-        noise: unit normals of mu's shape; None draws them.
-        """
+        """Return z = mu + sd * noise and its divergence, a scalar; see `vae.sample`."""
         return self.domains["a"].sample(mu, noise)
-
-    def decode(self, for_a: Tensor, for_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Return domain a's image of one code and b's of another, or of the same tensor.
-
-        The shared layers run once where both are the same or have one size.
-        """
-        return self.pairing.run(self.domains["a"].dec, self.domains["b"].dec, for_a, for_b)
 
     def code(self, images: Tensor, domain: str) -> Tensor:
         """Return the mean of the code of images of domain "a" or "b"."""
         checks.choice("domain", domain, self.domains)
         return self.domains[domain].code(images)
 
-    def translate(self, x: Tensor, direction: str) -> Tensor:
-        """Translate images "a2b" or "b2a" without noise; see `GeneratorPair.translate`.
-
-        Dropout, where there is any, acts in training mode here too.
-        """
-        return GeneratorPair(self.domains["a"], self.domains["b"]).translate(x, direction)
+    gen_a = property(lambda self: self.domains["a"])
+    gen_b = property(lambda self: self.domains["b"])
 
     def train(self, mode: bool = True) -> COCOResGen:
         """Set training or evaluation mode, of `domains` too."""
@@ -167,7 +112,7 @@ class COCOResGen(nn.Module):
     def _domain(self, encoder: nn.Module, decoder: nn.Module, channels: int) -> VAE:
         enc = nn.Sequential(encoder, self.enc_shared)
         dec = nn.Sequential(self.dec_shared, decoder)
-        return VAE(enc, dec, input_dim=channels, multiple=self.multiple)
+        return VAE(enc, dec, input_dim=channels, multiple=self.multiple, sigma=self.sigma)
 
     def _encoder(self, channels: int) -> nn.Sequential:
         dim = self.options.ch

@@ -13,47 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastunit.adversary import Discriminator
-from fastunit.kernels import conv_norm_act, conv_transpose, norm_act
+from fastunit.kernels import norm_act
 from fastunit.pairing import Pairing
+from fastunit.paper_layers import ConvBlock
 from fastunit.paper_options import DisOptions, SharedDisOptions, read
 from fastunit.vae import check_image
 
-SLOPE = 0.01  # of every LeakyReLU
 SCALES = (1, 2, 4)
 
 Outputs = tuple[Tensor, ...]
-
-
-def fused(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, **tail: Any) -> Tensor:
-    """Apply a square convolution, or a transposed one, and what follows it, in one operation.
-
-    `tail` holds norm, act, slope and residual, as `conv_norm_act` takes them.
-    """
-    where = {"stride": conv.stride[0], "padding": conv.padding[0]}
-    if isinstance(conv, nn.ConvTranspose2d):
-        where["output_padding"] = conv.output_padding[0]
-        return conv_transpose(x, conv.weight, conv.bias, **where, **tail)
-    return conv_norm_act(x, conv.weight, conv.bias, **where, **tail)
-
-
-class ConvBlock(nn.Module):
-    """Convolution or transposed convolution, norm ("none" or "in"), activation ("relu", "lrelu").
-
-    The release's LeakyReLUConv2d, ReLUINSConv2d and their transposed forms. `model` holds the
-    layers in their places; `forward` runs them as one operation.
-    """
-
-    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, norm: str, act: str) -> None:
-        super().__init__()
-        layers: list[nn.Module] = [conv]
-        if norm == "in":
-            layers.append(nn.InstanceNorm2d(conv.out_channels))
-        layers.append(nn.LeakyReLU(SLOPE) if act == "lrelu" else nn.ReLU())
-        self.model = nn.Sequential(*layers)
-        self._tail = {"norm": norm, "act": act, "slope": SLOPE}
-
-    def forward(self, x: Tensor) -> Tensor:
-        return fused(self.model[0], x, **self._tail)
 
 
 class PairDiscriminator(nn.Module):

@@ -1,42 +1,38 @@
-"""Options of the paper's networks: keys with their meaning and limits, checked by name.
-
-All keys but `res_dropout_ratio` must be given, as the 2017 release has no defaults.
-"""
+"""Options of the paper's networks: keys with their meaning and limits, checked by name."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from fastunit.errors import ConfigError
-from fastunit.typed import build
+from fastunit.typed import build, key, section
 
 T = TypeVar("T")
-
-
-def _from(low: int, doc: str) -> dict[str, Any]:
-    return {"doc": doc, "low": low}
+GENERATORS = ("COCOResGen", "COCOResGen2")
+DISCRIMINATORS = ("COCODis", "COCOMsDis", "COCOSharedDis")
+OPTIONAL = ("res_dropout_ratio",)
 
 
 @dataclass(frozen=True)
-class ResGenOptions:
-    """Options of COCOResGen and COCOResGen2."""
+class _Images:
+    input_dim_a: int = key(3, "channels of domain a's images", low=1)
+    input_dim_b: int = key(3, "channels of domain b's images", low=1)
 
-    ch: int = field(metadata=_from(1, "channels of the first layer"))
-    input_dim_a: int = field(metadata=_from(1, "channels of domain a's images"))
-    input_dim_b: int = field(metadata=_from(1, "channels of domain b's images"))
-    n_enc_front_blk: int = field(metadata=_from(1, "the first layer and the halvings after it"))
-    n_enc_res_blk: int = field(metadata=_from(0, "residual blocks of each encoder"))
-    n_enc_shared_blk: int = field(metadata=_from(0, "residual blocks that both encoders share"))
-    n_gen_shared_blk: int = field(metadata=_from(0, "residual blocks that both decoders share"))
-    n_gen_res_blk: int = field(metadata=_from(0, "residual blocks of each decoder"))
-    n_gen_front_blk: int = field(metadata=_from(1, "the doublings and the last layer"))
-    res_dropout_ratio: float = field(
-        default=0.0,
-        metadata=_from(0, "share of a residual block's values set to 0 in training")
-        | {"below": 1.0},
+
+@dataclass(frozen=True)
+class _ResGen:
+    ch: int = key(64, "channels of the first layer", low=1)
+    n_enc_front_blk: int = key(3, "the first layer and the halvings after it", low=1)
+    n_enc_res_blk: int = key(3, "residual blocks of each encoder", low=0)
+    n_enc_shared_blk: int = key(1, "residual blocks that both encoders share", low=0)
+    n_gen_shared_blk: int = key(1, "residual blocks that both decoders share", low=0)
+    n_gen_res_blk: int = key(3, "residual blocks of each decoder", low=0)
+    n_gen_front_blk: int = key(3, "the doublings and the last layer", low=1)
+    res_dropout_ratio: float = key(
+        0.0, "share of a residual block's values set to 0 in training", low=0.0, below=1.0
     )
 
     def __post_init__(self) -> None:
@@ -46,41 +42,76 @@ class ResGenOptions:
                 f"gen.n_enc_front_blk={self.n_enc_front_blk}, or images would change their size"
             )
 
+    @property
+    def multiple(self) -> int:
+        """Of which an image's height and width must be multiples."""
+        return 2 ** (self.n_enc_front_blk - 1)
+
 
 @dataclass(frozen=True)
-class DisOptions:
+class _Dis:
+    ch: int = key(64, "channels of the first layer", low=1)
+    n_layer: int = key(5, "stride-2 layers of COCODis and COCOMsDis", low=1)
+
+
+@dataclass(frozen=True)
+class _SharedDis:
+    ch: int = key(64, "channels of the first layer", low=1)
+    n_front_layer: int = key(3, "stride-2 layers of each domain in COCOSharedDis", low=1)
+    n_shared_layer: int = key(2, "stride-2 layers that both domains share there", low=0)
+
+
+@dataclass(frozen=True)
+class ResGenOptions(_Images, _ResGen):
+    """Options of COCOResGen and COCOResGen2."""
+
+
+@dataclass(frozen=True)
+class DisOptions(_Images, _Dis):
     """Options of COCODis and COCOMsDis."""
 
-    ch: int = field(metadata=_from(1, "channels of the first layer"))
-    input_dim_a: int = field(metadata=_from(1, "channels of domain a's images"))
-    input_dim_b: int = field(metadata=_from(1, "channels of domain b's images"))
-    n_layer: int = field(metadata=_from(1, "stride-2 layers"))
+
+@dataclass(frozen=True)
+class SharedDisOptions(_Images, _SharedDis):
+    """Options of COCOSharedDis."""
 
 
 @dataclass(frozen=True)
-class SharedDisOptions:
-    """Options of COCOSharedDis."""
+class PaperGeneratorConfig(_ResGen):
+    """Section paper.gen; the images' channels are not in it."""
 
-    ch: int = field(metadata=_from(1, "channels of the first layer"))
-    input_dim_a: int = field(metadata=_from(1, "channels of domain a's images"))
-    input_dim_b: int = field(metadata=_from(1, "channels of domain b's images"))
-    n_front_layer: int = field(metadata=_from(1, "stride-2 layers of each domain"))
-    n_shared_layer: int = field(metadata=_from(0, "stride-2 layers that both domains share"))
+    name: str = key("COCOResGen", "the generators' class", choices=GENERATORS)
 
 
-def read(cls: type[T], params: Mapping[str, Any] | T, section: str) -> T:
+@dataclass(frozen=True)
+class PaperDiscriminatorConfig(_SharedDis, _Dis):
+    """Section paper.dis; the images' channels are not in it."""
+
+    name: str = key("COCOMsDis", "the discriminators' class", choices=DISCRIMINATORS)
+
+
+@dataclass(frozen=True)
+class PaperConfig:
+    """Section paper: the networks of the paper's own release."""
+
+    gen: PaperGeneratorConfig = section(PaperGeneratorConfig, "generators")
+    dis: PaperDiscriminatorConfig = section(PaperDiscriminatorConfig, "discriminators")
+
+
+def read(cls: type[T], params: Mapping[str, Any] | T, name: str) -> T:
     """Return checked options from a mapping, or from an instance of `cls`.
 
-    Raises ConfigError naming the key in its section ("gen" or "dis"), the value and what it may
-    be: a key is unknown or missing, or a value is of the wrong type or out of range.
+    All keys but those in OPTIONAL must be given: the 2017 release has no defaults. Raises
+    ConfigError naming the key in its section ("gen" or "dis"), the value and what it may be: a
+    key is unknown or missing, or a value is of the wrong type or out of range.
     """
     values = dataclasses.asdict(params) if isinstance(params, cls) else params
     if isinstance(values, Mapping):
         names = [spec.name for spec in fields(cls)]
-        required = [spec.name for spec in fields(cls) if spec.default is MISSING]
-        missing = [name for name in required if name not in values]
-        if missing and all(key in names for key in values):  # `build` names an unknown key
+        required = [each for each in names if each not in OPTIONAL]
+        missing = [each for each in required if each not in values]
+        if missing and all(each in names for each in values):  # `build` names an unknown key
             raise ConfigError(
-                f"section {section} has no {', '.join(missing)}; it must hold {', '.join(required)}"
+                f"section {name} has no {', '.join(missing)}; it must hold {', '.join(required)}"
             )
-    return build(cls, values, section)
+    return build(cls, values, name)

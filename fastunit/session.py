@@ -21,7 +21,7 @@ from fastunit.objective import Losses
 from fastunit.perceptual import load_perceptual
 from fastunit.sources import Domains
 from fastunit.step import TrainStep
-from fastunit.unit import UNIT
+from fastunit.systems import networks
 
 OPTIMISER_KEYS = ("lr", "beta1", "beta2", "weight_decay", "lr_policy", "step_size", "gamma")
 MEMORY_FORMAT = torch.channels_last  # of the networks
@@ -42,7 +42,7 @@ class Session:
         precision.resolve(config.precision, device)  # before anything is made
         torch.manual_seed(config.seed)
         perceptual = load_perceptual(config.vgg_model_path) if config.vgg_w > 0 else None
-        self.unit = UNIT(config).to(device, memory_format=MEMORY_FORMAT)
+        self.unit = networks(config).to(device, memory_format=MEMORY_FORMAT)
         self.step = TrainStep(self.unit, config, perceptual and perceptual.to(device))
         if config.graphs == "on" or (config.graphs == "auto" and device.type == "cuda"):
             self.step.use_graphs(required=config.graphs == "on")

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import StepLR
 from fastunit import precision
 from fastunit.compiling import Compiled
 from fastunit.config import Config
+from fastunit.coupled import Coupled
 from fastunit.errors import CheckpointError, ConfigError
 from fastunit.graphs import GraphedStep
 from fastunit.kernels.filters import forget, keep_filters
@@ -30,7 +31,6 @@ from fastunit.objective import (
 from fastunit.optimiser import adam, check_moments, make_capturable, settle
 from fastunit.pairing import Pairing
 from fastunit.perceptual import Perceptual
-from fastunit.unit import UNIT
 
 _SWITCH = {"auto": None, "on": True, "off": False}
 
@@ -43,7 +43,7 @@ class TrainStep:
     device.
     """
 
-    def __init__(self, unit: UNIT, config: Config, perceptual: Perceptual | None = None) -> None:
+    def __init__(self, unit: Coupled, config: Config, perceptual: Perceptual | None = None) -> None:
         self.unit, self.config, self.perceptual = unit, config, perceptual
         unit.pairing = Pairing(_SWITCH[config.pair_domains], config.checkpoint_activations)
         self.dis_opt = adam(unit.discriminators(), config)

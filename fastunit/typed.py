@@ -8,11 +8,22 @@ import math
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Any, TypeVar
 
 from fastunit.errors import ConfigError
 
 T = TypeVar("T")
+
+
+def key(default: Any, doc: str, **limits: Any) -> Any:
+    """Declare a field that `build` fills and checks; what it means, and its limits."""
+    return field(default=default, metadata={"doc": doc, **limits})
+
+
+def section(cls: type, doc: str) -> Any:
+    """Declare a field that is a dataclass of its own."""
+    return field(default_factory=cls, metadata={"doc": doc})
 
 
 def build(cls: type[T], values: Mapping[str, Any], name: str) -> T:

@@ -186,7 +186,7 @@ def test_options_may_be_dataclasses():
         (COCOResGen, ResGenOptions, gen | {"res_dropout_ratio": 0.25}),
     ):
         assert cls(options(**params)).options == cls(params).options == options(**params)
-    assert COCODis(SMALL | {"n_layer": "2"}).options == DisOptions(2, 3, 3, 2)  # from YAML
+    assert COCODis(SMALL | {"n_layer": "2"}).options == DisOptions(2, 2)  # from YAML
 
 
 GEN = SMALL | {"n_enc_front_blk": 2, "n_enc_res_blk": 1, "n_enc_shared_blk": 1}
@@ -194,7 +194,7 @@ GEN |= {"n_gen_shared_blk": 1, "n_gen_res_blk": 1, "n_gen_front_blk": 2}
 WRONG = [
     (COCOResGen, GEN | {"n_layer": 4}, "unknown key 'gen.n_layer'"),
     (COCOResGen, {"n_gen_rez_blk": 4}, "did you mean gen.n_gen_res_blk?"),
-    (COCOResGen, {"ch": 4}, "gen has no input_dim_a, .*n_gen_front_blk; it must hold ch, .*blk"),
+    (COCOResGen, {"ch": 4}, "gen has no n_enc_front_blk, .*input_dim_b; it must hold ch, .*blk"),
     (COCOResGen, [4], r"gen must be a section of keys, not \[4\]"),
     (COCOResGen, GEN | {"ch": 0}, "gen.ch=0 must be at least 1"),
     (COCOResGen, GEN | {"n_enc_shared_blk": -1}, "gen.n_enc_shared_blk=-1 must be at least 0"),
@@ -202,11 +202,11 @@ WRONG = [
     (COCOResGen, GEN | {"res_dropout_ratio": 1}, "gen.res_dropout_ratio=1.0 must be below 1.0"),
     (COCOResGen, GEN | {"res_dropout_ratio": -1}, "gen.res_dropout_ratio=-1.0 must be at least 0"),
     (COCOResGen, GEN | {"n_gen_front_blk": 3}, "front_blk=3 must be gen.n_enc_front_blk=2"),
-    (COCODis, SMALL, "dis has no n_layer; it must hold ch, input_dim_a, input_dim_b, n_layer"),
+    (COCODis, SMALL, "dis has no n_layer; it must hold ch, n_layer, input_dim_a, input_dim_b"),
     (COCOMsDis, SMALL | {"n_layer": 0}, "dis.n_layer=0 must be at least 1"),
     (COCODis, SMALL | {"n_layer": True}, "dis.n_layer=True must be a whole number"),
     (COCOMsDis, SMALL | {"n_layers": 2}, "'dis.n_layers' .*did you mean dis.n_layer?"),
-    (COCODis, DisOptions(0, 3, 3, 2), "dis.ch=0 must be at least 1"),
+    (COCODis, DisOptions(0), "dis.ch=0 must be at least 1"),
     (COCOSharedDis, SMALL | {"n_layer": 2}, "unknown key 'dis.n_layer'"),
     (COCOSharedDis, SMALL | {"n_front_layer": 2}, "dis has no n_shared_layer; it must hold"),
 ]

@@ -1,0 +1,117 @@
+"""Layers of the paper's networks: plain modules in the 2017 release's places, run fused.
+
+Each keeps the release's modules in `model`, for the state_dict's keys, and runs a convolution with
+what follows it as one operation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastunit.kernels import conv_norm_act, conv_transpose, norm_act
+from fastunit.layers import Weights
+
+SLOPE = 0.01  # of every LeakyReLU
+
+Conv = nn.Conv2d | nn.ConvTranspose2d
+
+
+class Fused:
+    """A square convolution, or a transposed one, and what follows it, as one operation.
+
+    `tail` holds norm, act and slope as `conv_norm_act` takes them. Has what `pairing` asks of a
+    layer: `weights`, `settings`, `run`.
+    """
+
+    per_sample = True  # samples may have weights of their own
+
+    def __init__(self, conv: Conv, **tail: Any) -> None:
+        self.conv, self.tail = conv, tail
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.run(self.weights(), x, residual)
+
+    def weights(self) -> Weights:
+        """Return what the layer learns."""
+        return Weights(self.conv.weight, self.conv.bias, None, None)
+
+    def settings(self) -> tuple:
+        """Return what two layers that differ in their weights alone have in common."""
+        return type(self.conv), self._where(), self.tail, self.conv.weight.shape
+
+    def run(self, weights: Weights, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Apply the layer with other weights than its own; see `layers.Conv2dBlock.run`."""
+        operation = conv_transpose if isinstance(self.conv, nn.ConvTranspose2d) else conv_norm_act
+        tail = self.tail | {"residual": residual}
+        return operation(x, weights.weight, weights.bias, **self._where(), **tail)
+
+    def _where(self) -> dict[str, int]:
+        where = {"stride": self.conv.stride[0], "padding": self.conv.padding[0]}
+        if isinstance(self.conv, nn.ConvTranspose2d):
+            where["output_padding"] = self.conv.output_padding[0]
+        return where
+
+
+class ConvBlock(nn.Module):
+    """Convolution or transposed convolution, norm ("none" or "in"), activation ("relu", "lrelu").
+
+    The release's LeakyReLUConv2d, ReLUINSConv2d and their transposed forms.
+    """
+
+    per_sample = True
+
+    def __init__(self, conv: Conv, norm: str, act: str) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [conv]
+        if norm == "in":
+            layers.append(nn.InstanceNorm2d(conv.out_channels))
+        layers.append(nn.LeakyReLU(SLOPE) if act == "lrelu" else nn.ReLU())
+        self.model = nn.Sequential(*layers)
+        fused = Fused(conv, norm=norm, act=act, slope=SLOPE)
+        self.weights, self.settings, self.run = fused.weights, fused.settings, fused.run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self.weights(), x)
+
+
+class INSResBlock(nn.Module):
+    """3x3 convolution, instance norm, ReLU, convolution, instance norm, plus the input.
+
+    With `dropout`, training sets that share of the values to 0, and scales the others up, before
+    the input is added.
+    """
+
+    def __init__(self, dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.model = nn.Sequential(
+            nn.Conv2d(dim, dim, 3, 1, 1),
+            nn.InstanceNorm2d(dim),
+            nn.ReLU(),
+            nn.Conv2d(dim, dim, 3, 1, 1),
+            nn.InstanceNorm2d(dim),
+        )
+        self.first = Fused(self.model[0], norm="in", act="relu")
+        self.second = Fused(self.model[3], norm="in")
+        self._drops = dropout > 0
+        if self._drops:
+            self.model.append(nn.Dropout(dropout))
+
+    @property
+    def halves(self) -> tuple[Fused, Fused] | None:
+        """The two layers, the second of which adds the input; None where dropout is between."""
+        return None if self._drops and self.training else (self.first, self.second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if self.halves is not None:
+            return self.second(y, residual=x)
+        return norm_act(self.model[5](self.second(y)), residual=x)
+
+
+class ToImage(nn.ConvTranspose2d):
+    """The decoders' last layer: a transposed convolution and tanh as one operation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Fused(self, act="tanh")(x)

@@ -11,12 +11,18 @@ from fastunit.config import from_dict
 from fastunit.graphs import WARM_UP, GraphedStep
 from fastunit.session import Session
 from fastunit.step import TrainStep
-from fastunit.unit import UNIT
+from fastunit.systems import networks
 
 pytestmark = pytest.mark.gpu
 
 STEPS = WARM_UP + 4
 CUDA = torch.device("cuda")
+BLOCKS = {"n_enc_front_blk": 2, "n_enc_res_blk": 1, "n_gen_res_blk": 1, "n_gen_front_blk": 2}
+PAPER = {
+    "network": "paper",
+    "paper": {"gen": {"ch": 8, **BLOCKS}, "dis": {"name": "COCOSharedDis", "ch": 8}},
+    "share": {"enc": 0, "dec": 0},
+}
 
 
 @pytest.fixture
@@ -32,7 +38,7 @@ def make(tiny):
     def made(**changes) -> TrainStep:
         config = from_dict({"graphs": "off", "compile": "off"} | tiny | changes)
         torch.manual_seed(11)
-        return TrainStep(UNIT(config).to(CUDA, memory_format=torch.channels_last), config)
+        return TrainStep(networks(config).to(CUDA, memory_format=torch.channels_last), config)
 
     return made
 
@@ -51,6 +57,9 @@ def weights(step):
         {"accumulate": 2},
         {"checkpoint_activations": True},
         {"pair_domains": "off"},
+        {"latent": "learned"},
+        PAPER,
+        PAPER | {"pair_domains": "off", "precision": "fp32"},
     ],
 )
 def test_replays_are_the_step(changes, make, batches):

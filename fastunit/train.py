@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastunit import allocator, checkpoint, cli, config, files, memory
+from fastunit import allocator, checkpoint, cli, config, environment, files, memory
 from fastunit.config import Config
 from fastunit.errors import TrainingDiverged, UserError
 
@@ -141,44 +138,12 @@ def _checked_files(settings: Config) -> Domains:
 def _describe(run_dir: Path, settings: Config, device: torch.device) -> None:
     """Write what the run depends on: config.yaml and environment.json."""
     files.write_text(config.dump_yaml(settings), run_dir / "config.yaml")
-    files.write_json(_environment(settings, device), run_dir / "environment.json")
-    print(f"training on {_device_name(device)}; everything goes to {run_dir}/", flush=True)
-
-
-def _environment(settings: Config, device: torch.device) -> dict[str, Any]:
-    versions = {"python": platform.python_version()}
-    for name in ("fastunit", "torch", "triton", "numpy", "nvidia-dali-cuda130"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    versions |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    return {
-        "seed": settings.seed,
-        "device": _device_name(device),
-        "threads": torch.get_num_threads(),
-        "versions": versions,
-        "commit": _commit(),
-        "command": sys.argv,
-    }
-
-
-def _commit() -> str | None:
-    """Return the commit of the checkout the code runs from, None where it is not one."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)"
+    files.write_json(
+        {"seed": settings.seed} | environment.describe(device), run_dir / "environment.json"
+    )
+    print(
+        f"training on {environment.device_name(device)}; everything goes to {run_dir}/", flush=True
+    )
 
 
 def _print_plan(settings: Config, run: Run, device: torch.device) -> None:
@@ -195,7 +160,7 @@ def _print_plan(settings: Config, run: Run, device: torch.device) -> None:
     if missing := memory.shortage(expected, device):
         print(f"warning: {missing}")
     start = f"continues {run.source}" if run.source else "starts afresh"
-    print(f"would train on {_device_name(device)} into {run.folder}/ ({start})")
+    print(f"would train on {environment.device_name(device)} into {run.folder}/ ({start})")
 
 
 def _image_counts(settings: Config) -> dict[str, int]:

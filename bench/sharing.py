@@ -3,7 +3,7 @@
 Trains configs/emoji.yaml with none, one and both of the residual blocks shared in the encoders and
 the decoders, and once with learned variance, on every seed, each run in a process with one thread.
 Writes OUT/sharing.md, the held-out paired error of each with its spread over seeds, and
-OUT/sharing.png, the same held-out pictures translated by each. Finished runs are not repeated.
+OUT/sharing.png, the same held-out pictures translated by each. Called again, it goes on.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -58,10 +59,11 @@ class Run(NamedTuple):
             "seed": self.seed,
             "max_iter": args.iterations,
         }
-        program = [sys.executable, "-m", "fastunit.train", "--config", args.config]
-        settings = [f"--set={key}={value}" for key, value in keys.items()]
-        folder = str(self.folder(args.out))
-        return [*program, f"--data={args.data}", f"--output={folder}", "--device=cpu", *settings]
+        program, folder = [sys.executable, "-m", "fastunit.train"], self.folder(args.out)
+        if checkpoint.iterations(folder):
+            return [*program, f"--resume={folder}", "--device=cpu"]
+        paths = [f"--config={args.config}", f"--data={args.data}", f"--output={folder}"]
+        return [*program, *paths, "--device=cpu", *(f"--set={k}={v}" for k, v in keys.items())]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,8 +83,13 @@ def _compare(args: argparse.Namespace) -> int:
     # Seeds come last, so that what is there after some of the runs compares all variants.
     runs = [Run(*variant, seed) for seed, variant in product(range(args.seeds), VARIANTS)]
     with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(runs), unit="run") as bar:
-        for _ in pool.map(lambda run: _train(run, args), runs):
-            bar.update()
+        trainings = [pool.submit(_train, run, args) for run in runs]
+        try:
+            for training in as_completed(trainings):
+                training.result()
+                bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
     lines = table({run: _result(run, args) for run in runs})
     files.write_text("\n".join(lines) + "\n", args.out / "sharing.md")
     report.draw_grid(_pictures(runs, args), args.out / "sharing.png")
@@ -94,6 +101,8 @@ def _train(run: Run, args: argparse.Namespace) -> None:
     folder = run.folder(args.out)
     if (folder / "result.json").is_file():
         return
+    if folder.exists() and not checkpoint.iterations(folder):
+        shutil.rmtree(folder)  # stopped before there was anything to go on from
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(run.command(args), env=environment, capture_output=True, text=True)
     if done.returncode:

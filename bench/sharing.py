@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -50,20 +51,28 @@ class Run(NamedTuple):
     def folder(self, out: Path) -> Path:
         return out / f"share{self.shared}-{self.latent}-seed{self.seed}"
 
-    def command(self, args: argparse.Namespace) -> list[str]:
-        """Return the command line that trains it."""
+    def settings(self, args: argparse.Namespace) -> config.Config:
+        """Return the configuration it is trained with."""
         keys = {
             "share.enc": self.shared,
             "share.dec": self.shared,
             "latent": self.latent,
             "seed": self.seed,
             "max_iter": args.iterations,
+            "data_root": args.data,
         }
-        program, folder = [sys.executable, "-m", "fastunit.train"], self.folder(args.out)
-        if checkpoint.iterations(folder):
-            return [*program, f"--resume={folder}", "--device=cpu"]
-        paths = [f"--config={args.config}", f"--data={args.data}", f"--output={folder}"]
-        return [*program, *paths, "--device=cpu", *(f"--set={k}={v}" for k, v in keys.items())]
+        return config.load(args.config, [f"{key}={value}" for key, value in keys.items()])
+
+    def command(self, args: argparse.Namespace) -> list[str]:
+        """Return the command line that trains it, or goes on with it where it was stopped."""
+        folder = self.folder(args.out)
+        how = [f"--resume={folder}"] if checkpoint.iterations(folder) else self._anew(args)
+        return [sys.executable, "-m", "fastunit.train", *how, "--device=cpu"]
+
+    def _anew(self, args: argparse.Namespace) -> list[str]:
+        folder = self.folder(args.out)
+        files.write_text(config.dump_yaml(self.settings(args)), folder.with_suffix(".yaml"))
+        return [f"--config={folder}.yaml", f"--output={folder}"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compare(args: argparse.Namespace) -> int:
     # Seeds come last, so that what is there after some of the runs compares all variants.
     runs = [Run(*variant, seed) for seed, variant in product(range(args.seeds), VARIANTS)]
+    settings = runs[0].settings(args)
+    domains = sources.find_domains(settings)
+    if not paired.find_pairs(domains, settings):
+        raise UserError(f"{args.data} has no pairs in testA and testB, told by equal names")
     with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(runs), unit="run") as bar:
         trainings = [pool.submit(_train, run, args) for run in runs]
         try:
@@ -99,6 +112,9 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _train(run: Run, args: argparse.Namespace) -> None:
     folder = run.folder(args.out)
+    settings = folder / "config.yaml"
+    if settings.is_file() and config.load(settings) != run.settings(args):
+        raise UserError(f"{folder} holds a run of other settings; choose another --out")
     if (folder / "result.json").is_file():
         return
     if folder.exists() and not checkpoint.iterations(folder):
@@ -130,14 +146,14 @@ def table(results: dict[Run, dict]) -> list[str]:
 
 
 def _spread(errors: Sequence[float]) -> str:
-    spread = statistics.stdev(errors) if len(errors) > 1 else float("nan")
-    return f"{statistics.mean(errors):.3f} ± {spread:.3f}"
+    spread = f" ± {statistics.stdev(errors):.3f}" if len(errors) > 1 else ""
+    return f"{statistics.mean(errors):.3f}{spread}"
 
 
 @torch.no_grad()
 def _pictures(runs: Sequence[Run], args: argparse.Namespace) -> dict[str, torch.Tensor]:
     """Return rows of pictures: inputs, what each variant's first seed makes of them, the truth."""
-    settings = config.load(args.config, [f"data_root={args.data}", f"display_size={SHOWN}"])
+    settings = replace(runs[0].settings(args), display_size=SHOWN)
     x_a, x_b = paired.shown_images(sources.find_domains(settings), settings, torch.device("cpu"))
     rows = {"a": x_a}
     for run in runs:

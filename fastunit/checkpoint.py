@@ -1,7 +1,7 @@
 """Checkpoints: one file with everything a run needs to go on bit for bit.
 
-Beside each `checkpoints/XXXXXXXX.pt` stand gen_XXXXXXXX.pt and dis_XXXXXXXX.pt in the 2018
-release's layout (the trained weights, not their average).
+Beside each `checkpoints/XXXXXXXX.pt` stand gen_XXXXXXXX.pt and dis_XXXXXXXX.pt in the layout of the
+networks' release (the trained weights, not their average).
 """
 
 from __future__ import annotations

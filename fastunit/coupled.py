@@ -6,6 +6,9 @@ A subclass has `gen_a` and `gen_b` (`VAE`), which may share layers, and, where i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +17,17 @@ from fastunit.pairing import Pairing
 from fastunit.vae import VAE, check_image
 
 DIRECTIONS = ("a2b", "b2a")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode inside the block, where dropout draws nothing."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 class Translator(nn.Module):
@@ -37,13 +51,15 @@ class Translator(nn.Module):
         return self.pairing.run(self.gen_a.dec, self.gen_b.dec, for_a, for_b)
 
     def translate(self, x: Tensor, direction: str) -> Tensor:
-        """Translate images "a2b" or "b2a" without noise.
+        """Translate images "a2b" or "b2a" without noise; dropout is as the mode says.
 
         Images [N, C, H, W] in [-1, 1] of any size: sides that the downsampling does not divide
         are extended by repeating the last pixels, and the result is cut back to [N, K, H, W].
         """
         source, target = self.along(direction)
         check_image(x, source.input_dim)
+        if 0 in x.shape[2:]:
+            raise ValueError(f"an image of shape {tuple(x.shape)} has no pixels")
         height, width = x.shape[2:]
         return target.decode(source.code(_extended(x, source.multiple)))[..., :height, :width]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastunit import config, files
 from fastunit.config import Config
-from fastunit.coupled import Translator
+from fastunit.coupled import Translator, evaluating
 from fastunit.page import write_page
 from fastunit.report import Metrics, draw_grid, to_pixels
 
@@ -45,7 +45,8 @@ class Gallery:
             if not self._last.done() and keep is None:
                 return
             self._last.result()
-        rows = {k: to_pixels(v) for k, v in sample_rows(pair, *self._shown).items()}
+        with evaluating(pair):
+            rows = {k: to_pixels(v) for k, v in sample_rows(pair, *self._shown).items()}
         rows, ready = _on_host(rows)
         self._last = self._thread.submit(self._write, rows, ready, iteration, keep)
 

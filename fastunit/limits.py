@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 def check(config: Config) -> None:
     """Raise ConfigError for keys that contradict each other, before anything is built."""
     _check_data(config)
+    _check_network(config)
     _check_sharing(config)
     _check_sizes(config)
     _check_perceptual(config)
@@ -40,6 +41,40 @@ def _check_data(config: Config) -> None:
         raise ConfigError(
             f"data.builtin={config.data.builtin} and {', '.join(given)} are both given; "
             "use --data DIR, or set data.builtin=none"
+        )
+
+
+def _check_network(config: Config) -> None:
+    """Refuse keys of networks that are not used: they would have no effect."""
+    release, paper = ("gen", "dis"), ("paper",)
+    unused = release if config.network == "paper" else paper
+    for name in unused:
+        if getattr(config, name) != type(getattr(config, name))():
+            other = "release" if unused is release else "paper"
+            raise ConfigError(
+                f"section {name} is for network={other}, but network={config.network}; leave it out"
+            )
+    if config.network == "paper":
+        _check_paper(config)
+
+
+def _check_paper(config: Config) -> None:
+    dis, default = config.paper.dis, type(config.paper.dis)()
+    shared = dis.name == "COCOSharedDis"
+    for name in ("n_layer",) if shared else ("n_front_layer", "n_shared_layer"):
+        if getattr(dis, name) != getattr(default, name):
+            raise ConfigError(
+                f"paper.dis.{name}={getattr(dis, name)} is not for {dis.name}; leave it out"
+            )
+    halvings, side = dis.n_layer, min(config.crop)
+    names = "paper.dis.n_layer"
+    if shared:
+        halvings = dis.n_front_layer + dis.n_shared_layer
+        names = "paper.dis.n_front_layer and n_shared_layer, together"
+    if 2**halvings > side:
+        raise ConfigError(
+            f"{names}={halvings} halves crops of {side} pixels to less than one; at most "
+            f"{side.bit_length() - 1}"
         )
 
 

@@ -27,7 +27,7 @@ LOSSES = {
     "adversarial_b": "equation 2, generator: a translated to b should pass for b",
     "reconstruction_a": "equation 1: mean absolute difference of a and its reconstruction",
     "reconstruction_b": "equation 1: mean absolute difference of b and its reconstruction",
-    "kl_a": "equation 1: mean(mu^2) of a's code; see networks.sample for learned variance",
+    "kl_a": "equation 1: mean(mu^2) of a's code; see vae.sample for learned variance",
     "kl_b": "equation 1: mean(mu^2) of b's code; likewise",
     "cycle_a": "equation 3: mean absolute difference of a and a -> b -> a",
     "cycle_b": "equation 3: mean absolute difference of b and b -> a -> b",

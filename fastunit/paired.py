@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from fastunit.config import Config, Domain
-from fastunit.coupled import Translator
+from fastunit.coupled import Translator, evaluating
 from fastunit.data import iter_images
 from fastunit.sources import Domains
 
@@ -49,7 +49,8 @@ def error(
     crop = config.crop if config.data.test_crop == "center" else None
     for x_a, x_b in zip(*_both(pairs, config, crop, device), strict=True):
         for direction, x, truth in (("a2b", x_a, x_b), ("b2a", x_b, x_a)):
-            translated = pair.translate(x, direction)
+            with evaluating(pair):
+                translated = pair.translate(x, direction)
             for slot, image in enumerate((translated, x)):
                 difference = (image.double() - truth.double()).abs()
                 sums[direction][slot] += difference.mean((1, 2, 3)).sum().item()

@@ -123,16 +123,18 @@ class Pairing:
         def block(*tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
             return self._block(a, b, Both(*tensors)).tensors()
 
-        inputs, again = both.tensors(), _has(a, nn.Dropout)
-        return Both(*checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=again))
+        inputs = both.tensors()
+        return Both(*checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False))
 
     def _recomputes(self, layer: nn.Module) -> bool:
         """Return whether backward is to run it again.
 
-        Not with batch norm: joined batches would differ, running statistics advance twice.
+        Not with batch norm, whose running statistics would advance twice, nor with dropout, whose
+        draw would have to be repeated, which no CUDA graph can do.
         """
         block = hasattr(layer, "halves") or hasattr(layer, "settings")
-        return self.recompute and torch.is_grad_enabled() and block and not _has(layer, _BatchNorm)
+        once = _has(layer, _BatchNorm) or _has(layer, nn.Dropout)
+        return self.recompute and torch.is_grad_enabled() and block and not once
 
     def _block(self, a: nn.Module, b: nn.Module, both: Both) -> Both:
         halves, others = getattr(a, "halves", None), getattr(b, "halves", None)

@@ -16,14 +16,14 @@ from fastunit.config import LATENTS
 from fastunit.coupled import Translator
 from fastunit.kernels import checks
 from fastunit.paper_discriminators import COCODis, COCOMsDis, COCOSharedDis
-from fastunit.paper_layers import ConvBlock, INSResBlock, ToImage
+from fastunit.paper_layers import ConvBlock, INSResBlock, OfDomains, ToImage
 from fastunit.paper_options import ResGenOptions, read
 from fastunit.vae import VAE, sigma_layer
 
 __all__ = ["COCODis", "COCOMsDis", "COCOResGen", "COCOResGen2", "COCOSharedDis"]
 
 
-class COCOResGen(Translator):
+class COCOResGen(OfDomains, Translator):
     """Both domains' generators; instance norm and ReLU in every layer but the first and last.
 
     Args:
@@ -52,7 +52,7 @@ class COCOResGen(Translator):
     def __init__(self, params: Mapping[str, Any] | ResGenOptions, latent: str = "unit") -> None:
         super().__init__()
         checks.choice("latent", latent, LATENTS)
-        self.options = options = read(ResGenOptions, params, "gen")
+        self.options = options = read(ResGenOptions, params, "gen", type(self).__name__)
         self.multiple = options.multiple
         self.code_dim = options.ch * self.multiple
         self.encode_A = self._encoder(options.input_dim_a)
@@ -62,10 +62,7 @@ class COCOResGen(Translator):
         self.decode_A = self._decoder(options.input_dim_a)
         self.decode_B = self._decoder(options.input_dim_b)
         self.sigma = sigma_layer(self.code_dim) if latent == "learned" else None
-        self.domains = {  # in a dict, PyTorch does not take them for children
-            "a": self._domain(self.encode_A, self.decode_A, options.input_dim_a),
-            "b": self._domain(self.encode_B, self.decode_B, options.input_dim_b),
-        }
+        self._couple()
 
     def forward(
         self, x_a: Tensor, x_b: Tensor, noise: Tensor | None = None
@@ -103,11 +100,12 @@ class COCOResGen(Translator):
     gen_a = property(lambda self: self.domains["a"])
     gen_b = property(lambda self: self.domains["b"])
 
-    def train(self, mode: bool = True) -> COCOResGen:
-        """Set training or evaluation mode, of `domains` too."""
-        for domain in self.domains.values():
-            domain.train(mode)
-        return super().train(mode)
+    def _make(self) -> dict[str, VAE]:
+        options = self.options
+        return {
+            "a": self._domain(self.encode_A, self.decode_A, options.input_dim_a),
+            "b": self._domain(self.encode_B, self.decode_B, options.input_dim_b),
+        }
 
     def _domain(self, encoder: nn.Module, decoder: nn.Module, channels: int) -> VAE:
         enc = nn.Sequential(encoder, self.enc_shared)

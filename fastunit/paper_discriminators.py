@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastunit.adversary import Discriminator
+from fastunit.adversary import Discriminator, widened
 from fastunit.kernels import norm_act
 from fastunit.pairing import Pairing
-from fastunit.paper_layers import ConvBlock
+from fastunit.paper_layers import ConvBlock, OfDomains
 from fastunit.paper_options import DisOptions, SharedDisOptions, read
 from fastunit.vae import check_image
 
@@ -24,27 +23,28 @@ SCALES = (1, 2, 4)
 Outputs = tuple[Tensor, ...]
 
 
-class PairDiscriminator(nn.Module):
+class PairDiscriminator(OfDomains):
     """Both domains' discriminators: what COCODis, COCOMsDis and COCOSharedDis have in common.
 
     Images are [N, C, H, W] in [-1, 1] of any size and floating dtype, with the domain's number
     of channels; the two domains' N, H and W may differ. Outputs are logits: of images from their
     domain they should be high.
-
-    Attributes:
-        domains: each domain's discriminator by its name, "a" or "b", of the same modules.
     """
 
-    def __init__(
-        self, options: DisOptions | SharedDisOptions, a: list[nn.Module], b: list[nn.Module]
-    ) -> None:
-        """Take each domain's networks, one for a scale; the caller registers them."""
+    def __init__(self, options: DisOptions | SharedDisOptions) -> None:
         super().__init__()
         self.options, self.pairing = options, Pairing()
+
+    def _networks(self, domain: str) -> list[nn.Module]:
+        """Return the networks of domain "A" or "B", one for a scale."""
+        raise NotImplementedError
+
+    def _make(self) -> dict[str, Discriminator]:
+        channels = {"a": self.options.input_dim_a, "b": self.options.input_dim_b}
         how = {"gan_type": "nsgan", "halve": blur_downsample}
-        self.domains = {  # in a dict, PyTorch does not take them for children
-            "a": Discriminator(a, input_dim=options.input_dim_a, **how),
-            "b": Discriminator(b, input_dim=options.input_dim_b, **how),
+        return {
+            name: Discriminator(self._networks(name.upper()), input_dim=channels[name], **how)
+            for name in "ab"
         }
 
     def forward(self, x_a: Tensor, x_b: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -82,10 +82,13 @@ class COCODis(PairDiscriminator):
     """
 
     def __init__(self, params: Mapping[str, Any] | DisOptions) -> None:
-        options = read(DisOptions, params, "dis")
-        a, b = (_patch_network(c, options) for c in (options.input_dim_a, options.input_dim_b))
-        super().__init__(options, [a], [b])
-        self.model_A, self.model_B = a, b
+        super().__init__(read(DisOptions, params, "dis", type(self).__name__))
+        self.model_A = _patch_network(self.options.input_dim_a, self.options)
+        self.model_B = _patch_network(self.options.input_dim_b, self.options)
+        self._couple()
+
+    def _networks(self, domain: str) -> list[nn.Module]:
+        return [getattr(self, f"model_{domain}")]
 
 
 class COCOMsDis(PairDiscriminator):
@@ -95,15 +98,15 @@ class COCOMsDis(PairDiscriminator):
     """
 
     def __init__(self, params: Mapping[str, Any] | DisOptions) -> None:
-        options = read(DisOptions, params, "dis")
-        a, b = (
-            [_patch_network(channels, options) for _ in SCALES]
-            for channels in (options.input_dim_a, options.input_dim_b)
-        )
-        super().__init__(options, a, b)
-        for domain, networks in (("A", a), ("B", b)):
-            for scale, network in zip(SCALES, networks, strict=True):
-                self.add_module(f"model_{scale}_{domain}", network)
+        super().__init__(read(DisOptions, params, "dis", type(self).__name__))
+        options = self.options
+        for domain, channels in (("A", options.input_dim_a), ("B", options.input_dim_b)):
+            for scale in SCALES:
+                setattr(self, f"model_{scale}_{domain}", _patch_network(channels, options))
+        self._couple()
+
+    def _networks(self, domain: str) -> list[nn.Module]:
+        return [getattr(self, f"model_{scale}_{domain}") for scale in SCALES]
 
 
 class COCOSharedDis(PairDiscriminator):
@@ -115,24 +118,30 @@ class COCOSharedDis(PairDiscriminator):
     """
 
     def __init__(self, params: Mapping[str, Any] | SharedDisOptions) -> None:
-        options = read(SharedDisOptions, params, "dis")
-        a, b = (_front_network(c, options) for c in (options.input_dim_a, options.input_dim_b))
+        super().__init__(read(SharedDisOptions, params, "dis", type(self).__name__))
+        options = self.options
+        self.model_A = _front_network(options.input_dim_a, options)
+        self.model_B = _front_network(options.input_dim_b, options)
         dim, count = options.ch * 2 ** (options.n_front_layer - 1), options.n_shared_layer
-        shared = nn.Sequential(*_halvings(dim, count))
-        for network in [shared] if count else [a, b]:
+        self.model_S = nn.Sequential(*_halvings(dim, count))
+        for network in [self.model_S] if count else [self.model_A, self.model_B]:
             network.append(nn.Conv2d(dim * 2**count, 1, 1))
-        super().__init__(options, [nn.Sequential(a, shared)], [nn.Sequential(b, shared)])
-        self.model_A, self.model_B, self.model_S = a, b, shared
+        self._couple()
+
+    def _networks(self, domain: str) -> list[nn.Module]:
+        return [nn.Sequential(getattr(self, f"model_{domain}"), self.model_S)]
 
 
 def blur_downsample(x: Tensor) -> Tensor:
     """Blur with the 3x3 Gaussian of 1/4, 1/2, 1/4 and keep every second pixel, from the first.
 
-    [N, C, H, W] to [N, C, ceil(H / 2), ceil(W / 2)]; the border is replicated. The blur is two
-    means over 2x2 pixels.
+    [N, C, H, W] to [N, C, ceil(H / 2), ceil(W / 2)]; the border is replicated. Summed in float32
+    or wider. Not by poolings, which torch.compile (2.13) cannot join for the CPU.
     """
-    framed = norm_act(x, halo=1, pad_mode="replicate")
-    return F.avg_pool2d(F.avg_pool2d(framed, 2, stride=1), 2, stride=2)
+    y = widened(norm_act(x, halo=1, pad_mode="replicate"))
+    y = (y[:, :, :-2:2] + 2 * y[:, :, 1:-1:2] + y[:, :, 2::2]) / 4
+    y = (y[..., :-2:2] + 2 * y[..., 1:-1:2] + y[..., 2::2]) / 4
+    return y.to(x.dtype)
 
 
 def _patch_network(channels: int, options: DisOptions) -> nn.Sequential:

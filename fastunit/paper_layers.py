@@ -6,6 +6,7 @@ what follows it as one operation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,14 +22,19 @@ Conv = nn.Conv2d | nn.ConvTranspose2d
 class Fused:
     """A square convolution, or a transposed one, and what follows it, as one operation.
 
-    `tail` holds norm, act and slope as `conv_norm_act` takes them. Has what `pairing` asks of a
-    layer: `weights`, `settings`, `run`.
+    The convolution is the module at `place` in `layers`, whichever that is when it is run. `tail`
+    holds norm, act and slope as `conv_norm_act` takes them. Has what `pairing` asks of a layer:
+    `weights`, `settings`, `run`.
     """
 
     per_sample = True  # samples may have weights of their own
 
-    def __init__(self, conv: Conv, **tail: Any) -> None:
-        self.conv, self.tail = conv, tail
+    def __init__(self, layers: Sequence[Conv], place: int, **tail: Any) -> None:
+        self._layers, self._place, self.tail = layers, place, tail
+
+    @property
+    def conv(self) -> Conv:
+        return self._layers[self._place]
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return self.run(self.weights(), x, residual)
@@ -69,11 +75,19 @@ class ConvBlock(nn.Module):
             layers.append(nn.InstanceNorm2d(conv.out_channels))
         layers.append(nn.LeakyReLU(SLOPE) if act == "lrelu" else nn.ReLU())
         self.model = nn.Sequential(*layers)
-        fused = Fused(conv, norm=norm, act=act, slope=SLOPE)
-        self.weights, self.settings, self.run = fused.weights, fused.settings, fused.run
+        self._fused = Fused(self.model, 0, norm=norm, act=act, slope=SLOPE)
+
+    def weights(self) -> Weights:
+        return self._fused.weights()
+
+    def settings(self) -> tuple:
+        return self._fused.settings()
+
+    def run(self, weights: Weights, x: Tensor) -> Tensor:
+        return self._fused.run(weights, x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.run(self.weights(), x)
+        return self._fused(x)
 
 
 class INSResBlock(nn.Module):
@@ -92,8 +106,8 @@ class INSResBlock(nn.Module):
             nn.Conv2d(dim, dim, 3, 1, 1),
             nn.InstanceNorm2d(dim),
         )
-        self.first = Fused(self.model[0], norm="in", act="relu")
-        self.second = Fused(self.model[3], norm="in")
+        self.first = Fused(self.model, 0, norm="in", act="relu")
+        self.second = Fused(self.model, 3, norm="in")
         self._drops = dropout > 0
         if self._drops:
             self.model.append(nn.Dropout(dropout))
@@ -114,4 +128,34 @@ class ToImage(nn.ConvTranspose2d):
     """The decoders' last layer: a transposed convolution and tanh as one operation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return Fused(self, act="tanh")(x)
+        return Fused([self], 0, act="tanh")(x)
+
+
+class OfDomains(nn.Module):
+    """A module of both domains' layers, shown as a network for each domain in `domains`.
+
+    Attributes:
+        domains: by name, "a" and "b"; made of the layers that this module has now, also after
+            one is replaced, and in its mode. A plain dictionary: PyTorch does not take them for
+            children, so the state_dict has each layer once.
+    """
+
+    domains: dict[str, nn.Module]
+
+    def _make(self) -> dict[str, nn.Module]:
+        """Return `domains`; called when all layers are there, and when one is replaced."""
+        raise NotImplementedError
+
+    def _couple(self) -> None:
+        self.domains = {name: each.train(self.training) for name, each in self._make().items()}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, nn.Module) and "domains" in vars(self):
+            self._couple()
+
+    def train(self, mode: bool = True) -> OfDomains:
+        """Set training or evaluation mode, of `domains` too."""
+        for domain in self.domains.values():
+            domain.train(mode)
+        return super().train(mode)

@@ -38,8 +38,8 @@ class _ResGen:
     def __post_init__(self) -> None:
         if self.n_gen_front_blk != self.n_enc_front_blk:
             raise ConfigError(
-                f"gen.n_gen_front_blk={self.n_gen_front_blk} must be "
-                f"gen.n_enc_front_blk={self.n_enc_front_blk}, or images would change their size"
+                f"n_gen_front_blk={self.n_gen_front_blk} must be "
+                f"n_enc_front_blk={self.n_enc_front_blk}, or images would change their size"
             )
 
     @property
@@ -98,14 +98,19 @@ class PaperConfig:
     dis: PaperDiscriminatorConfig = section(PaperDiscriminatorConfig, "discriminators")
 
 
-def read(cls: type[T], params: Mapping[str, Any] | T, name: str) -> T:
+def read(cls: type[T], params: Mapping[str, Any] | T, name: str, network: str) -> T:
     """Return checked options from a mapping, or from an instance of `cls`.
 
-    All keys but those in OPTIONAL must be given: the 2017 release has no defaults. Raises
-    ConfigError naming the key in its section ("gen" or "dis"), the value and what it may be: a
-    key is unknown or missing, or a value is of the wrong type or out of range.
+    All keys but those in OPTIONAL must be given: the 2017 release has no defaults. `name` may
+    hold the class, which is `network`. Raises ConfigError naming the key in its section ("gen" or
+    "dis"), the value and what it may be: a key is unknown or missing, or a value is of the wrong
+    type or out of range.
     """
     values = dataclasses.asdict(params) if isinstance(params, cls) else params
+    if isinstance(values, Mapping) and "name" in values:
+        if values["name"] != network:
+            raise ConfigError(f"{name}.name={values['name']!r} is not this class, {network}")
+        values = {k: v for k, v in values.items() if k != "name"}
     if isinstance(values, Mapping):
         names = [spec.name for spec in fields(cls)]
         required = [each for each in names if each not in OPTIONAL]

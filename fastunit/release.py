@@ -16,6 +16,8 @@ from fastunit import files
 from fastunit.coupled import Coupled
 from fastunit.errors import CheckpointError
 
+PAPERS = ("encode_A.", "model_")  # how the names of the paper's networks begin
+
 
 def save_networks(unit: Coupled, folder: Path, iteration: int) -> None:
     """Write gen_%08d.pt and dis_%08d.pt."""
@@ -37,6 +39,8 @@ def load_networks(unit: Coupled, path: Path, expect: str) -> None:
     if isinstance(networks, nn.Module):
         if not isinstance(state, dict):
             raise CheckpointError(f"{path} does not hold the values of a network by their names")
+        if state.keys() == {"a", "b"}:
+            raise CheckpointError(f"{path} holds the 2018 release's networks: use network=release")
         load_state(networks, state, str(path))
     else:
         _load_domains(networks, state, path, expect)
@@ -45,7 +49,10 @@ def load_networks(unit: Coupled, path: Path, expect: str) -> None:
 def _load_domains(networks: dict[str, nn.Module], state: Any, path: Path, expect: str) -> None:
     domains = [state.get(name) for name in networks] if isinstance(state, dict) else []
     if not domains or not all(isinstance(domain, dict) for domain in domains):
-        raise CheckpointError(f"{path} does not hold the two domains 'a' and 'b'")
+        hint = ""
+        if isinstance(state, dict) and any(str(key).startswith(PAPERS) for key in state):
+            hint = ": it holds the paper's networks; use network=paper"
+        raise CheckpointError(f"{path} does not hold the two domains 'a' and 'b'{hint}")
     kind = "dis" if any(str(key).startswith("cnns.") for key in state["a"]) else "gen"
     if expect != kind:
         raise CheckpointError(f"{path} holds {kind} networks, but {expect} ones are needed")

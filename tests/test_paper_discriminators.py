@@ -186,6 +186,7 @@ def test_options_may_be_dataclasses():
         (COCOResGen, ResGenOptions, gen | {"res_dropout_ratio": 0.25}),
     ):
         assert cls(options(**params)).options == cls(params).options == options(**params)
+    assert COCODis(SMALL | {"n_layer": 2, "name": "COCODis"}).options.n_layer == 2
     assert COCODis(SMALL | {"n_layer": "2"}).options == DisOptions(2, 2)  # from YAML
 
 
@@ -201,13 +202,14 @@ WRONG = [
     (COCOResGen, GEN | {"n_gen_res_blk": 1.5}, "gen.n_gen_res_blk=1.5 must be a whole number"),
     (COCOResGen, GEN | {"res_dropout_ratio": 1}, "gen.res_dropout_ratio=1.0 must be below 1.0"),
     (COCOResGen, GEN | {"res_dropout_ratio": -1}, "gen.res_dropout_ratio=-1.0 must be at least 0"),
-    (COCOResGen, GEN | {"n_gen_front_blk": 3}, "front_blk=3 must be gen.n_enc_front_blk=2"),
+    (COCOResGen, GEN | {"n_gen_front_blk": 3}, "front_blk=3 must be n_enc_front_blk=2"),
     (COCODis, SMALL, "dis has no n_layer; it must hold ch, n_layer, input_dim_a, input_dim_b"),
     (COCOMsDis, SMALL | {"n_layer": 0}, "dis.n_layer=0 must be at least 1"),
     (COCODis, SMALL | {"n_layer": True}, "dis.n_layer=True must be a whole number"),
     (COCOMsDis, SMALL | {"n_layers": 2}, "'dis.n_layers' .*did you mean dis.n_layer?"),
     (COCODis, DisOptions(0), "dis.ch=0 must be at least 1"),
     (COCOSharedDis, SMALL | {"n_layer": 2}, "unknown key 'dis.n_layer'"),
+    (COCODis, SMALL | {"name": "COCOMsDis"}, "dis.name='COCOMsDis' is not this class, COCODis"),
     (COCOSharedDis, SMALL | {"n_front_layer": 2}, "dis has no n_shared_layer; it must hold"),
 ]
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fastunit import checkpoint, files, memory, translate
+from fastunit import checkpoint, files, gallery, memory, translate
 from fastunit.compat import UNIT_Trainer
 from fastunit.config import from_dict, to_dict
+from fastunit.coupled import evaluating
 from fastunit.errors import CheckpointError, ConfigError
 from fastunit.objective import discriminator_losses, generator_losses
 from fastunit.paper_unit import PaperUNIT
@@ -22,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("restored_logging")
 CPU = torch.device("cpu")
 BLOCKS = {"n_enc_front_blk": 2, "n_enc_res_blk": 1, "n_enc_shared_blk": 1}
 BLOCKS |= {"n_gen_shared_blk": 1, "n_gen_res_blk": 1, "n_gen_front_blk": 2}
-DIS = {"ch": 3, "n_layer": 2, "n_front_layer": 1, "n_shared_layer": 1}
+LAYERS = {"n_layer": 2}
+SHARED_LAYERS = {"n_front_layer": 1, "n_shared_layer": 1}
 WEIGHTS = {"gan_w": 10, "recon_x_w": 100, "recon_kl_w": 0.1}
 WEIGHTS |= {"recon_x_cyc_w": 100, "recon_kl_cyc_w": 0.1, "init": "gaussian"}
 
@@ -32,7 +35,7 @@ def paper(tiny, gen="COCOResGen", dis="COCOMsDis", dropout=0.0, **changes):
     own = {k: v for k, v in tiny.items() if k not in ("gen", "dis", "share")}
     sections = {
         "gen": {"name": gen, "ch": 4, "res_dropout_ratio": dropout, **BLOCKS},
-        "dis": {"name": dis, **DIS},
+        "dis": {"name": dis, "ch": 3, **(SHARED_LAYERS if dis == "COCOSharedDis" else LAYERS)},
     }
     return own | WEIGHTS | {"network": "paper", "paper": sections} | changes
 
@@ -89,11 +92,16 @@ def test_losses_are_the_papers(gen, dis, tiny):
     )
 
 
-def trained(tiny, **changes):
-    """Return weights, gradients and losses of a step that always begins with the same numbers."""
+def fresh(tiny, **changes):
+    """Return a step whose networks always begin with the same numbers."""
     torch.manual_seed(3)
     config = from_dict(paper(tiny, **changes))
-    step = TrainStep(networks(config).double(), config)
+    return TrainStep(networks(config).double(), config)
+
+
+def trained(step):
+    """Return weights, gradients and losses after a step on images that are always the same."""
+    torch.manual_seed(6)
     x_a, x_b = pair(2, 3, 16, 16)
     noise = noise_for(step.unit, x_a, x_b)
     torch.manual_seed(4)  # of dropout
@@ -113,7 +121,7 @@ def assert_agree(mine, wanted):
 @pytest.mark.parametrize("gen", ["COCOResGen", "COCOResGen2"])
 def test_paired_and_unpaired_steps_agree(gen, dis, latent, tiny):
     found = [
-        trained(tiny, gen=gen, dis=dis, latent=latent, pair_domains=paired)
+        trained(fresh(tiny, gen=gen, dis=dis, latent=latent, pair_domains=paired))
         for paired in ("on", "off")
     ]
     assert_agree(*found)
@@ -123,7 +131,7 @@ def test_paired_and_unpaired_steps_agree(gen, dis, latent, tiny):
 @pytest.mark.parametrize("paired", ["on", "off"])
 def test_recomputed_activations_change_nothing(paired, dropout, tiny):
     found = [
-        trained(tiny, dropout=dropout, pair_domains=paired, checkpoint_activations=recompute)
+        trained(fresh(tiny, dropout=dropout, pair_domains=paired, checkpoint_activations=recompute))
         for recompute in (True, False)
     ]
     assert_agree(*found)
@@ -131,7 +139,9 @@ def test_recomputed_activations_change_nothing(paired, dropout, tiny):
 
 def test_a_compiled_step_computes_the_same(tiny):
     torch.compiler.reset()
-    assert_agree(*(trained(tiny, pair_domains="on", compile=mode) for mode in ("on", "off")))
+    compiled, eager = (fresh(tiny, pair_domains="on", compile=mode) for mode in ("on", "off"))
+    assert_agree(trained(compiled), trained(eager))
+    assert compiled.compiled.is_on(CPU)
 
 
 def test_bf16_trains_close_to_float32(tiny):
@@ -176,6 +186,37 @@ def test_a_run_trains_resumes_to_the_bit_and_translates(dis, tiny, command, phot
     assert len(list(Path("out").iterdir())) == 2
 
 
+def test_what_is_looked_at_is_without_dropout(tiny, tmp_path):
+    session = Session(from_dict(paper(tiny, dropout=0.5)), CPU)
+    x = torch.rand(2, 3, 16, 16)
+    state = torch.get_rng_state()
+    with evaluating(session.translator):
+        rows = gallery.sample_rows(session.translator, x, x)
+    assert torch.equal(torch.get_rng_state(), state) and session.unit.gen.training
+    pair, _ = checkpoint.load_generators(session.save(tmp_path))
+    torch.testing.assert_close(pair.translate(x, "a2b"), rows["a to b"])
+    assert not torch.equal(session.translator.translate(x, "a2b"), rows["a to b"])
+
+
+def test_replaced_layers_are_the_ones_that_run(tiny):
+    unit, x = networks(from_dict(paper(tiny, dis="COCOSharedDis"))), torch.rand(1, 3, 16, 16)
+    for owner, name in (
+        (unit.gen.encode_A[0].model, "0"),
+        (unit.gen, "enc_shared"),
+        (unit.gen, "decode_B"),
+        (unit.dis, "model_B"),
+        (unit.dis, "model_S"),
+    ):
+        old = getattr(owner, name)
+        before = unit.gen.translate(x, "a2b"), unit.dis_b(x)[0]
+        new = copy.deepcopy(old)
+        for parameter in new.parameters():
+            torch.nn.init.normal_(parameter)
+        setattr(owner, name, new)
+        after = unit.gen.translate(x, "a2b"), unit.dis_b(x)[0]
+        assert not all(map(torch.equal, before, after)), name
+
+
 def test_files_have_the_releases_names(tiny, tmp_path):
     config = from_dict(paper(tiny))
     session = Session(config, CPU)
@@ -190,6 +231,11 @@ def test_files_have_the_releases_names(tiny, tmp_path):
     torch.testing.assert_close(other.translate(x, "b2a"), session.unit.translate(x, "b2a"))
     with pytest.raises(CheckpointError, match=r"dis_0+\.pt does not fit .* is missing"):
         checkpoint.load_generators(saved.with_name("dis_00000000.pt"), config)
+    with pytest.raises(CheckpointError, match="holds the paper's networks; use network=paper"):
+        checkpoint.load_generators(saved.with_name("gen_00000000.pt"), from_dict(tiny))
+    files.save({"a": {}, "b": {}}, tmp_path / "gen_00000009.pt")
+    with pytest.raises(CheckpointError, match="2018 release's networks: use network=release"):
+        checkpoint.load_generators(tmp_path / "gen_00000009.pt", config)
 
 
 def test_learned_variance_is_of_both_domains(tiny):
@@ -213,6 +259,10 @@ def test_parts_are_counted_once(tiny):
     assert memory.forecast(config, CPU).total > 0
 
 
+def shared_dis(**keys):
+    return {"paper": {"dis": {"name": "COCOSharedDis", **keys}}}
+
+
 def test_what_does_not_fit_the_paper_is_refused(tiny):
     for changes, message in (
         ({"share": {"enc": 1}}, "share.enc=1 is for network=release; .*gen.n_enc_shared_blk"),
@@ -221,6 +271,13 @@ def test_what_does_not_fit_the_paper_is_refused(tiny):
         ({"network": "papers"}, "network='papers' must be one of release, paper"),
         ({"paper": {"gen": {"name": "VAEGen"}}}, "paper.gen.name='VAEGen' must be one of COCO"),
         ({"paper": {"dis": {"layers": 3}}}, "unknown key 'paper.dis.layers'"),
+        ({"paper": {"dis": {"n_layer": 5}}}, "paper.dis.n_layer=5 halves crops of 16 .* most 4"),
+        ({"paper": {"dis": {"n_front_layer": 2}}}, "n_front_layer=2 is not for COCOMsDis"),
+        (shared_dis(n_layer=4), "paper.dis.n_layer=4 is not for COCOSharedDis"),
+        (shared_dis(n_shared_layer=2), "n_shared_layer, together=5 halves crops of 16"),
+        ({"gen": {"dim": 7}}, "section gen is for network=release, but network=paper; leave"),
+        ({"dis": {"dim": 7}}, "section dis is for network=release, but network=paper; leave"),
+        ({"network": "release"}, "section paper is for network=paper, but network=release"),
         ({"paper": {"gen": {"n_gen_front_blk": 2}}}, "n_gen_front_blk=2 must be .*front_blk=3"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -7,20 +7,17 @@ learning curve, how many digits of the target's test split are named right.
 from __future__ import annotations
 
 import argparse
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastunit import adaptation, cli, config, digit_files, files
+from fastunit import adaptation, cli, config, digit_files, environment, files
 from fastunit.adaptation import SOURCE, TARGET, Adaptation
 from fastunit.digit_images import normalised
 from fastunit.digit_objective import Settings
@@ -188,7 +185,7 @@ def finish(run: Adaptation, task: Task, folder: Path, started: float) -> dict[st
         "target_tests": len(task.tests[TARGET].labels),
         "seconds": time.perf_counter() - started,
         "settings": asdict(run.settings),
-        "environment": _environment(run.device),
+        "environment": environment.describe(run.device),
     }
     networks = {"dis": run.dis, "judge": run.judge}
     if not run.source_only:
@@ -249,29 +246,6 @@ def _print_plan(settings: Settings, task: Task, folder: Path, device: torch.devi
         tests = len(task.tests[domain].labels)
         print(f"{role}: {task.names[domain]}, {count} training digits, {tests} test digits")
     print(f"would train on {device} into {folder}/")
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    versions = {"python": platform.python_version()}
-    versions |= {name: metadata.version(name) for name in ("fastunit", "torch", "numpy")}
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "versions": versions,
-        "commit": _commit(),
-        "command": sys.argv,
-    }
-
-
-def _commit() -> str | None:
-    """Return the commit of the checkout the code runs from, None where it is not one."""
-    root = Path(__file__).resolve().parents[1]
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _progress_bar(total: int) -> tqdm:

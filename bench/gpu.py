@@ -177,7 +177,9 @@ def command(
 
 def run(words: Sequence[str], seconds: float, environment: Mapping[str, str]) -> int:
     """Run a command from the checkout; return its exit code, not 0 where it has overrun."""
-    process = subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=environment, start_new_session=True, preexec_fn=_hear_interrupts
+    )
     try:
         return process.wait(seconds + GRACE)
     except subprocess.TimeoutExpired:
@@ -190,6 +192,11 @@ def run(words: Sequence[str], seconds: float, environment: Mapping[str, str]) ->
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has begun
         process.wait()
+
+
+def _hear_interrupts() -> None:
+    """Undo what a shell's background jobs inherit: interrupts are ignored there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def folder_of(given: Path | None) -> Path:

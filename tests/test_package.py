@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("train", "test", "bench", "dev")
+EXTRAS = ("train", "digits", "test", "bench", "dev")
 
 
 # ---- installation

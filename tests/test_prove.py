@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 
@@ -128,8 +129,16 @@ def test_output_goes_to_the_log_and_its_end_is_shown(room, capsys):
     assert shown.endswith("xend\n\n") and len(shown) < 4000 and "before" not in shown
 
 
-def test_a_command_that_overruns_is_told_first(room, monkeypatch):
-    monkeypatch.setattr(gpu, "GRACE", 2)
+@pytest.fixture(params=[signal.SIG_DFL, signal.SIG_IGN])
+def inherited(request):
+    """Handle interrupts as a foreground and as a background job of a shell does."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_command_that_overruns_is_told_first(room, monkeypatch, inherited):
+    monkeypatch.setattr(gpu, "GRACE", 5)
     program = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('told')"
     begin = time.monotonic()
     assert room.run([sys.executable, "-c", program], seconds=0.1) != 0

@@ -34,7 +34,6 @@ with cli.needs("train"):
     from fastunit.loop import Stop, stop_on_signals
     from fastunit.report import Metrics, read_metrics, save_grid
 
-DEFAULT_DATA = "../shared/data/digits_mnist_usps"
 SHOWN = 12  # digits of each domain in the sample grid
 TABLE_KEYS = ("source_accuracy", "target_accuracy")
 
@@ -58,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add, names = parser.add_argument, list(digit_files.SHAPES)
     add("--source", choices=names, default="mnist", help="labelled (default: %(default)s)")
     add("--target", choices=names, default="usps", help="not labelled (default: %(default)s)")
-    add("--data", metavar="DIR", type=Path, default=Path(DEFAULT_DATA), help="default: %(default)s")
+    add("--data", metavar="DIR", type=Path, required=True, help="folder with the files of both")
     add("--output", metavar="DIR", type=Path, help="default: runs/adapt-SOURCE-TARGET")
     add("--config", metavar="FILE", default="digits", help="YAML (default: ours, digits)")
     add(

@@ -3,7 +3,9 @@
 Trains configs/emoji.yaml with none, one and both of the residual blocks shared in the encoders and
 the decoders, and once with learned variance, on every seed, each run in a process with one thread.
 Writes OUT/sharing.md, the held-out paired error of each with its spread over seeds, and
-OUT/sharing.png, the same held-out pictures translated by each. Called again, it goes on.
+OUT/sharing.png, the same held-out pictures translated by each, and OUT/interpolation.png. "Partner
+nearest" is the share of held-out pictures whose true partner has the nearest code of all. Called
+again, it goes on.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ with cli.needs("train"):
 
 VARIANTS = [(0, "unit"), (1, "unit"), (2, "unit"), (1, "learned")]  # shared blocks, latent
 SHOWN = 12  # pictures
+ENDS = [2, 6]  # of the held-out pictures, between which codes are interpolated
 
 
 class Run(NamedTuple):
@@ -103,9 +106,10 @@ def _compare(args: argparse.Namespace) -> int:
                 bar.update()
         finally:
             pool.shutdown(cancel_futures=True)
-    lines = table({run: _result(run, args) for run in runs})
+    lines = table({run: _result(run, args) | _latent(run, args) for run in runs})
     files.write_text("\n".join(lines) + "\n", args.out / "sharing.md")
     report.draw_grid(_pictures(runs, args), args.out / "sharing.png")
+    report.draw_grid(_interpolations(runs, args), args.out / "interpolation.png")
     print("\n".join(lines))
     return 0
 
@@ -131,19 +135,20 @@ def _result(run: Run, args: argparse.Namespace) -> dict:
 
 def table(results: dict[Run, dict]) -> list[str]:
     """Return the Markdown table: mean and standard deviation over seeds of the paired errors."""
-    lines = ["| variant | seeds | a to b | b to a | both | of each seed |"]
-    lines += ["| --- | --: | --: | --: | --: | --- |"]
+    lines = ["| variant | seeds | a to b | b to a | both | of each seed | partner nearest |"]
+    lines += ["| --- | --: | --: | --: | --: | --- | --: |"]
     for variant in dict.fromkeys(run.variant for run in results):
         found = [result for run, result in results.items() if run.variant == variant]
         ways = [[result[way]["paired_l1"] for result in found] for way in DIRECTIONS]
         both = [statistics.mean(errors) for errors in zip(*ways, strict=True)]
         cells = [_spread(errors) for errors in (*ways, both)]
         cells.append(", ".join(f"{error:.3f}" for error in both))
+        cells.append(_spread([result["partner_nearest"] for result in found]))
         lines.append(f"| {variant} | {len(found)} | {' | '.join(cells)} |")
     one = next(iter(results.values()))
     unchanged = [one[way]["identity_l1"] for way in DIRECTIONS]
     cells = [f"{error:.3f}" for error in (*unchanged, statistics.mean(unchanged))]
-    return [*lines, f"| left unchanged | - | {' | '.join(cells)} | - |"]
+    return [*lines, f"| left unchanged | - | {' | '.join(cells)} | - | - |"]
 
 
 def _spread(errors: Sequence[float]) -> str:
@@ -154,8 +159,7 @@ def _spread(errors: Sequence[float]) -> str:
 @torch.no_grad()
 def _pictures(runs: Sequence[Run], args: argparse.Namespace) -> dict[str, torch.Tensor]:
     """Return rows of pictures: inputs, what each variant's first seed makes of them, the truth."""
-    settings = replace(runs[0].settings(args), display_size=SHOWN)
-    x_a, x_b = paired.shown_images(sources.find_domains(settings), settings, torch.device("cpu"))
+    x_a, x_b = _held_out(runs[0], args, SHOWN)
     rows = {"a": x_a}
     for run in runs:
         if run.seed == 0:
@@ -163,6 +167,41 @@ def _pictures(runs: Sequence[Run], args: argparse.Namespace) -> dict[str, torch.
             rows[f"a to b, {run.variant}"] = pair.translate(x_a, "a2b")
     rows["b, the truth"] = x_b
     return {label: report.to_pixels(images).numpy() for label, images in rows.items()}
+
+
+@torch.no_grad()
+def _interpolations(runs: Sequence[Run], args: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """Return rows that go from one held-out code of a to another, as both domains' pictures."""
+    x_a, _ = _held_out(runs[0], args, SHOWN)
+    share, rows = torch.linspace(0, 1, SHOWN)[:, None, None, None], {}
+    for run in runs:
+        if run.seed == 0:
+            pair, _ = checkpoint.load_generators(run.folder(args.out))
+            first, last = pair.gen_a.code(x_a[ENDS])
+            z = torch.lerp(first, last, share)
+            for name, generator in (("a", pair.gen_a), ("b", pair.gen_b)):
+                rows[f"as {name}, {run.variant}"] = generator.decode(z)
+    return {label: report.to_pixels(images).numpy() for label, images in rows.items()}
+
+
+@torch.no_grad()
+def _latent(run: Run, args: argparse.Namespace) -> dict[str, float]:
+    """Return how well a run's codes of held-out pairs meet."""
+    pair, _ = checkpoint.load_generators(run.folder(args.out))
+    x_a, x_b = _held_out(run, args, 10_000)
+    return {"partner_nearest": nearest(pair.gen_a.code(x_a), pair.gen_b.code(x_b))}
+
+
+def nearest(z_a: torch.Tensor, z_b: torch.Tensor) -> float:
+    """Return the share of codes [N, ...] of a whose nearest code of b is that of its partner."""
+    found = torch.cdist(z_a.flatten(1), z_b.flatten(1)).argmin(1)
+    return (found == torch.arange(len(found))).double().mean().item()
+
+
+def _held_out(run: Run, args: argparse.Namespace, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first held-out pairs, at most so many."""
+    settings = replace(run.settings(args), display_size=count)
+    return paired.shown_images(sources.find_domains(settings), settings, torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from bench import sharing
 from bench.sharing import Run
@@ -15,7 +16,8 @@ from fastunit.errors import UserError
 
 def result(a2b, b2a):
     ways = {"a2b": a2b, "b2a": b2a}
-    return {way: {"paired_l1": error, "identity_l1": 0.25} for way, error in ways.items()}
+    errors = {way: {"paired_l1": error, "identity_l1": 0.25} for way, error in ways.items()}
+    return errors | {"partner_nearest": a2b}
 
 
 @pytest.fixture
@@ -31,9 +33,17 @@ def test_the_table_has_means_and_spreads_over_seeds():
     }
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in sharing.table(results)[2:]]
     assert rows == [
-        ["share 0/0, unit", "2", "0.200 ± 0.141", "0.400 ± 0.283", "0.300 ± 0.212", "0.150, 0.450"],
-        ["share 2/2, learned", "1", "0.500", "0.500", "0.500", "0.500"],
-        ["left unchanged", "-", "0.250", "0.250", "0.250", "-"],
+        [
+            "share 0/0, unit",
+            "2",
+            "0.200 ± 0.141",
+            "0.400 ± 0.283",
+            "0.300 ± 0.212",
+            "0.150, 0.450",
+            "0.200 ± 0.141",
+        ],
+        ["share 2/2, learned", "1", "0.500", "0.500", "0.500", "0.500", "0.500"],
+        ["left unchanged", "-", "0.250", "0.250", "0.250", "-", "-"],
     ]
 
 
@@ -74,3 +84,9 @@ def test_images_without_pairs_are_refused_before_training(photos, tmp_path, caps
     assert sharing.main([str(photos), "--out", str(tmp_path / "out")]) == 2
     assert "has no pairs in testA and testB" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_partners_are_found_by_their_codes():
+    z = torch.randn(4, 2, 3, 3)
+    assert sharing.nearest(z, z + 0.01) == 1
+    assert sharing.nearest(z, z[[0, 1, 3, 2]]) == 0.5

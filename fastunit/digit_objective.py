@@ -6,8 +6,8 @@ here takes them. The objective is that of the UNIT paper's section on adaptation
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,61 +16,44 @@ from torch import Tensor
 from fastunit.config import PRECISIONS
 from fastunit.digit_images import GEOMETRIES
 from fastunit.digits import CoDis32x32, CoVAE32x32
+from fastunit.typed import key
 
 FAKE, REAL = 0, 1
 Losses = dict[str, Tensor]
-
-
-def _about(doc: str, **limits: Any) -> dict[str, Any]:
-    return {"doc": doc, **limits}
 
 
 @dataclass(frozen=True)
 class Settings:
     """All that a run depends on but its data; the defaults are the UNIT paper's release's."""
 
-    gen_ch: int = field(default=96, metadata=_about("generator's channels at the images", low=1))
-    dis_ch: int = field(default=64, metadata=_about("discriminator's, likewise", low=1))
-    iterations: int = field(default=200_000, metadata=_about("of training", low=1))
-    warmup: int = field(
-        default=0, metadata=_about("iterations in the beginning that only classify", low=0)
-    )
-    batch_size: int = field(default=64, metadata=_about("images of each domain", low=2))
-    lr: float = field(default=2e-4, metadata=_about("Adam's learning rate", low=0))
-    beta1: float = field(default=0.5, metadata=_about("Adam's", low=0, below=1))
-    beta2: float = field(default=0.999, metadata=_about("Adam's", low=0, below=1))
-    weight_decay: float = field(default=5e-4, metadata=_about("inside the gradient", low=0))
-    decay_from: float = field(
-        default=1.0,
-        metadata=_about("share of the run after which lr falls to 0", low=0, high=1),
-    )
-    ema_decay: float = field(
-        default=0.0,
-        metadata=_about("of the classifier's average; 0: none", low=0, below=1),
-    )
-    gan_w: float = field(default=1.0, metadata=_about("weight: real or fake", low=0))
-    recon_w: float = field(default=1e-3, metadata=_about("squared error of pixels", low=0))
-    kl_w: float = field(default=1e-4, metadata=_about("divergence of the codes", low=0))
-    feature_w: float = field(default=1e-4, metadata=_about("features of translations", low=0))
-    cls_w: float = field(default=10.0, metadata=_about("digits of source images", low=0))
-    translated_cls_w: float = field(
-        default=0.0, metadata=_about("digits of source images translated to the target", low=0)
-    )
-    identity_cls_w: float = field(
-        default=0.0, metadata=_about("digits of source images taken for the target's", low=0)
-    )
-    semantic_w: float = field(
-        default=0.0, metadata=_about("the same, for the generator to keep the digit", low=0)
-    )
-    geometry: str = field(default="frame", metadata=_about("framing", choices=GEOMETRIES))
-    rotation: float = field(default=0.0, metadata=_about("random, in degrees", low=0))
-    stretch: float = field(default=0.0, metadata=_about("random, logarithm of a factor", low=0))
-    shear: float = field(default=0.0, metadata=_about("random", low=0))
-    shift: float = field(default=0.0, metadata=_about("random, in pixels", low=0))
-    precision: str = field(default="auto", metadata=_about("of products", choices=PRECISIONS))
-    seed: int = field(default=0, metadata=_about("of all that is random", low=0, high=2**32))
-    log_every: int = field(default=100, metadata=_about("iterations between records", low=1))
-    test_every: int = field(default=1000, metadata=_about("iterations between tests", low=1))
+    gen_ch: int = key(96, "generator's channels at the images", low=1)
+    dis_ch: int = key(64, "discriminator's, likewise", low=1)
+    iterations: int = key(200_000, "of training", low=1)
+    warmup: int = key(0, "iterations in the beginning that only classify", low=0)
+    batch_size: int = key(64, "images of each domain", low=2)
+    lr: float = key(2e-4, "Adam's learning rate", low=0)
+    beta1: float = key(0.5, "Adam's", low=0, below=1)
+    beta2: float = key(0.999, "Adam's", low=0, below=1)
+    weight_decay: float = key(5e-4, "inside the gradient", low=0)
+    decay_from: float = key(1.0, "share of the run after which lr falls to 0", low=0, high=1)
+    ema_decay: float = key(0.0, "of the classifier's average; 0: none", low=0, below=1)
+    gan_w: float = key(1.0, "weight: real or fake", low=0)
+    recon_w: float = key(1e-3, "squared error of pixels", low=0)
+    kl_w: float = key(1e-4, "divergence of the codes", low=0)
+    feature_w: float = key(1e-4, "features of translations", low=0)
+    cls_w: float = key(10.0, "digits of source images", low=0)
+    translated_cls_w: float = key(0.0, "digits of source images translated to the target", low=0)
+    identity_cls_w: float = key(0.0, "digits of source images taken for the target's", low=0)
+    semantic_w: float = key(0.0, "the same, for the generator to keep the digit", low=0)
+    geometry: str = key("frame", "framing", choices=GEOMETRIES)
+    rotation: float = key(0.0, "random, in degrees", low=0)
+    stretch: float = key(0.0, "random, logarithm of a factor", low=0)
+    shear: float = key(0.0, "random", low=0)
+    shift: float = key(0.0, "random, in pixels", low=0)
+    precision: str = key("auto", "of products", choices=PRECISIONS)
+    seed: int = key(0, "of all that is random", low=0, high=2**32)
+    log_every: int = key(100, "iterations between records", low=1)
+    test_every: int = key(1000, "iterations between tests", low=1)
 
 
 class Parts(NamedTuple):

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastunit.kernels import conv_norm_act, conv_transpose, norm_act, reparameterize
+from fastunit.kernels import norm_act, reparameterize
+from fastunit.paper_layers import Fused
 from fastunit.vae import check_image
 
 SIZE = 32  # pixels a side
@@ -23,9 +24,7 @@ Images = tuple[Tensor, Tensor]  # one tensor of images for domain a, one for b
 
 def fused(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, act: str = "none") -> Tensor:
     """Apply a square convolution, or a transposed one, and an activation as one operation."""
-    operation = conv_transpose if isinstance(conv, nn.ConvTranspose2d) else conv_norm_act
-    where = {"stride": conv.stride[0], "padding": conv.padding[0]}
-    return operation(x, conv.weight, conv.bias, **where, act=act)
+    return Fused([conv], 0, act=act)(x)
 
 
 class Bias(nn.Module):
@@ -95,9 +94,8 @@ class CoVAE32x32(nn.Module):
     ) -> None:
         super().__init__()
         ch = gen_ch
-        for name, value in list(locals().items()):
-            if name.startswith(("gen_ch", "input_", "output_")):
-                _positive(name, value)
+        _positive(gen_ch=gen_ch, input_dim_a=input_dim_a, output_dim_a=output_dim_a)
+        _positive(input_dim_b=input_dim_b, output_dim_b=output_dim_b)
         self.input_dim_a, self.input_dim_b = input_dim_a, input_dim_b
         self.code_dim = 8 * ch
         self.g_en_conv0_a = Layer(nn.Conv2d(input_dim_a, ch, 5, 2, 2))
@@ -178,8 +176,7 @@ class CoDis32x32(nn.Module):
 
     def __init__(self, dis_ch: int, input_dim_a: int, input_dim_b: int) -> None:
         super().__init__()
-        for name in ("dis_ch", "input_dim_a", "input_dim_b"):
-            _positive(name, locals()[name])
+        _positive(dis_ch=dis_ch, input_dim_a=input_dim_a, input_dim_b=input_dim_b)
         self.input_dim_a, self.input_dim_b = input_dim_a, input_dim_b
         self.conv0_a = _pooled(input_dim_a, dis_ch)
         self.conv0_b = _pooled(input_dim_b, dis_ch)
@@ -259,6 +256,7 @@ def _check_images(x: Tensor, channels: int) -> None:
         )
 
 
-def _positive(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+def _positive(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least 1")

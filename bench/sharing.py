@@ -33,9 +33,10 @@ from fastunit.errors import UserError
 with cli.needs("train"):
     from tqdm import tqdm
 
-    from fastunit import paired, report, sources
+    from fastunit import paired, report, sources, summary
 
 VARIANTS = [(0, "unit"), (1, "unit"), (2, "unit"), (1, "learned")]  # shared blocks, latent
+TRIVIAL = {kind: label for kind, label in summary.KINDS.items() if kind != "paired"}
 SHOWN = 12  # pictures
 ENDS = [2, 6]  # of the held-out pictures, between which codes are interpolated
 
@@ -146,9 +147,13 @@ def table(results: dict[Run, dict]) -> list[str]:
         cells.append(_spread([result["partner_nearest"] for result in found]))
         lines.append(f"| {variant} | {len(found)} | {' | '.join(cells)} |")
     one = next(iter(results.values()))
-    unchanged = [one[way]["identity_l1"] for way in DIRECTIONS]
-    cells = [f"{error:.3f}" for error in (*unchanged, statistics.mean(unchanged))]
-    return [*lines, f"| left unchanged | - | {' | '.join(cells)} | - | - |"]
+    for kind, label in TRIVIAL.items():
+        if not all(f"{kind}_l1" in one[way] for way in DIRECTIONS):
+            continue  # pictures of different sizes, or a run of an earlier version
+        errors = [one[way][f"{kind}_l1"] for way in DIRECTIONS]
+        cells = [f"{error:.3f}" for error in (*errors, statistics.mean(errors))]
+        lines.append(f"| {label} | - | {' | '.join(cells)} | - | - |")
+    return lines
 
 
 def _spread(errors: Sequence[float]) -> str:

@@ -26,6 +26,7 @@ DEMO_COUNTS: dict[str, int] = {
 }
 
 _TRAIN_A, _TRAIN_B, _TEST = range(3)  # separate random streams: no scene is in two of them
+_Job = tuple[str | None, str | None, int, int]  # subfolders by day and by night, stream, index
 
 
 def demo_root(n_train: int = N_TRAIN, n_test: int = N_TEST, seed: int = 2017) -> Path:
@@ -59,12 +60,26 @@ def demo_root(n_train: int = N_TRAIN, n_test: int = N_TEST, seed: int = 2017) ->
     return root
 
 
+def draw_training_pairs(folder: Path, count: int = N_TRAIN, seed: int = 2017) -> None:
+    """Draw the scenes of the demo's trainA by day and by night, into folder/trainA and trainB.
+
+    They are true pairs by their file names, which the demo's own training sets are not, and none
+    is among its test scenes. JPEG files as those of `demo_root`.
+    """
+    _draw(folder, [("trainA", "trainB", _TRAIN_A, i) for i in range(count)], seed)
+
+
 def _draw_all(folder: Path, n_train: int, n_test: int, seed: int) -> None:
-    for name in ("trainA", "trainB", "testA", "testB"):
-        (folder / name).mkdir(parents=True)
     jobs = [("trainA", None, _TRAIN_A, i) for i in range(n_train)]
     jobs += [(None, "trainB", _TRAIN_B, i) for i in range(n_train)]
     jobs += [("testA", "testB", _TEST, i) for i in range(n_test)]
+    _draw(folder, jobs, seed)
+
+
+def _draw(folder: Path, jobs: list[_Job], seed: int) -> None:
+    """Draw each job's scene, by day and by night, into the subfolders that it names."""
+    for name in {name for day, night, *_ in jobs for name in (day, night) if name}:
+        (folder / name).mkdir(parents=True)
     # In a log file each refresh is a line of its own.
     interval = 0.1 if sys.stderr.isatty() else 10.0
     bar = tqdm(jobs, desc="drawing demo scenes", unit="scene", mininterval=interval)

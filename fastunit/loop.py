@@ -17,6 +17,7 @@ from tqdm import tqdm
 from fastunit import checkpoint, cli, files, gallery, paired
 from fastunit.errors import DataError
 from fastunit.gallery import Gallery
+from fastunit.measure import measure
 from fastunit.monitor import LossMonitor, Record
 from fastunit.report import Metrics
 from fastunit.session import Session
@@ -134,7 +135,7 @@ class Trainer:
         session = self.session
         result: dict[str, Any] = {"iteration": session.iteration}
         if pairs:
-            result |= paired.error(session.translator, pairs, self.config, session.device)
+            result |= measure(session.translator, pairs, self.domains, self.config, session.device)
             result["pairs"] = len(pairs)
         loop_seconds = session.spent["loop_seconds"]
         images = sum(session.positions.values())

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from fastunit import files
+from fastunit import files, summary
 from fastunit.report import curves_svg, read_metrics
 
 MOST_GRIDS, MOST_WIDTH = 16, 1100  # embedded; in pixels. Together: some 10 MB at most
@@ -125,19 +125,12 @@ def _result_table(result: Mapping[str, Any] | None) -> str:
     words += f"{result['seconds']:.0f} s in all."
     if "a2b" not in result:
         return f"<p>{words} The test sets are not pairs, so there is no paired error.</p>"
-    rows = "".join(
-        f"<tr><td>{label}</td><td>{result[key]['paired_l1']:.4f}</td>"
-        f"<td>{result[key]['identity_l1']:.4f}</td><td>{_ratio(result[key])}</td></tr>"
-        for key, label in (("a2b", "a to b"), ("b2a", "b to a"))
-    )
+    (_, *heading), *rows = summary.table(result)
+    head = "".join(f"<th>{name}</th>" for name in ("", *heading))
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    said = "".join(f"<p>{html.escape(line)}.</p>" for line in summary.sentences(result))
+    legend = "; ".join(map(html.escape, summary.LEGEND))
     return (
-        f"<p>{words} Mean absolute difference from the true image over {result['pairs']} held-out "
-        "pairs, images in [-1, 1]:</p><table><tr><th>direction</th><th>translated</th>"
-        f"<th>left unchanged</th><th>ratio</th></tr>{rows}</table>"
+        f"<p>{words} {result['pairs']} held-out pairs:</p>"
+        f"<table><tr>{head}</tr>{body}</table>{said}<p>{legend}.</p>"
     )
-
-
-def _ratio(errors: Mapping[str, float]) -> str:
-    """Return the translation's error as a share of that of doing nothing, which may be 0."""
-    identity = errors["identity_l1"]
-    return f"{errors['paired_l1'] / identity:.0%}" if identity else "-"

@@ -1,4 +1,4 @@
-"""How far translations are from the truth, where a held-out set of true pairs is at hand."""
+"""The held-out images: which are true pairs, which are shown, and how they are read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from fastunit.config import Config, Domain
-from fastunit.coupled import Translator, evaluating
 from fastunit.data import iter_images
 from fastunit.sources import Domains
 
@@ -36,30 +35,6 @@ def find_pairs(domains: Domains, config: Config) -> Pairs:
     return pairs if _comparable(pairs, config) else []
 
 
-@torch.no_grad()
-def error(
-    pair: Translator, pairs: Pairs, config: Config, device: torch.device
-) -> dict[str, dict[str, float]]:
-    """Return, for "a2b" and "b2a", the mean absolute difference from the true image.
-
-    ``paired_l1`` is the translation's, ``identity_l1`` that of the input left as it is; both on
-    the [-1, 1] scale, averaged over all values of an image, then over images.
-    """
-    sums = {"a2b": [0.0, 0.0], "b2a": [0.0, 0.0]}
-    crop = config.crop if config.data.test_crop == "center" else None
-    for x_a, x_b in zip(*_both(pairs, config, crop, device), strict=True):
-        for direction, x, truth in (("a2b", x_a, x_b), ("b2a", x_b, x_a)):
-            with evaluating(pair):
-                translated = pair.translate(x, direction)
-            for slot, image in enumerate((translated, x)):
-                difference = (image.double() - truth.double()).abs()
-                sums[direction][slot] += difference.mean((1, 2, 3)).sum().item()
-    return {
-        direction: {"paired_l1": paired / len(pairs), "identity_l1": identity / len(pairs)}
-        for direction, (paired, identity) in sums.items()
-    }
-
-
 def shown_images(
     domains: Domains, config: Config, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,7 +49,7 @@ def shown_images(
         chosen = domains.train_a, domains.train_b
     count = min(config.display_size, *map(len, chosen))
     x_a, x_b = (
-        torch.cat(list(_read(files[:count], config.domain(name), config, config.crop, device)))
+        torch.cat(list(read(files[:count], config.domain(name), config, config.crop, device)))
         for files, name in zip(chosen, "ab", strict=True)
     )
     return x_a, x_b
@@ -109,18 +84,22 @@ def _both(
 ) -> tuple[Images, Images]:
     files_a, files_b = zip(*pairs, strict=True)
     return (
-        _read(files_a, config.domain("a"), config, crop, device),
-        _read(files_b, config.domain("b"), config, crop, device),
+        read(files_a, config.domain("a"), config, crop, device),
+        read(files_b, config.domain("b"), config, crop, device),
     )
 
 
-def _read(
+def read(
     files: Sequence[Path],
     domain: Domain,
     config: Config,
     crop: tuple[int, int] | None,
     device: torch.device,
 ) -> Images:
+    """Yield images of one domain in batches [N, C, H, W], cropped at the centre; None: whole.
+
+    Whole images come alone, as they may differ in size.
+    """
     return iter_images(
         files,
         channels=domain.channels,

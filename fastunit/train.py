@@ -17,7 +17,7 @@ from fastunit.config import Config
 from fastunit.errors import TrainingDiverged, UserError
 
 with cli.needs("train"):
-    from fastunit import datasets, images, paired, sources
+    from fastunit import datasets, images, paired, sources, summary
     from fastunit.images import SizeRule
     from fastunit.loop import Trainer, stop_on_signals
     from fastunit.runs import Run, find_run
@@ -185,13 +185,7 @@ def _print_result(result: dict[str, Any], run_dir: Path) -> None:
     if "a2b" not in result:
         print("no held-out paired error: testA and testB are not pairs of equal names and shapes")
         return
-    print("held-out paired error (mean absolute difference, images in [-1, 1]):")
-    for direction, label in (("a2b", "a->b"), ("b2a", "b->a")):
-        errors = result[direction]
-        print(
-            f"  {label}: {errors['paired_l1']:.4f} translated, "
-            f"{errors['identity_l1']:.4f} unchanged"
-        )
+    print("\n".join(summary.lines(result)))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,15 @@ RESULT = {
     "images_per_s": 21.46,
     "seconds": 312.4,
     "pairs": 64,
-    "a2b": {"paired_l1": 0.1234, "identity_l1": 0.8},
-    "b2a": {"paired_l1": 0.2, "identity_l1": 0.0},
+    "a2b": {
+        "paired_l1": 0.1234,
+        "identity_l1": 0.8,
+        "constant_l1": 0.1645,
+        "statistics_l1": 0.4321,
+        "retrieval": 0.984,
+        "chance": 0.0156,
+    },
+    "b2a": {"paired_l1": 0.2, "identity_l1": 0.1, "left_out": {"retrieval": "<one> pair"}},
 }
 
 
@@ -120,11 +127,15 @@ def test_wide_grids_are_shrunk(run_dir: Path) -> None:
     assert _picture(img["src"]).size == (1100, 300)
 
 
-def test_the_result_stands_beside_doing_nothing(run_dir: Path) -> None:
-    words = _write(run_dir, RESULT).words
-    for part in ("Iteration 1,500", "21.5 images/s", "312 s", "64 held-out", "0.1234", "15%"):
-        assert part in words
-    assert "b to a0.20000.0000-" in words, "a share of nothing was given"
+def test_the_result_stands_beside_what_needs_no_network(run_dir: Path) -> None:
+    elements = _write(run_dir, RESULT)
+    for part in ("Iteration 1,500", "21.5 images/s", "312 s", "64 held-out", "25% below"):
+        assert part in elements.words
+    assert "translation0.12340.9840.2000-" in elements.words
+    assert "constant picture0.1645---" in elements.words and "chance-0.016--" in elements.words
+    assert "b to a: the translation does NOT beat the unchanged input" in elements.words
+    assert "without retrieval: <one> pair" in elements.words and not elements.all("one")
+    assert "constant picture: the mean of" in elements.words
 
 
 def test_a_run_without_pairs_says_so(run_dir: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from fastunit import checkpoint, config, datasets, train
+from fastunit import checkpoint, config, datasets, summary, train
 from fastunit.session import Session
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
@@ -27,10 +27,10 @@ def test_a_run_writes_everything(command, tmp_path):
     run_dir = Path("runs/tiny")
     assert code == 0
     result = json.loads((run_dir / "result.json").read_text())
-    for direction, label in (("a2b", "a->b"), ("b2a", "b->a")):
-        error = result[direction]
-        expected = f"{label}: {error['paired_l1']:.4f} translated, {error['identity_l1']:.4f}"
-        assert any(expected in line for line in out.splitlines()[-2:])
+    assert out.splitlines()[-len(summary.lines(result)) :] == summary.lines(result)
+    for way in ("a2b", "b2a"):
+        assert {"paired_l1", "identity_l1", "constant_l1", "statistics_l1"} <= result[way].keys()
+        assert 0 <= result[way]["retrieval"] <= 1 and result[way]["chance"] == 0.5
     assert result["seconds"] > 0 and result["images_per_s"] > 0
     assert config.load(run_dir / "config.yaml").seed == 3
     environment = json.loads((run_dir / "environment.json").read_text())

@@ -1,0 +1,65 @@
+"""What any translation must beat: pictures made of the training sets' statistics alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_CHUNK = 16  # truths that are in memory as float64 at a time
+
+
+class Statistics(NamedTuple):
+    """Mean and standard deviation of a domain's images at each place: float64 [C, H, W]."""
+
+    mean: Tensor
+    std: Tensor
+
+
+def statistics(batches: Iterable[Tensor]) -> Statistics | None:
+    """Return the statistics over all images of some batches [N, C, H, W], summed in float64.
+
+    The deviation is that of the images themselves (divided by their number), and exactly 0 where
+    they all agree. Returns None where images differ in size.
+    """
+    count = 0
+    for batch in batches:
+        if not count:
+            origin = batch[0].double()
+            total, squares = torch.zeros_like(origin), torch.zeros_like(origin)
+        elif batch.shape[1:] != origin.shape:
+            return None
+        x = batch.double() - origin  # what never varies is then exactly 0, without rounding
+        total += x.sum(0)
+        squares += x.square().sum(0)
+        count += len(x)
+    shift = total / count
+    return Statistics(origin + shift, (squares / count - shift.square()).clamp_min(0).sqrt())
+
+
+def restyled(x: Tensor, source: Statistics, target: Statistics) -> Tensor:
+    """Return images of the source [N, C, H, W] with the target's statistics, float64 in [-1, 1].
+
+    (x - source.mean) / source.std * target.std + target.mean, clipped; the target's mean at
+    places where the source never varies.
+    """
+    scale = torch.where(source.std > 0, target.std / source.std, 0)
+    return ((x - source.mean) * scale + target.mean).clamp(-1, 1)
+
+
+def retrieved(images: Tensor, truths: Tensor, first: int) -> float:
+    """Return how many images are nearer to their own truth than to any other.
+
+    Images [N, C, H, W]; truths [M, C, H, W], that of image i being truths[first + i]. Near is a
+    small mean absolute difference, summed in float64. A tie of k truths counts 1/k, so that one
+    picture for all inputs counts 1 in M images, which is chance.
+    """
+    x = images.double().flatten(1)
+    parts = truths.split(_CHUNK)
+    distance = torch.cat([torch.cdist(x, part.double().flatten(1), p=1) for part in parts], 1)
+    places = torch.arange(len(x), device=x.device)
+    nearest = distance == distance.amin(1, keepdim=True)
+    hits = nearest[places, first + places] / nearest.sum(1).clamp_min(1)
+    return hits.sum().item()

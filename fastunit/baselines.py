@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_CHUNK = 16  # truths that are in memory as float64 at a time
+_CHUNK = 64  # truths that are in memory as float64 at a time
 
 
 class Statistics(NamedTuple):

@@ -28,6 +28,7 @@ from fastunit.summary import KINDS
 
 MOST_TRAINING = 2_000  # training images of a domain that are read for its statistics
 MOST_COMPARED = 2**33  # values subtracted for one retrieval: some 10 s on a CPU core
+RETRIEVED = ("paired", "identity", "statistics")  # a constant picture is at chance
 _SLOW = 2.0  # seconds after which there is a progress bar
 
 
@@ -94,7 +95,7 @@ class _Way:
             difference = (images.double() - truth.double()).abs()
             self._errors[kind] += difference.mean((1, 2, 3)).sum().item()
             self._counts[kind] += len(x)
-            if compared:
+            if compared and kind in RETRIEVED:
                 chosen = images[:compared]
                 self._hits[kind] += baselines.retrieved(chosen, self._truths, self._done)
         self._done += len(x)
@@ -116,7 +117,7 @@ class _Way:
                 left_out[f"{kind}_l1"] = "training and held-out images differ in size"
                 continue
             found[f"{kind}_l1"] = self._errors[kind] / self._done
-            if several:
+            if several and kind in RETRIEVED:
                 name = "retrieval" if kind == "paired" else f"{kind}_retrieval"
                 found[name] = self._hits[kind] / len(self._truths)
         if several:

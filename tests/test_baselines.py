@@ -78,7 +78,7 @@ def test_one_picture_for_all_inputs_is_at_chance(level):
 
 def test_truths_that_are_alike_share_their_hits():
     truths = torch.arange(20.0).reshape(20, 1, 1, 1)
-    truths[18] = truths[1]  # in another chunk
+    truths[18] = truths[1]
     assert baselines.retrieved(truths, truths, 0) == 19
     assert baselines.retrieved(truths[:2], truths, 0) == 1.5
     alike = torch.full((4, 1, 1, 1), 0.5)
@@ -90,3 +90,11 @@ def test_pictures_that_are_not_finite_are_not_retrieved():
     images = truths.clone()
     images[1] = float("nan")
     assert baselines.retrieved(images, truths, 0) == 2
+
+
+def test_truths_that_are_alike_tie_across_chunks_and_batches(monkeypatch):
+    monkeypatch.setattr(baselines, "_CHUNK", 5)
+    truths = torch.rand(13, 3, 7, 5)
+    truths[12] = truths[0]
+    assert baselines.retrieved(truths[:3], truths, 0) == 2.5
+    assert baselines.retrieved(truths[12:], truths, 12) == 0.5

@@ -128,5 +128,5 @@ def _read(
         crop=crop,
         new_size=domain.new_size,
         device=device,
-        threads=config.num_workers,
+        threads=config.threads,
     )

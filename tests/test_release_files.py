@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from fastunit import VAEGen, config, files, release
+from fastunit import VAEGen, config, files, memory, release
 from fastunit.config import from_dict
 from fastunit.errors import ConfigError
 from fastunit.optimiser import rate_at
@@ -25,7 +25,9 @@ def test_there_are_five():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_file_of_the_release_loads_and_its_run_is_planned(path, command, photos):
+def test_a_file_of_the_release_loads_and_its_run_is_planned(path, command, photos, monkeypatch):
+    # Takes seconds, and is not asked for here.
+    monkeypatch.setattr(memory, "forecast", lambda settings, device: "not asked")
     for split in ("trainA", "trainB", "testA", "testB"):
         names = sorted(each.name for each in (photos / split).iterdir())
         (photos / f"{split}.txt").write_text("\n".join(names) + "\n")

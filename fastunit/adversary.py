@@ -49,14 +49,15 @@ class Discriminator(nn.Module):
         return outputs
 
     def calc_dis_loss(self, input_fake: Tensor, input_real: Tensor) -> Tensor:
-        """Return the scalar loss that teaches this network fake from real (equation 2)."""
-        if self.can_join(input_fake, input_real):
-            return self.dis_loss(self(torch.cat([input_fake, input_real])), len(input_fake))
+        """Return the scalar loss that teaches this network fake from real (equation 2).
+
+        Two passes, as in the release: a subclass may mix a batch's samples.
+        """
         fake, real = self(input_fake), self(input_real)
         return self._score(fake, 0.0) + self._score(real, 1.0)
 
     def can_join(self, input_fake: Tensor, input_real: Tensor) -> bool:
-        """Return whether one pass over both images is the same as two, as the release takes."""
+        """Return whether one pass over both images is the same as two."""
         return not self.mixes_samples and input_fake.shape[1:] == input_real.shape[1:]
 
     def calc_gen_loss(self, input_fake: Tensor) -> Tensor:

@@ -161,11 +161,16 @@ def stored_config(state: dict[str, Any], source: str) -> Config:
         raise CheckpointError(f"the configuration in {source} cannot be used: {error}") from error
 
 
+def run_of(path: Path) -> Path | None:
+    """Return the run's folder that a release's file lies in: the one with a config.yaml."""
+    folders = (path.parent, path.parent.parent)
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+
+
 def config_beside(path: Path) -> Config:
     """Return the configuration of the run that a release's file lies in."""
-    for folder in (path.parent, path.parent.parent):
-        if (folder / "config.yaml").is_file():
-            return configuration.load(folder / "config.yaml")
+    if folder := run_of(path):
+        return configuration.load(folder / "config.yaml")
     raise CheckpointError(
         f"{path} is a release's file without a configuration; give its YAML with --config"
     )

@@ -1,4 +1,4 @@
-"""The 2018 release's trainer: code written for it runs after this one import is changed.
+"""The 2018 release's trainer under its names: subclasses, replaced methods and networks count.
 
 from fastunit.compat import UNIT_Trainer
 """
@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastunit import files, release
+from fastunit import files, optimiser, overrides, plain, release
+from fastunit.adversary import widened
 from fastunit.config import Config, from_dict
 from fastunit.errors import CheckpointError
 from fastunit.objective import Losses, Noise
-from fastunit.perceptual import Perceptual, load_perceptual
+from fastunit.perceptual import Perceptual, as_vgg_takes, load_perceptual
 from fastunit.step import TrainStep
 from fastunit.typed import build
 from fastunit.unit import UNIT
@@ -45,41 +46,63 @@ ATTRIBUTES = {
 }
 DISCRIMINATOR_LOSSES = [name for name in ATTRIBUTES if name.startswith("discriminator_")]
 GENERATOR_LOSSES = [name for name in ATTRIBUTES if name not in DISCRIMINATOR_LOSSES]
+NETWORKS = ("gen_a", "gen_b", "dis_a", "dis_b")
+SCHEDULE = ("lr_policy", "step_size", "gamma")
 WEIGHTS = ("gan_w", "recon_x_w", "recon_kl_w", "recon_x_cyc_w", "recon_kl_cyc_w", "vgg_w")
 
 
-class UNIT_Trainer(UNIT):
+class UNIT_Trainer(nn.Module):
     """Networks, optimisers and schedules under the release's names.
 
     Args:
         hyperparameters: the mapping of a release YAML file. Keys that neither release nor
             fastunit knows are left alone with a warning; wrong values raise ValueError.
 
-    Attributes: gen_a, gen_b, dis_a, dis_b, gen_opt, dis_opt, gen_scheduler, dis_scheduler, and
-    after the updates the losses of `ATTRIBUTES` as detached scalars (0 where a term is off).
-    Works on any device and in float32 or float64: use ``.to(...)`` or ``.cuda()``. Multiplies in
-    the precision that PyTorch is set to (autocast, tf32) unless the mapping has `precision`.
+    Attributes: gen_a, gen_b, dis_a, dis_b, gen_opt, dis_opt, gen_scheduler, dis_scheduler, vgg,
+    instancenorm, all of which may be assigned, and after the updates the losses of `ATTRIBUTES`
+    as detached scalars (0 where a term is off). Works on any device and in float32 or float64:
+    use ``.to(...)`` or ``.cuda()``. Multiplies in the precision that PyTorch is set to (autocast,
+    tf32) unless the mapping has `precision`.
+
+    While everything is as it was built, both domains' networks run side by side, layer by layer.
+    Once something is not (a method of this class or of a network, a network, a layer, vgg, or a
+    hook on any of them), the updates call `encode`, `decode`, `calc_dis_loss`, `calc_gen_loss`,
+    `recon_criterion` and `compute_vgg_loss` one after the other, as the release does: slower, and
+    equal up to rounding where the methods compute the same. Noise is then what `encode` returns.
+    `latent: learned`, which is not the release's, cannot be combined with that: ValueError.
     """
 
     def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
-        config = _config(hyperparameters)
-        super().__init__(config)
-        perceptual = load_perceptual(config.vgg_model_path) if config.vgg_w > 0 else None
-        self.vgg = perceptual
-        self.config = config
-        self._step = TrainStep(self, config, perceptual)
+        super().__init__()
+        settings = _config(hyperparameters)
+        unit = UNIT(settings)
+        for name in NETWORKS:
+            setattr(self, name, getattr(unit, name))
+        path, own = (
+            settings.vgg_model_path,
+            "compute_vgg_loss" in overrides.replaced(self, _METHODS),
+        )
+        needed = settings.vgg_w > 0 and not (own and path is None)
+        self.vgg = load_perceptual(path) if needed else None
+        self.instancenorm = nn.InstanceNorm2d(512)  # of the perceptual features
+        self._settings, self._step = settings, TrainStep(unit, settings)
+        for name in ("dis_opt", "gen_opt", "dis_scheduler", "gen_scheduler"):
+            setattr(self, name, getattr(self._step, name))
+        self._built = overrides.AsBuilt(self._networks())
+        self._looked_at: list[int] = []  # by _warn_of_untrained
+        self._instancenorm = [self.instancenorm]  # not a second name in the state_dict
         for name in ATTRIBUTES.values():
             setattr(self, name, 0)
-
-    dis_opt = property(lambda self: self._step.dis_opt)
-    gen_opt = property(lambda self: self._step.gen_opt)
-    dis_scheduler = property(lambda self: self._step.dis_scheduler)
-    gen_scheduler = property(lambda self: self._step.gen_scheduler)
 
     def forward(self, x_a: Tensor, x_b: Tensor) -> tuple[Tensor, Tensor]:
         """Return the translations x_ab and x_ba without noise."""
         self.eval()
-        x_ab, x_ba = self.translate(x_a, "a2b"), self.translate(x_b, "b2a")
+        if self._built.changes(self._networks()):
+            h_a, h_b = self.gen_a.encode(x_a)[0], self.gen_b.encode(x_b)[0]
+            x_ba, x_ab = self.gen_a.decode(h_b), self.gen_b.decode(h_a)
+        else:  # images of any size
+            unit = self._unit()
+            x_ab, x_ba = unit.translate(x_a, "a2b"), unit.translate(x_b, "b2a")
         self.train()
         return x_ab, x_ba
 
@@ -95,8 +118,13 @@ class UNIT_Trainer(UNIT):
         `hyperparameters` gives this update's loss weights, as in the release; None keeps those
         of the constructor.
         """
-        self._weigh(hyperparameters)
-        self._publish(self._step.dis_update(x_a, x_b, noise), DISCRIMINATOR_LOSSES)
+        step = self._ready(hyperparameters)
+        if self._changes():
+            how = self.dis_opt, "discriminator_total", plain.discriminator_losses
+            losses = self._plain(*how, x_a, x_b, noise)
+        else:
+            losses = step.dis_update(x_a, x_b, noise)
+        self._publish(losses, DISCRIMINATOR_LOSSES)
 
     def gen_update(
         self,
@@ -106,18 +134,31 @@ class UNIT_Trainer(UNIT):
         noise: Noise | None = None,
     ) -> None:
         """Update the generators; `noise` holds unit normals under "a", "b", "ba" and "ab"."""
-        self._weigh(hyperparameters)
-        self._publish(self._step.gen_update(x_a, x_b, noise), GENERATOR_LOSSES)
+        step = self._ready(hyperparameters)
+        if self._changes():
+            how = self.gen_opt, "generator_total", plain.generator_losses
+            losses = self._plain(*how, x_a, x_b, noise)
+        else:
+            losses = step.gen_update(x_a, x_b, noise)
+        self._publish(losses, GENERATOR_LOSSES)
 
     def update_learning_rate(self) -> None:
         """Advance the schedules by one iteration."""
-        self._step.update_learning_rate()
+        for name in ("dis", "gen"):
+            scheduler = getattr(self, f"{name}_scheduler")
+            if scheduler is not None and scheduler.optimizer is not getattr(self, f"{name}_opt"):
+                warnings.warn(
+                    f"{name}_scheduler sets the rate of another optimizer than {name}_opt; assign "
+                    f"{name}_scheduler too (None: no schedule)",
+                    stacklevel=2,
+                )
+        optimiser.advance((self.dis_scheduler, self.gen_scheduler))
 
     @torch.no_grad()
     def sample(self, x_a: Tensor, x_b: Tensor) -> tuple[Tensor, ...]:
         """Return x_a, its reconstruction, x_ab, x_b, its reconstruction, x_ba; no noise."""
         self.eval()
-        h_a, h_b = self.gen_a.code(x_a), self.gen_b.code(x_b)
+        h_a, h_b = self.gen_a.encode(x_a)[0], self.gen_b.encode(x_b)[0]
         outputs = (
             x_a,
             self.gen_a.decode(h_a),
@@ -131,17 +172,24 @@ class UNIT_Trainer(UNIT):
 
     def recon_criterion(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the mean absolute difference, a scalar."""
-        return (input - target).abs().mean()
+        return widened(input - target).abs().mean()
 
-    def compute_vgg_loss(self, vgg: Perceptual, img: Tensor, target: Tensor) -> Tensor:
-        """Return the perceptual distance of two images, a scalar; `vgg` is the attribute `vgg`."""
-        return vgg(img, target)
+    def compute_vgg_loss(self, vgg: nn.Module, img: Tensor, target: Tensor) -> Tensor:
+        """Return the perceptual distance of two images in [-1, 1], a scalar.
+
+        `vgg` is the attribute `vgg`, or any module that makes features [N, 512, H, W] of BGR
+        images of 0..255 less the mean; `instancenorm` normalises them.
+        """
+        own = isinstance(vgg, Perceptual)
+        features = vgg.features if own else lambda x: vgg(as_vgg_takes(x))
+        found, wanted = (self.instancenorm(widened(features(x))) for x in (img, target))
+        return (found - wanted).square().mean()
 
     def save(self, snapshot_dir: str | Path, iterations: int) -> None:
         """Write gen_%08d.pt and dis_%08d.pt, numbered iterations + 1, and optimizer.pt."""
         folder = Path(snapshot_dir)
-        release.save_networks(self, folder, iterations + 1)
-        optimizers = {"gen": self.gen_opt.state_dict(), "dis": self.dis_opt.state_dict()}
+        release.save_networks(self._unit(), folder, iterations + 1)
+        optimizers = {name: each.state_dict() for name, each in self._optimizers().items()}
         files.save(optimizers, folder / "optimizer.pt")
 
     def resume(
@@ -149,25 +197,124 @@ class UNIT_Trainer(UNIT):
     ) -> int:
         """Load the newest files that `save`, or the release, wrote; return their iteration.
 
+        As in the release, the optimisers go on with what optimizer.pt holds, rates included, and
+        the schedules are those of `hyperparameters` (None: the constructor's) at that iteration.
+        A schedule that was assigned stays, at that iteration too.
+
         Raises CheckpointError when there are none or they do not fit the networks.
         """
-        folder = Path(checkpoint_dir)
+        folder, unit = Path(checkpoint_dir), self._unit()
         iteration = _newest(folder)
-        release.load_networks(self, folder / f"gen_{iteration:08d}.pt", expect="gen")
-        release.load_networks(self, folder / f"dis_{iteration:08d}.pt", expect="dis")
-        self._step.load_release_optimizers(files.read(folder / "optimizer.pt"), iteration)
+        release.load_networks(unit, folder / f"gen_{iteration:08d}.pt", expect="gen")
+        release.load_networks(unit, folder / f"dis_{iteration:08d}.pt", expect="dis")
+        optimiser.load(self._optimizers(), files.read(folder / "optimizer.pt"))
+        settings = _with(self._settings, hyperparameters, SCHEDULE)
+        for name, optimizer in self._optimizers().items():
+            optimiser.settle(optimizer)
+            scheduler = getattr(self, f"{name}_scheduler")
+            if scheduler is getattr(self._step, f"{name}_scheduler"):
+                scheduler = optimiser.schedule(optimizer, settings)
+                setattr(self, f"{name}_scheduler", scheduler)
+                setattr(self._step, f"{name}_scheduler", scheduler)
+            if scheduler is not None:
+                scheduler.last_epoch = iteration
+                scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
         return iteration
 
-    def _weigh(self, hyperparameters: Mapping[str, Any] | None) -> None:
-        """Set the next update's loss weights, read and checked as those of the constructor."""
-        given = {key: hyperparameters[key] for key in WEIGHTS if key in (hyperparameters or ())}
-        checked = build(Config, given, "")
-        weights = {key: getattr(checked, key) for key in given}
-        self._step.config = replace(self.config, **weights)
+    def __compute_kl(self, mu: Tensor) -> Tensor:
+        """Return the divergence of a code from N(0, I) at a spread of 1: mean(mu^2)."""
+        return widened(mu).square().mean()
+
+    def _networks(self) -> dict[str, nn.Module]:
+        return {name: getattr(self, name) for name in NETWORKS}
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"gen": self.gen_opt, "dis": self.dis_opt}
+
+    def _unit(self) -> UNIT:
+        """Return the networks of this moment as the training step takes them."""
+        for name, network in self._networks().items():
+            setattr(self._step.unit, name, network)
+        return self._step.unit
+
+    def _ready(self, hyperparameters: Mapping[str, Any] | None) -> TrainStep:
+        """Return the step with what the attributes are now, and the next update's weights."""
+        self._unit()
+        step = self._step
+        step.dis_opt, step.gen_opt = self.dis_opt, self.gen_opt
+        step.perceptual = self.vgg
+        self._warn_of_untrained()
+        step.config = _with(self._settings, hyperparameters, WEIGHTS)
+        own = "compute_vgg_loss" in overrides.replaced(self, _METHODS)
+        if step.config.vgg_w > 0 and self.vgg is None and not own:
+            raise ValueError(f"vgg_w={step.config.vgg_w} needs the perceptual term: assign `vgg`")
+        return step
+
+    def _warn_of_untrained(self) -> None:
+        """Say so, once, where a network was assigned and its optimiser was not."""
+        parts = *self._networks().values(), self.gen_opt, self.dis_opt
+        ids = [id(part) for part in parts]
+        if ids == self._looked_at:
+            return
+        self._looked_at = ids
+        for name, network in self._networks().items():
+            optimizer = self._optimizers()[name[:3]]
+            trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            own = [p for p in network.parameters() if p.requires_grad]
+            if own and not any(id(p) in trained for p in own):
+                message = f"{name[:3]}_opt holds no parameter of {name}, which stays as it is"
+                warnings.warn(message, stacklevel=4)
+
+    def _changes(self) -> list[str]:
+        """Return what is no longer as it was built, for which updates go the plain way."""
+        found = overrides.replaced(self, _METHODS) + self._built.changes(self._networks())
+        if self._step.config.vgg_w > 0:
+            found += overrides.changes(self.vgg, Perceptual, "vgg")
+            if self.instancenorm is not self._instancenorm[0]:
+                found.append("instancenorm")
+        if found and self._settings.latent == "learned":
+            raise ValueError(
+                f"latent=learned is not the release's and cannot be combined with what has been "
+                f"replaced: {', '.join(found[:3])}; use latent=unit"
+            )
+        return found
+
+    def _plain(
+        self,
+        optimizer: torch.optim.Optimizer,
+        total: str,
+        objective: Callable[..., Losses],
+        x_a: Tensor,
+        x_b: Tensor,
+        noise: Noise | None,
+    ) -> Losses:
+        """Update by an objective of `plain`; return its losses."""
+        step = self._step
+
+        def losses(x_a: Tensor, x_b: Tensor, noise: Noise | None) -> Losses:
+            return step.as_it_is(objective, self, x_a, x_b, step.config, noise)
+
+        return step.descend(optimizer, total, losses, x_a, x_b, noise)
 
     def _publish(self, losses: Losses, kinds: Iterable[str]) -> None:
         for name in kinds:
             setattr(self, ATTRIBUTES[name], losses.get(name, 0))
+
+
+# The methods that the updates call, as they are here.
+_METHODS = {
+    name: vars(UNIT_Trainer)[name]
+    for name in ("recon_criterion", "compute_vgg_loss", "_UNIT_Trainer__compute_kl")
+}
+
+
+def _with(settings: Config, hyperparameters: Mapping[str, Any] | None, keys: tuple) -> Config:
+    """Return settings with those of some keys that are given, checked as the constructor's."""
+    given = {key: hyperparameters[key] for key in keys if key in (hyperparameters or ())}
+    if not given:
+        return settings
+    checked = build(Config, given, "")
+    return replace(settings, **{key: getattr(checked, key) for key in given})
 
 
 def _config(hyperparameters: Mapping[str, Any]) -> Config:

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fastunit import limits
 from fastunit.errors import ConfigError
 from fastunit.paper_options import PaperConfig
-from fastunit.typed import build, key, section
+from fastunit.typed import Unused, build, key, section
 
 ACTIVATIONS = ("relu", "lrelu", "prelu", "selu", "tanh", "none")
 NORMS = ("none", "bn", "in", "ln")
@@ -32,6 +32,10 @@ INITS = ("gaussian", "xavier", "kaiming", "orthogonal", "default")
 
 @dataclass(frozen=True)
 class GeneratorConfig:
+    UNUSED: ClassVar = dict.fromkeys(
+        ("mlp_dim", "style_dim"), Unused("MUNIT's style code, which UNIT has not")
+    )
+
     dim: int = key(64, "channels of the first layer", low=1)
     activ: str = key("relu", "activation of every block but the last", choices=ACTIVATIONS)
     n_downsample: int = key(2, "stride-2 layers in the encoder, upsamplings in the decoder", low=0)
@@ -85,6 +89,15 @@ class Domain:
 @dataclass(frozen=True)
 class Config:
     """Everything a run depends on. Defaults are those of the release's 256x256 configurations."""
+
+    UNUSED: ClassVar = {
+        "recon_s_w": Unused(
+            "MUNIT's weight of the style's reconstruction; UNIT has no style", True
+        ),
+        "recon_c_w": Unused(
+            "MUNIT's weight of the content's reconstruction; UNIT has recon_kl_cyc_w instead", True
+        ),
+    }
 
     # Schedule of the run, in iterations.
     max_iter: int = key(1_000_000, "iterations to train", low=1)
@@ -178,7 +191,7 @@ class Config:
     new_size_b: int | None = key(None, "shorter side after resizing, domain b", low=1)
     crop_image_height: int = key(256, "height of the training crop in pixels", low=1)
     crop_image_width: int = key(256, "width of the training crop in pixels", low=1)
-    num_workers: int = key(2, "decoding threads per domain", low=1)
+    num_workers: int = key(2, "decoding threads per domain; 0 is 1", low=0)
     data: DataConfig = section(DataConfig, "how files are treated")
     checkpoint: CheckpointConfig = section(CheckpointConfig, "which checkpoints are kept")
 
@@ -191,6 +204,11 @@ class Config:
     def given_data(self) -> list[str]:
         """Return the keys that name image files and are set."""
         return [key for key in DATA_KEYS if getattr(self, key) is not None]
+
+    @property
+    def threads(self) -> int:
+        """Decoding threads per domain: DALI and the check of files decode in none but their own."""
+        return max(1, self.num_workers)
 
     @property
     def crop(self) -> tuple[int, int]:

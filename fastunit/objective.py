@@ -61,7 +61,7 @@ def decode_both(unit: Coupled, x_a: Tensor, x_b: Tensor, noise: Noise | None = N
 
     Raises ValueError when noise lacks a name.
     """
-    noise = _checked(noise, DISCRIMINATOR_NOISE)
+    noise = checked(noise, DISCRIMINATOR_NOISE)
     mu_a, mu_b = unit.encode(x_a, x_b)
     z_a, kl_a = unit.gen_a.sample(mu_a, noise["a"])
     z_b, kl_b = unit.gen_b.sample(mu_b, noise["b"])
@@ -92,7 +92,7 @@ def discriminator_losses(
     Raises ValueError when noise lacks a name.
     """
     if decoded is None:
-        noise = _checked(noise, DISCRIMINATOR_NOISE)
+        noise = checked(noise, DISCRIMINATOR_NOISE)
         with torch.no_grad():
             mu_a, mu_b = unit.encode(x_a, x_b)
             z_a, _ = unit.gen_a.sample(mu_a, noise["a"])
@@ -126,7 +126,7 @@ def generator_losses(
     With config.recon_x_cyc_w at 0 the cycle, and the KL of its codes, are left out.
     Raises ValueError when noise lacks a name or the perceptual term is needed but None.
     """
-    noise = _checked(noise, GENERATOR_NOISE)
+    noise = checked(noise, GENERATOR_NOISE)
     if config.vgg_w > 0 and perceptual is None:
         raise ValueError(f"vgg_w={config.vgg_w} needs the perceptual term, which is not loaded")
     if decoded is None:
@@ -151,7 +151,7 @@ def generator_losses(
     if config.vgg_w > 0:
         distances = perceptual.pair((x_ba, x_ab), (x_b, x_a))
         losses["perceptual_a"], losses["perceptual_b"] = distances
-    return losses | {"generator_total": _weighted(losses, config)}
+    return losses | {"generator_total": weighted(losses, config)}
 
 
 def _discriminated(unit: Coupled, x_ba: Tensor, x_a: Tensor, x_ab: Tensor, x_b: Tensor) -> Losses:
@@ -167,7 +167,8 @@ def _discriminated(unit: Coupled, x_ba: Tensor, x_a: Tensor, x_ab: Tensor, x_b: 
     return {"discriminator_a": loss_a, "discriminator_b": loss_b}
 
 
-def _weighted(losses: Losses, config: Config) -> Tensor:
+def weighted(losses: Losses, config: Config) -> Tensor:
+    """Return the weighted sum of the generators' losses."""
     weights = {
         "adversarial": config.gan_w,
         "reconstruction": config.recon_x_w,
@@ -183,7 +184,8 @@ def _l1(output: Tensor, target: Tensor) -> Tensor:
     return widened(output - target).abs().mean()
 
 
-def _checked(noise: Noise | None, names: tuple[str, ...]) -> Noise:
+def checked(noise: Noise | None, names: tuple[str, ...]) -> Noise:
+    """Return the noise of these names, None for each to be drawn; ValueError when one lacks."""
     if noise is None:
         return dict.fromkeys(names)
     missing = [name for name in names if name not in noise]

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, StepLR
 
 from fastunit.config import Config
+from fastunit.errors import CheckpointError
 
 FUSED = ("cpu", "cuda")  # devices
 
@@ -63,8 +70,73 @@ def adam(parameters: list[nn.Parameter], config: Config) -> Adam:
     )
 
 
-def settle(optimizer: Adam) -> None:
-    """Undo what `load_state_dict` takes from a state about how, not what, is computed."""
+def rate_at(config: Config, iteration: int) -> float:
+    """Return the learning rate of the update that follows when an iteration has been counted."""
+    steps = iteration // config.step_size if config.lr_policy == "step" else 0
+    return config.lr * config.gamma**steps
+
+
+def schedule(optimizer: Optimizer, config: Config) -> StepLR | None:
+    """Return the schedule of an optimiser's rate from iteration 0; None: it is constant."""
+    if config.lr_policy == "constant":
+        return None
+    return StepLR(optimizer, config.step_size, config.gamma)
+
+
+def advance(schedulers: Iterable[LRScheduler | None]) -> None:
+    """Advance schedules by one iteration; the release does so before the updates."""
+    with warnings.catch_warnings():
+        # PyTorch's own order is after the updates, and it says so on the first call; in a
+        # copy of a trainer it takes the same for an overridden optimizer.step.
+        for said in ("Detected call of `lr_scheduler.step", "Seems like `optimizer.step"):
+            warnings.filterwarnings("ignore", message=said)
+        for scheduler in schedulers:
+            if scheduler is not None:
+                scheduler.step()
+
+
+def differences(optimizer: Optimizer, config: Config, iteration: int) -> list[str]:
+    """Return where a restored optimiser is not as a configuration has it, "lr 0.1 -> 0.2"."""
+    group, wanted = optimizer.param_groups[0], optimizer.defaults
+    wanted = wanted | {"lr": rate_at(config, iteration)}
+    return [
+        f"{name} {group[name]} -> {wanted[name]}"
+        for name in ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")
+        if not _alike(group[name], wanted[name])
+    ]
+
+
+def _alike(value: Any, other: Any) -> bool:
+    """Return whether two settings are the same, as rates reached in many steps may be rounded."""
+    pairs = zip(value, other, strict=True) if isinstance(value, (tuple, list)) else [(value, other)]
+    return all(math.isclose(x, y, rel_tol=1e-9) for x, y in pairs)
+
+
+def load(optimizers: Mapping[str, Optimizer], state: Any) -> None:
+    """Restore optimisers from the release's optimizer.pt, {"gen": ..., "dis": ...}.
+
+    Raises CheckpointError when it is of other networks or of another kind of optimiser.
+    """
+    try:
+        for name, optimizer in optimizers.items():
+            needed = optimizer.param_groups[0].keys() - {"initial_lr"}
+            optimizer.load_state_dict(state[name])
+            for group in optimizer.param_groups:
+                if missing := sorted(needed - group.keys()):
+                    raise ValueError(f"{name} is of another kind, without {', '.join(missing)}")
+            if isinstance(optimizer, Adam):
+                check_moments(optimizer)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"optimizer.pt does not fit the networks: {error}") from error
+
+
+def settle(optimizer: Optimizer) -> None:
+    """Undo what `load_state_dict` takes from a state about how, not what, is computed.
+
+    Optimisers that are not ours are left as they are.
+    """
+    if not isinstance(optimizer, LayoutAdam):
+        return
     for group in optimizer.param_groups:
         group["lr"], group["capturable"] = float(group["lr"]), False
         group["fused"], group["foreach"] = _can_fuse(group["params"]), None

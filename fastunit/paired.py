@@ -107,5 +107,5 @@ def read(
         crop=crop,
         new_size=domain.new_size,
         device=device,
-        threads=config.num_workers,
+        threads=config.threads,
     )

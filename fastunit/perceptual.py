@@ -59,7 +59,7 @@ class Perceptual(nn.Module):
         _check_images(x)
         dtype = _dtype(x)
         with runtime.no_autocast(x):
-            x = _as_vgg_takes(x).to(dtype, memory_format=torch.channels_last)
+            x = as_vgg_takes(x).to(dtype, memory_format=torch.channels_last)
             convs = iter(self.convs)
             for index, block in enumerate(BLOCKS):
                 for _ in block:
@@ -112,7 +112,7 @@ def _dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _as_vgg_takes(x: Tensor) -> Tensor:
+def as_vgg_takes(x: Tensor) -> Tensor:
     """Return images in [-1, 1] as BGR of 0..255 less the mean, in float32 or wider."""
     x = (_widened(x) + 1) * 127.5
     planes = reversed(x.expand(-1, 3, -1, -1).unbind(1))

@@ -53,14 +53,19 @@ def _load_domains(networks: dict[str, nn.Module], state: Any, path: Path, expect
         if isinstance(state, dict) and any(str(key).startswith(PAPERS) for key in state):
             hint = ": it holds the paper's networks; use network=paper"
         raise CheckpointError(f"{path} does not hold the two domains 'a' and 'b'{hint}")
-    kind = "dis" if any(str(key).startswith("cnns.") for key in state["a"]) else "gen"
-    if expect != kind:
+    if (scales := _has_scales(state["a"])) != _has_scales(networks["a"].state_dict()):
+        kind = "dis" if scales else "gen"
         raise CheckpointError(f"{path} holds {kind} networks, but {expect} ones are needed")
     for domain, network in networks.items():
         _check_fit(network, state[domain], f"{path} ({domain})")
     _check_shared(networks, state, path)
     for domain, network in networks.items():
         network.load_state_dict(state[domain])
+
+
+def _has_scales(state: dict) -> bool:
+    """Return whether a state_dict is of a discriminator of the release's."""
+    return any(str(key).startswith("cnns.") for key in state)
 
 
 def load_state(module: nn.Module, state: dict, source: str) -> None:
@@ -90,7 +95,7 @@ def _check_fit(module: nn.Module, state: dict, source: str) -> None:
 def _check_shared(networks: dict[str, nn.Module], state: dict, path: Path) -> None:
     mine = {key: id(value) for key, value in networks["a"].named_parameters()}
     for key, value in networks["b"].named_parameters():
-        if mine[key] == id(value) and not torch.equal(state["a"][key], state["b"][key]):
+        if mine.get(key) == id(value) and not torch.equal(state["a"][key], state["b"][key]):
             raise CheckpointError(
                 f"{path} holds different values of {key} for a and b, which these networks "
                 "share; set share.enc and share.dec to 0 to load it"

@@ -18,6 +18,7 @@ from fastunit.session import Session
 
 ROOT = Path("runs")
 _LOCK = ".lock"
+_RELEASE = re.compile(r"gen_\d{8}\.pt")
 _logger = logging.getLogger(__name__)
 
 
@@ -77,7 +78,8 @@ class Run:
 def find_run(output: str | None, resume: str | None, config_path: str | None) -> Run:
     """Return the run that the command line's --output, --resume and --config ask for.
 
-    Without --output the folder is runs/NAME, NAME being the configuration's; a fresh run takes
+    Without --output the folder is runs/NAME, NAME being the configuration's, or that of the run
+    which a release's file to be continued lies in; a fresh run takes
     the first of NAME, NAME-2, ... that is free. `--resume auto` continues the newest checkpoint
     of --output, or of NAME, NAME-2, ..., or without --config of any folder in runs; where there
     is none, it starts a run. Nothing is written.
@@ -85,7 +87,7 @@ def find_run(output: str | None, resume: str | None, config_path: str | None) ->
     Raises ConfigError for a folder that would lose something, and CheckpointError when there is
     nothing to continue.
     """
-    name = Path(config_path).stem if config_path else "demo"
+    name = Path(config_path).stem if config_path else _run_of(resume) or "demo"
     fresh = Run(_fresh(Path(output))) if output and not resume else Run(_free(name), numbered=True)
     if resume is None:
         return fresh
@@ -115,12 +117,20 @@ def _continue_path(path: Path, fresh: Run) -> Run:
         if run is None:
             raise CheckpointError(f"--resume {path}: this folder has no checkpoints/XXXXXXXX.pt")
         return run
-    if re.fullmatch(r"gen_\d{8}\.pt", path.name):
+    if _RELEASE.fullmatch(path.name):
         return replace(fresh, source=str(path), weights=path)
     state = checkpoint.load(path)
     if path.parent.name == checkpoint.FOLDER:
         return Run(path.parent.parent, str(path), state)
     return replace(fresh, source=str(path), state=state)
+
+
+def _run_of(resume: str | None) -> str | None:
+    """Return the NAME of the run whose configuration stands beside a release's file, if any."""
+    if resume is None or not _RELEASE.fullmatch(Path(resume).name):
+        return None
+    folder = checkpoint.run_of(Path(resume))
+    return folder and re.sub(r"-\d+$", "", folder.resolve().name)
 
 
 def _refuse_to_rewind(run: Run) -> None:

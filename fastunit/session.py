@@ -92,7 +92,7 @@ class Session:
                 seed=self.config.seed,
                 stream=stream,
                 device=self.device,
-                threads=self.config.num_workers,
+                threads=self.config.threads,
                 position=self.positions[domain.name],
             )
             for stream, (domain, files) in enumerate(
@@ -152,7 +152,9 @@ class Session:
         """Continue from a gen_XXXXXXXX.pt of the release and the files beside it.
 
         dis_XXXXXXXX.pt must be there; optimizer.pt is used where it is. The file's name gives the
-        iteration. Random numbers and data start afresh.
+        iteration, and with the configuration the learning rate; what else optimizer.pt says
+        about settings gives way to the configuration, with a word. Random numbers and data start
+        afresh.
         """
         match = re.fullmatch(r"gen_(\d{8})\.pt", path.name)
         if match is None:
@@ -161,12 +163,19 @@ class Session:
             )
         release.load_networks(self.unit, path, expect="gen")
         release.load_networks(self.unit, path.with_name(f"dis_{match[1]}.pt"), expect="dis")
-        optimizers = path.with_name("optimizer.pt")
+        optimizers, self.iteration = path.with_name("optimizer.pt"), int(match[1])
         if optimizers.is_file():
-            self.step.load_release_optimizers(files.read(optimizers), int(match[1]))
+            changes = self.step.load_release_optimizers(files.read(optimizers), self.iteration)
+            if changes:
+                said = "the configuration wins over %s: %s"
+                _logger.info(said, optimizers, ", ".join(changes))
         else:
-            _logger.warning("%s is not there: Adam starts afresh", optimizers)
-        self.iteration = int(match[1])
+            self.step.reset_settings(self.iteration)
+            _logger.warning(
+                "%s is not there: Adam starts afresh, at a learning rate of %g",
+                optimizers,
+                self.step.learning_rate,
+            )
         self._restore_average({"ema": None, "ema_updates": 0}, str(path))
 
     def _follow_settings(self, before: Config) -> None:

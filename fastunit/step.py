@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import Adam
-from torch.optim.lr_scheduler import StepLR
+from torch.optim import Optimizer
 
-from fastunit import precision
+from fastunit import optimiser, precision
 from fastunit.compiling import Compiled
 from fastunit.config import Config
 from fastunit.coupled import Coupled
-from fastunit.errors import CheckpointError, ConfigError
+from fastunit.errors import ConfigError
 from fastunit.graphs import GraphedStep
 from fastunit.kernels.filters import forget, keep_filters
 from fastunit.objective import (
@@ -28,7 +26,7 @@ from fastunit.objective import (
     discriminator_losses,
     generator_losses,
 )
-from fastunit.optimiser import adam, check_moments, make_capturable, settle
+from fastunit.optimiser import adam, advance, make_capturable, rate_at, schedule, settle
 from fastunit.pairing import Pairing
 from fastunit.perceptual import Perceptual
 
@@ -48,8 +46,8 @@ class TrainStep:
         unit.pairing = Pairing(_SWITCH[config.pair_domains], config.checkpoint_activations)
         self.dis_opt = adam(unit.discriminators(), config)
         self.gen_opt = adam(unit.generators(), config)
-        self.dis_scheduler = _scheduler(self.dis_opt, config)
-        self.gen_scheduler = _scheduler(self.gen_opt, config)
+        self.dis_scheduler = schedule(self.dis_opt, config)
+        self.gen_scheduler = schedule(self.gen_opt, config)
         self.compiled = Compiled(config.compile)
         self.learning_rate = config.lr  # as on the device, known without asking it
         self._graphed: GraphedStep | None = None
@@ -115,7 +113,7 @@ class TrainStep:
 
     def _update(
         self,
-        optimizer: Adam,
+        optimizer: Optimizer,
         total: str,
         losses: Callable[..., Losses],
         x_a: Tensor,
@@ -123,18 +121,34 @@ class TrainStep:
         noise: Noise | None,
         decoded: Decoded | None,
     ) -> Losses:
-        """Descend the mean of the losses of the batch's parts; return these means."""
+        """As `descend`; what is made from weights is kept until they change."""
         if decoded is not None and self.config.accumulate > 1:
             raise ValueError("decoded belongs to a whole batch; leave it out with accumulate > 1")
+        with keep_filters(self._weights()):
+            return self.descend(optimizer, total, losses, x_a, x_b, noise)
+
+    def descend(
+        self,
+        optimizer: Optimizer,
+        total: str,
+        losses: Callable[..., Losses],
+        x_a: Tensor,
+        x_b: Tensor,
+        noise: Noise | None,
+    ) -> Losses:
+        """Descend the mean of the losses of the batch's parts; return these means.
+
+        `losses` takes a part of x_a, x_b and noise; what it returns under `total` is descended.
+        """
         count, found = self.config.accumulate, []
         optimizer.zero_grad()
-        with keep_filters(self._weights()), precision.switches(self._resolved()):
+        with precision.switches(self._resolved()):
             for part in range(count):
                 inputs = (_part(value, part, count) for value in (x_a, x_b, noise))
                 found.append(losses(*inputs))
                 (found[-1][total] / count).backward()
                 found[-1] = _detached(found[-1])
-        parameters = optimizer.param_groups[0]["params"]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         forget(parameters)
         if self.config.clip_grad_norm:
             clip_grad_norm_(parameters, self.config.clip_grad_norm)
@@ -142,6 +156,11 @@ class TrainStep:
         if count == 1:
             return found[0]
         return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
+
+    def as_it_is(self, function: Callable[..., Losses], *args: Any) -> Losses:
+        """Call a function in the configured precision, not compiled."""
+        with precision.products(self._resolved(), self.device):
+            return function(*args)
 
     def _call(self, function: Callable[..., Losses | Decoded], *args: Any) -> Losses | Decoded:
         """Call a function of the networks in the configured precision, compiled if configured."""
@@ -160,7 +179,7 @@ class TrainStep:
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
-        return self.gen_opt.param_groups[0]["params"][0].device
+        return next(self.unit.parameters()).device
 
     @property
     def uses_graphs(self) -> bool:
@@ -181,14 +200,7 @@ class TrainStep:
 
     def update_learning_rate(self) -> None:
         """Advance both schedules by one iteration; the release does so before the updates."""
-        with warnings.catch_warnings():
-            # PyTorch's own order is after the updates, and it says so on the first call; in a
-            # copy of a trainer it takes the same for an overridden optimizer.step.
-            for said in ("Detected call of `lr_scheduler.step", "Seems like `optimizer.step"):
-                warnings.filterwarnings("ignore", message=said)
-            for scheduler in (self.dis_scheduler, self.gen_scheduler):
-                if scheduler is not None:
-                    scheduler.step()
+        advance((self.dis_scheduler, self.gen_scheduler))
         scheduler = self.gen_scheduler
         if scheduler is not None and scheduler.last_epoch % scheduler.step_size == 0:
             self.learning_rate *= scheduler.gamma
@@ -221,12 +233,10 @@ class TrainStep:
     def reset_settings(self, iteration: int) -> None:
         """Give restored optimisers and schedules the configuration's settings at an iteration."""
         config = self.config
-        steps = iteration // config.step_size if config.lr_policy == "step" else 0
         for optimizer in (self.dis_opt, self.gen_opt):
             for group in optimizer.param_groups:
-                group["lr"], group["initial_lr"] = config.lr * config.gamma**steps, config.lr
-                group["betas"] = (config.beta1, config.beta2)
-                group["weight_decay"] = config.weight_decay
+                group.update(optimizer.defaults)
+                group["lr"], group["initial_lr"] = rate_at(config, iteration), config.lr
         for scheduler in (self.dis_scheduler, self.gen_scheduler):
             if scheduler is not None:
                 scheduler.step_size, scheduler.gamma = config.step_size, config.gamma
@@ -234,18 +244,21 @@ class TrainStep:
                 scheduler.last_epoch = iteration
         self._settle()
 
-    def load_release_optimizers(self, state: dict, iteration: int) -> None:
-        """Restore the release's optimizer.pt, {"gen": ..., "dis": ...}, at an iteration."""
-        try:
-            for optimizer, name in ((self.gen_opt, "gen"), (self.dis_opt, "dis")):
-                optimizer.load_state_dict(state[name])
-                check_moments(optimizer)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"optimizer.pt does not fit the networks: {error}") from error
-        for scheduler in (self.dis_scheduler, self.gen_scheduler):
-            if scheduler is not None:
-                scheduler.last_epoch = iteration
-        self._settle()
+    def load_release_optimizers(self, state: dict, iteration: int) -> list[str]:
+        """Restore the release's optimizer.pt, {"gen": ..., "dis": ...}, at an iteration.
+
+        The configuration's settings and its rate at that iteration win over the file's; returns
+        where they differ. Raises CheckpointError when the file does not fit.
+        """
+        optimizers = {"gen": self.gen_opt, "dis": self.dis_opt}
+        optimiser.load(optimizers, state)
+        found = {
+            difference: None
+            for each in optimizers.values()
+            for difference in optimiser.differences(each, self.config, iteration)
+        }
+        self.reset_settings(iteration)
+        return list(found)
 
     def _settle(self) -> None:
         """Keep this step's ways of computing where restored optimisers bring others along."""
@@ -267,12 +280,6 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-def _scheduler(optimizer: Adam, config: Config) -> StepLR | None:
-    if config.lr_policy == "constant":
-        return None
-    return StepLR(optimizer, config.step_size, config.gamma)
 
 
 def _detached(losses: Losses) -> Losses:

@@ -42,6 +42,7 @@ def _run(args: argparse.Namespace) -> int:
     run = find_run(args.output, args.resume, args.config)
     settings = _configure(args, run)
     if args.dry_run:
+        run.restore(Session(settings, device))  # refuses what training would
         _print_plan(settings, run, device)
         return 0
     if device.type == "cpu":
@@ -131,7 +132,7 @@ def _checked_files(settings: Config) -> Domains:
         rule = SizeRule(settings.domain(split[-1]).new_size, settings.crop)
         wanted[split] = (getattr(found, split), rule)
     return Domains(
-        **images.validate_all(wanted, workers=settings.num_workers, skip_bad=settings.data.skip_bad)
+        **images.validate_all(wanted, workers=settings.threads, skip_bad=settings.data.skip_bad)
     )
 
 

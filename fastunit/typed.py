@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import math
 import types
 import typing
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from fastunit.errors import ConfigError
 
 T = TypeVar("T")
+_logger = logging.getLogger(__name__)
 
 
 def key(default: Any, doc: str, **limits: Any) -> Any:
@@ -30,11 +32,13 @@ def build(cls: type[T], values: Mapping[str, Any], name: str) -> T:
     """Return `cls` filled from `values`; `name` is the section's dotted name, "" for the root.
 
     Field metadata may hold `choices`, `low` (inclusive), `high` (inclusive) and `below`
-    (exclusive). Missing keys take their defaults. Raises ConfigError.
+    (exclusive). Missing keys take their defaults. Keys in the class's `UNUSED`, if it has one, are
+    left out with a word; they may have to be 0 (`Unused.only_zero`). Raises ConfigError.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{name} must be a section of keys, not {values!r}")
     specs = {spec.name: spec for spec in dataclasses.fields(cls)}
+    values = _without_unused(values, getattr(cls, "UNUSED", {}), name)
     for key in values:
         if key not in specs:
             raise ConfigError(_unknown(cls, str(key), name))
@@ -44,6 +48,34 @@ def build(cls: type[T], values: Mapping[str, Any], name: str) -> T:
         full = f"{name}.{key}" if name else key
         filled[key] = _convert(hints[key], value, full, specs[key].metadata)
     return cls(**filled)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unused:
+    """A key that other programs' files hold and that has no effect here; what it is there.
+
+    With `only_zero` another value would ask for what is not here, and is refused.
+    """
+
+    meaning: str
+    only_zero: bool = False
+
+
+def _without_unused(
+    values: Mapping[str, Any], unused: Mapping[str, Unused], name: str
+) -> Mapping[str, Any]:
+    found = [key for key in values if key in unused]
+    said: dict[str, list[str]] = {}
+    for key in found:
+        full = f"{name}.{key}" if name else key
+        if unused[key].only_zero and _number(values[key]) != 0:
+            raise ConfigError(
+                f"{full}={values[key]!r} is {unused[key].meaning}; leave it out, or set it to 0"
+            )
+        said.setdefault(unused[key].meaning, []).append(full)
+    for meaning, keys in said.items():
+        _logger.info("%s: read and unused (%s)", ", ".join(keys), meaning)
+    return {key: value for key, value in values.items() if key not in unused}
 
 
 def known_keys(cls: type) -> list[str]:

@@ -129,4 +129,5 @@ def _read(
         new_size=domain.new_size,
         device=device,
         threads=config.num_workers,
+        value_range=domain.value_range,
     )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from fastunit import images
+from fastunit import images, pictures
 from fastunit.errors import DataError
 from fastunit.images import SizeRule, problem, validate, validate_all
 
@@ -93,9 +93,9 @@ BAD = {
     # Pillow would hand this one to Ghostscript, a program, if it were asked to take any format.
     "eps.jpg": (lambda p: saved(p, format="EPS"), "not an image of the formats"),
     "bits.tiff": (lambda p: saved(p, "1"), "cannot decode TIFF in mode 1"),
-    "int32.tiff": (wide_integers, "cannot decode TIFF in mode I"),
-    "la.tiff": (lambda p: saved(p, "LA"), "misreads TIFF in mode LA"),
-    "lab.tiff": (lambda p: saved(p, "LAB"), "misreads TIFF in mode LAB"),
+    "int32.tiff": (wide_integers, "32-bit or signed integers"),
+    "la.tiff": (lambda p: saved(p, "LA"), "TIFF of 2 samples per pixel"),
+    "lab.tiff": (lambda p: saved(p, "LAB"), "TIFF of photometric interpretation 8"),
     "float.tiff": (wide_floats, "values 0.0..63.0 are not in 0..1"),
 }
 
@@ -233,7 +233,7 @@ def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch, capsys, cache
     assert len(json.loads(cache.read_text())["files"]) == 3
     read = []
     measure = images._measure
-    monkeypatch.setattr(images, "_measure", lambda file: read.append(file) or measure(file))
+    monkeypatch.setattr(images, "_measure", lambda *file: read.append(file[0]) or measure(*file))
     with pytest.raises(DataError, match=r"3 of 3 .*\n.*too small"):
         check(files, SizeRule(None, (99, 99)))  # another crop: from the index alone
     assert check(files) == tuple(files)
@@ -250,7 +250,7 @@ def test_a_damaged_index_is_rebuilt(tmp_path, cache, content):
     cache.parent.mkdir()
     cache.write_text(content)
     assert check([file]) == (file,)
-    assert list(json.loads(cache.read_text())["files"]) == [str(file.resolve())]
+    assert list(json.loads(cache.read_text())["files"]) == [f"3 8 {file.resolve()}"]
 
 
 def test_an_unwritable_index_is_only_a_warning(tmp_path, caplog):
@@ -264,10 +264,10 @@ def test_an_interrupt_keeps_what_was_checked(tmp_path, monkeypatch, cache):
     files = [saved(tmp_path / f"{i}.png") for i in range(3)]
     measure = images._measure
 
-    def interrupted(file: Path):
+    def interrupted(file: Path, reading: pictures.Reading):
         if file == files[2]:
             raise KeyboardInterrupt
-        return measure(file)
+        return measure(file, reading)
 
     monkeypatch.setattr(images, "_measure", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -66,12 +66,12 @@ def decode(data: bytes, reading: Reading) -> np.ndarray:
     Raises: DataError with the reason.
     """
     kind = kind_of(data)
+    defined, name = _by_pillow(data, reading.channels)
     if reading.value_range and not kind.deep:
         raise DataError(
             f"not of 16 bits, as {reading.key}={list(reading.value_range)} expects; save it with "
             "16 bits, or train without that range"
         )
-    defined, name = _by_pillow(data, reading.channels)
     if not dali_installed():
         if reading.value_range:
             raise DataError(f"{reading.key} needs NVIDIA DALI: pip install 'fastunit[train]'")

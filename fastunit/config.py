@@ -69,6 +69,13 @@ class DataConfig:
         "what of a test image is measured: centre crop or all of it",
         choices=("center", "full"),
     )
+    flip: bool = key(True, "mirror half of the training images left to right")
+    range_a: tuple[int, int] | None = key(
+        None, "[low, high] of domain a's 16-bit values that become 0 and 255", low=0, high=65535
+    )
+    range_b: tuple[int, int] | None = key(
+        None, "[low, high] of domain b's 16-bit values that become 0 and 255", low=0, high=65535
+    )
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,15 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class Domain:
-    """One domain's images: its channels and, unless None, its shorter side after resizing."""
+    """One domain's images: how they are read and, unless None, their shorter side after resizing.
+
+    `value_range` are the 16-bit values that become 0 and 255; None: 0 and 65535.
+    """
 
     name: str
     channels: int
     new_size: int | None
+    value_range: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -199,7 +210,8 @@ class Config:
         """Return what concerns domain "a" or "b" alone."""
         own = getattr(self, f"new_size_{name}")
         new_size = own if own is not None else self.new_size
-        return Domain(name, getattr(self, f"input_dim_{name}"), new_size)
+        value_range = getattr(self.data, f"range_{name}")
+        return Domain(name, getattr(self, f"input_dim_{name}"), new_size, value_range)
 
     def given_data(self) -> list[str]:
         """Return the keys that name image files and are set."""

@@ -8,8 +8,7 @@ The resize is antialiased bilinear: within 0.51 of 255 levels of torch's
 ``interpolate(antialias=True)`` (rounding to bytes) and 1 of Pillow's, save in the outermost rows
 and columns when shrinking, where DALI repeats the edge and the others renormalise. Measured on 40
 photographs shrunk 8 times: up to 16 levels there, 0.32 on average over the whole picture
-(tests/test_data_pixels.py). Alpha is dropped, not blended, as the 2018 release does; grayscale
-files give three equal channels, and colour files read with one channel their luminance.
+(tests/test_data_pixels.py). What is decoded is the picture that `pictures` defines, as 8 bits.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ import numpy as np
 import torch
 
 from fastunit.errors import ConfigError, DataError
-from fastunit.images import SizeRule, problem, require_dali
+from fastunit.images import SizeRule, check_channels, problem, require_dali
+from fastunit.pictures import Reading, dali_options
 
 _PREFETCH = 2  # batches DALI prepares ahead of the one asked for
 _ORDER, _DRAW = 0, 1  # what a random number is for: part of its Philox key
@@ -33,8 +33,9 @@ _ORDER, _DRAW = 0, 1  # what a random number is for: part of its Philox key
 class DomainLoader:
     """Infinite training stream of one domain: every file once per epoch, epochs joined seamlessly.
 
-    Each sample is resized (``new_size``, shorter side), cropped at a uniform position and flipped
-    with probability 1/2. Bitwise reproducible on one device from (files, seed, stream, position).
+    Each sample is resized (``new_size``, shorter side), cropped at a uniform position and, with
+    ``flip``, mirrored left to right with probability 1/2. Bitwise reproducible on one device from
+    (files, seed, stream, position).
     """
 
     def __init__(
@@ -50,11 +51,15 @@ class DomainLoader:
         device: torch.device,
         threads: int = 2,
         position: int = 0,
+        flip: bool = True,
+        value_range: tuple[int, int] | None = None,
     ) -> None:
         """Open the stream of ``files`` at sample ``position``.
 
         ``crop`` is (height, width). ``stream`` is 0 for domain a and 1 for b: the same seed then
-        gives each domain its own order, crops and flips. ``threads`` are DALI's CPU threads.
+        gives each domain its own order, crops and flips. ``threads`` are DALI's CPU threads; 0 is
+        1. ``value_range`` is that of `pictures.Reading`, for 16-bit files. Neither ``flip`` nor
+        ``threads`` changes the order or the crops.
 
         Raises: ConfigError for ``channels`` other than 1 and 3 or a negative ``seed``; DataError
         for no files or where DALI is not installed.
@@ -65,10 +70,11 @@ class DomainLoader:
         self._files = tuple(files)
         self._batch_size = batch_size
         self._position = position
+        self._flip = flip
         self._random = _Random(seed, stream, len(files))
-        self._reader = _Reader(
-            self._batches(position), channels, batch_size, SizeRule(new_size, crop), device, threads
-        )
+        rule = SizeRule(new_size, crop, Reading(channels, value_range))
+        decoder = _decoder(files, rule, device)
+        self._reader = _Reader(self._batches(position), batch_size, rule, device, threads, decoder)
 
     @property
     def position(self) -> int:
@@ -98,7 +104,8 @@ class DomainLoader:
 
     def _sample(self, index: int) -> _Sample:
         epoch, place = divmod(index, len(self._files))
-        return self._files[self._random.order(epoch)[place]], *self._random.draw(index)
+        x, y, flip = self._random.draw(index)
+        return self._files[self._random.order(epoch)[place]], x, y, flip and self._flip
 
 
 def iter_images(
@@ -110,6 +117,7 @@ def iter_images(
     new_size: int | None,
     device: torch.device,
     threads: int = 2,
+    value_range: tuple[int, int] | None = None,
 ) -> Iterator[torch.Tensor]:
     """Yield every file once, in the order given, unflipped: float32 [N, C, H, W] as DomainLoader.
 
@@ -122,7 +130,8 @@ def iter_images(
     size = batch_size if crop else 1
     groups = [files[i : i + size] for i in range(0, len(files), size)]
     batches = (_batch((file, 0.5, 0.5, False) for file in group) for group in groups)
-    reader = _Reader(batches, channels, size, SizeRule(new_size, crop), device, threads)
+    rule = SizeRule(new_size, crop, Reading(channels, value_range))
+    reader = _Reader(batches, size, rule, device, threads, _decoder(files, rule, device))
 
     def images() -> Iterator[torch.Tensor]:
         for i in range(len(groups)):
@@ -163,10 +172,7 @@ class _Random:
 
 
 def _check(files: Sequence[Path], channels: int) -> None:
-    if channels not in (1, 3):
-        raise ConfigError(
-            f"input_dim is {channels}; images are read with 1 (grayscale) or 3 (RGB) channels"
-        )
+    check_channels(channels)
     if not files:
         raise DataError("no image files to read")
     require_dali()
@@ -189,22 +195,22 @@ class _Reader:
     def __init__(
         self,
         batches: Iterator[_Batch],
-        channels: int,
         batch_size: int,
         rule: SizeRule,
         device: torch.device,
         threads: int,
+        decoder: str,
     ) -> None:
         from nvidia.dali import pipeline_def
 
         self._rule, self._device = rule, torch.device(device)
         self._pipeline = pipeline_def(_graph)(
             batches,
-            channels,
             rule,
-            "mixed" if self._cuda else "cpu",
+            decoder,
+            self._cuda,
             batch_size=batch_size,
-            num_threads=threads,
+            num_threads=max(1, threads),
             device_id=self._device_id(),
             prefetch_queue_depth=_PREFETCH,
             exec_dynamic=True,  # outputs own their memory, bound to the stream that run() is given
@@ -250,7 +256,18 @@ class _Reader:
         return torch.cuda.current_device() if index is None else index
 
 
-def _graph(batches: Iterator[_Batch], channels: int, rule: SizeRule, decoder: str) -> Any:
+def _decoder(files: Sequence[Path], rule: SizeRule, device: torch.device) -> str:
+    """Return where a stream's files are decoded: on the GPU only JPEGs.
+
+    Of other formats its decoders need not give the picture that the check saw on the CPU, and of
+    16-bit values the range is applied on the CPU.
+    """
+    jpegs = all(file.suffix.lower() in (".jpg", ".jpeg") for file in files)
+    cuda = torch.device(device).type == "cuda"
+    return "mixed" if cuda and jpegs and not rule.reading.value_range else "cpu"
+
+
+def _graph(batches: Iterator[_Batch], rule: SizeRule, decoder: str, cuda: bool) -> Any:
     """Define the DALI graph: [N] file names and random numbers -> float32 NHWC in [-1, 1]."""
     from nvidia.dali import fn, types
 
@@ -258,11 +275,19 @@ def _graph(batches: Iterator[_Batch], channels: int, rule: SizeRule, decoder: st
     source = (batch[:inputs] for batch in batches)
     file, flip, *where = fn.external_source(source, num_outputs=inputs, batch=True)
     # plain reads: a file cut short while mapped into memory would kill the process (SIGBUS)
+    reading = rule.reading
     images = fn.decoders.image(
         fn.io.file.read(file, dont_use_mmap=True),
         device=decoder,
-        output_type=types.RGB if channels == 3 else types.GRAY,
+        **dali_options(reading.channels, bool(reading.value_range), types),
     )
+    if reading.value_range:
+        table = reading.table().tolist()
+        images = fn.lookup_table(
+            images, keys=list(range(len(table))), values=table, dtype=types.UINT8
+        )
+    if cuda and decoder == "cpu":
+        images = images.gpu()
     if rule.new_size:
         images = fn.resize(
             images,
@@ -277,8 +302,8 @@ def _graph(batches: Iterator[_Batch], channels: int, rule: SizeRule, decoder: st
         mirror=flip,
         dtype=types.FLOAT,
         output_layout="HWC",
-        mean=[127.5] * channels,
-        std=[127.5] * channels,
+        mean=[127.5] * reading.channels,
+        std=[127.5] * reading.channels,
         **(_crop_arguments(images, rule.crop, *where) if rule.crop else {}),
     )
 

@@ -1,39 +1,43 @@
 """Checking every image file before training starts.
 
 DALI cannot skip a bad image in the middle of a batch, so nothing unchecked reaches it: each file is
-decoded in full by Pillow (which says what is wrong with it) and by DALI (which must agree). Files
-found good are remembered in an index by path, size and mtime, and are not read again.
+decoded in full as `pictures.decode` says, by Pillow (which says what is wrong with it) and by DALI
+(which must agree). Files found good are remembered in an index by path, size, mtime and how they
+are read, and are not read again.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastunit.errors import DataError
+from fastunit import pictures, value_ranges
+from fastunit.errors import ConfigError, DataError
 from fastunit.files import write_text
+from fastunit.image_kinds import kind_of
 from fastunit.paths import cache_dir
-from fastunit.pictures import FORMATS, NOT_AN_IMAGE, content
+from fastunit.pictures import Reading
+from fastunit.value_ranges import Values
 
 _REMEDY = "Mend or remove them, or leave them out with --set data.skip_bad=true"
-_INDEX_VERSION = 1
+_DEFINITION = 2  # of a file's picture: raised with every change in `pictures` or `image_kinds`
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SizeRule:
-    """What a domain's pictures are resized and cropped to; None: not resized, not cropped."""
+    """How a domain's pictures are read, resized and cropped; None: not resized, not cropped."""
 
     new_size: int | None
     crop: tuple[int, int] | None  # height, width
+    reading: Reading = field(default_factory=Reading)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Return (height, width) after the resize of the shorter side, rounded just as DALI does.
@@ -85,34 +89,50 @@ def validate_all(
     One progress bar and one report for all groups (domains, splits). ``index`` is where good files
     are remembered (None: images.json in the cache folder); size rules are applied to remembered
     sizes, so another crop needs no reading. With ``skip_bad`` bad files are left out and a warning
-    (`logging`) lists and counts them.
+    (`logging`) lists and counts them. Warns too of 16-bit values that leave few levels of 8 bits.
 
-    Raises: DataError listing the bad files with their reasons, unless ``skip_bad``; in either
-    case when a group loses all its files; and where DALI is not installed.
+    Raises: ConfigError for channels other than 1 and 3; DataError listing the bad files with their
+    reasons, unless ``skip_bad``; in either case when a group loses all its files; and where DALI is
+    not installed.
     """
-    files = dict.fromkeys(file for group, _ in groups.values() for file in group)
+    for _, rule in groups.values():
+        check_channels(rule.reading.channels)
+    files = dict.fromkeys((file, rule.reading) for group, rule in groups.values() for file in group)
     if not files:
         return {name: () for name in groups}
     require_dali()
     found = _measure_all(list(files), workers, index or cache_dir() / "images.json")
-    good, bad = {}, {}
+    good, bad, total = {}, {}, len({file for file, _ in files})
     for name, (group, rule) in groups.items():
-        reasons = {file: _verdict(found[file], rule) for file in group}
+        reasons = {file: _verdict(found[file, rule.reading], rule) for file in group}
         good[name] = tuple(file for file in group if not reasons[file])
         bad |= {file: reason for file, reason in reasons.items() if reason}
     lost = [name for name, (group, _) in groups.items() if group and not good[name]]
     if lost:
-        raise DataError(_report(bad, len(files), f"No usable image is left in {', '.join(lost)}"))
+        raise DataError(_report(bad, total, f"No usable image is left in {', '.join(lost)}"))
     if bad and not skip_bad:
-        raise DataError(_report(bad, len(files), _REMEDY))
+        raise DataError(_report(bad, total, _REMEDY))
     if bad:
-        _logger.warning(_report(bad, len(files), "They are left out"))
+        _logger.warning(_report(bad, total, "They are left out"))
+    value_ranges.warn_of_few_levels(
+        (rule.reading, found[file, rule.reading].values)
+        for name, (_, rule) in groups.items()
+        for file in good[name]
+    )
     return good
 
 
 def problem(file: Path, rule: SizeRule) -> str | None:
     """Read ``file`` and return the reason it cannot be trained on, or None."""
-    return _verdict(_measure(file), rule)
+    return _verdict(_measure(file, rule.reading), rule)
+
+
+def check_channels(channels: int) -> None:
+    """Raise ConfigError for channels that no image file is read with."""
+    if channels not in (1, 3):
+        raise ConfigError(
+            f"input_dim is {channels}; images are read with 1 (grayscale) or 3 (RGB) channels"
+        )
 
 
 def require_dali() -> None:
@@ -133,34 +153,44 @@ def _report(bad: dict[Path, str], total: int, remedy: str) -> str:
     return "\n".join([*lines, remedy])
 
 
-_Found = tuple[int, int] | str  # height and width as DALI decodes it, or what is wrong
+@dataclass(frozen=True)
+class _Measured:
+    """A good file's size as DALI decodes it and, where it has 16 bits, the values it uses."""
+
+    height: int
+    width: int
+    values: Values | None
+
+
+_Found = _Measured | str  # or what is wrong with it
 
 
 def _verdict(found: _Found, rule: SizeRule) -> str | None:
-    return found if isinstance(found, str) else rule.problem(*found)
+    return found if isinstance(found, str) else rule.problem(found.height, found.width)
 
 
-def _measure_all(files: Sequence[Path], workers: int, index: Path) -> dict[Path, _Found]:
+def _measure_all(
+    files: Sequence[tuple[Path, Reading]], workers: int, index: Path
+) -> dict[tuple[Path, Reading], _Found]:
     """Measure each file once, from the index where it is unchanged, else in ``workers`` threads."""
     from tqdm import tqdm
 
     entries = _read_index(index)
-    prints = {file: _fingerprint(file) for file in files}
-    found: dict[Path, _Found] = {}
-    for file, (key, *state) in prints.items():
-        entry = entries.get(key)
-        if isinstance(entry, list) and len(entry) == 4 and entry[:2] == state:
-            found[file] = (entry[2], entry[3])
-    new = [file for file in prints if file not in found]
-    pool = ThreadPoolExecutor(workers)
+    prints = {wanted: _fingerprint(*wanted) for wanted in files}
+    found: dict[tuple[Path, Reading], _Found] = {}
+    for wanted, (key, *state) in prints.items():
+        if entry := _remembered(entries.get(key), state):
+            found[wanted] = entry
+    new = [wanted for wanted in prints if wanted not in found]
+    pool = ThreadPoolExecutor(max(1, workers))
     try:
-        results = pool.map(_measure, new)
+        results = pool.map(_measure, *zip(*new, strict=True)) if new else ()
         bar = tqdm(results, "checking images", len(new), unit="image", disable=not new)
-        for file, result in zip(new, bar, strict=True):
-            found[file] = result
+        for wanted, result in zip(new, bar, strict=True):
+            found[wanted] = result
             if not isinstance(result, str):  # bad files are read anew each time: chmod mends one
-                key, *state = prints[file]
-                entries[key] = [*state, *result]
+                key, *state = prints[wanted]
+                entries[key] = [*state, result.height, result.width, result.values]
     finally:  # on Ctrl-C too: what was checked stays checked
         pool.shutdown(cancel_futures=True)
         if new:
@@ -168,12 +198,20 @@ def _measure_all(files: Sequence[Path], workers: int, index: Path) -> dict[Path,
     return found
 
 
-def _fingerprint(file: Path) -> tuple[str, int, int]:
+def _remembered(entry: Any, state: list[int]) -> _Measured | None:
+    if not isinstance(entry, list) or len(entry) != 5 or entry[:2] != state:
+        return None
+    height, width, values = entry[2:]
+    return _Measured(height, width, values and Values(*values))
+
+
+def _fingerprint(file: Path, reading: Reading) -> tuple[str, int, int]:
+    manner = f"{reading.channels} {'16' if reading.value_range else '8'}"
     try:
         status = file.stat()
     except OSError:
-        return str(file), -1, -1
-    return str(file.resolve()), status.st_size, status.st_mtime_ns
+        return f"{manner} {file}", -1, -1
+    return f"{manner} {file.resolve()}", status.st_size, status.st_mtime_ns
 
 
 def _read_index(path: Path) -> dict[str, Any]:
@@ -181,63 +219,32 @@ def _read_index(path: Path) -> dict[str, Any]:
         index = json.loads(path.read_bytes())
     except (OSError, ValueError):  # none yet, or damaged: it only saves time
         return {}
-    valid = isinstance(index, dict) and index.get("version") == _INDEX_VERSION
+    valid = isinstance(index, dict) and index.get("version") == _index_version()
     return index["files"] if valid and isinstance(index.get("files"), dict) else {}
+
+
+def _index_version() -> list[Any]:
+    """Return what a verdict depends on beside the file: our definition, and both decoders."""
+    import PIL
+    from nvidia import dali
+
+    return [_DEFINITION, PIL.__version__, dali.__version__]
 
 
 def _write_index(entries: dict[str, Any], path: Path) -> None:
     try:
-        write_text(json.dumps({"version": _INDEX_VERSION, "files": entries}), path)
+        write_text(json.dumps({"version": _index_version(), "files": entries}), path)
     except OSError as error:
         _logger.warning("the next run checks all images again: cannot write %s: %s", path, error)
 
 
-def _measure(file: Path) -> _Found:
-    """Decode ``file`` in full and return its (height, width), or what is wrong with it."""
+def _measure(file: Path, reading: Reading) -> _Found:
+    """Decode ``file`` in full and measure it, or return what is wrong with it."""
     try:
-        return _decode(content(file))
+        data = pictures.content(file)
+        height, width, channels = pictures.decode(data, reading).shape
+        deep = kind_of(data).deep
+        values = value_ranges.used(pictures.sixteen_bits(data, channels)) if deep else None
     except DataError as error:
         return str(error)
-
-
-def _decode(data: bytes) -> _Found:
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            kind = f"{image.format} in mode {image.mode}"
-            picture = ImageOps.exif_transpose(image)  # decodes in full; refuses truncated files
-    except UnidentifiedImageError:
-        return NOT_AN_IMAGE
-    except Image.DecompressionBombError as error:
-        return f"too large: {error}"
-    except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged files
-        return f"damaged or truncated: {error}"
-    try:
-        seen = _decode_by_dali(data)
-    except RuntimeError:
-        return f"the loader (DALI) cannot decode {kind}; save it as PNG or JPEG"
-    return _disagreement(picture, seen, kind) or seen.shape[:2]
-
-
-def _disagreement(picture: Any, seen: np.ndarray, kind: str) -> str | None:
-    """Compare what DALI decoded with Pillow's picture: it reads some rare TIFFs wrongly."""
-    if picture.mode == "F":
-        low, high = picture.getextrema()
-        return None if low >= 0 and high <= 1 else f"{kind}: values {low}..{high} are not in 0..1"
-    misread = f"the loader (DALI) misreads {kind}; save it as PNG or JPEG"
-    if seen.shape[:2] != (picture.height, picture.width):
-        return misread
-    if picture.mode.startswith("I"):  # Pillow clips 16 bits where DALI rightly rescales them
-        return None
-    reference = np.asarray(picture.convert("RGBA"))[::4, ::4, :3].astype(int)
-    return misread if np.abs(seen[::4, ::4] - reference).mean() > 4 else None
-
-
-def _decode_by_dali(data: bytes) -> np.ndarray:
-    """Return uint8 [H, W, 3] as DALI's CPU decoder sees it; RuntimeError where it cannot."""
-    import nvidia.dali.experimental.dynamic as dynamic
-    from nvidia.dali import types
-
-    encoded = np.frombuffer(data, np.uint8)
-    return np.asarray(dynamic.decoders.image(encoded, device="cpu", output_type=types.RGB).cpu())
+    return _Measured(height, width, values)

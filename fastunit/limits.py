@@ -42,6 +42,9 @@ def _check_data(config: Config) -> None:
             f"data.builtin={config.data.builtin} and {', '.join(given)} are both given; "
             "use --data DIR, or set data.builtin=none"
         )
+    for key in ("range_a", "range_b"):
+        if config.data.builtin != "none" and getattr(config.data, key):
+            raise ConfigError(f"data.{key} is for files of 16 bits, not for the demo; leave it out")
 
 
 def _check_network(config: Config) -> None:
@@ -106,8 +109,8 @@ def _check_sizes(config: Config) -> None:
     if config.network == "paper":
         smaller = "paper.gen.n_enc_front_blk"
         power = f"{smaller}={config.paper.gen.n_enc_front_blk} less 1"
-    for name in ("crop_image_height", "crop_image_width"):
-        size = getattr(config, name)
+    sides = {name: getattr(config, name) for name in ("crop_image_height", "crop_image_width")}
+    for name, size in sides.items():
         if size % multiple:
             near = max(multiple, round(size / multiple) * multiple)
             raise ConfigError(
@@ -119,12 +122,13 @@ def _check_sizes(config: Config) -> None:
                 f"{name}={size} is too small for these networks, which need {least} or more; "
                 f"enlarge the crop or lower {smaller}"
             )
-        for domain in map(config.domain, "ab"):
-            if domain.new_size is not None and domain.new_size < size:
-                raise ConfigError(
-                    f"new_size={domain.new_size} of domain {domain.name} is smaller than "
-                    f"{name}={size}; raise it to {size} or lower the crop"
-                )
+    name = min(sides, key=sides.__getitem__)  # new_size is of a picture's shorter side
+    for domain in map(config.domain, "ab"):
+        if domain.new_size is not None and domain.new_size < sides[name]:
+            raise ConfigError(
+                f"new_size={domain.new_size} of domain {domain.name} is smaller than "
+                f"{name}={sides[name]}; raise it to {sides[name]} or lower the crop"
+            )
 
 
 def _check_perceptual(config: Config) -> None:

@@ -108,4 +108,5 @@ def read(
         new_size=domain.new_size,
         device=device,
         threads=config.threads,
+        value_range=domain.value_range,
     )

@@ -94,6 +94,8 @@ class Session:
                 device=self.device,
                 threads=self.config.threads,
                 position=self.positions[domain.name],
+                flip=self.config.data.flip,
+                value_range=domain.value_range,
             )
             for stream, (domain, files) in enumerate(
                 zip(map(self.config.domain, "ab"), (domains.train_a, domains.train_b), strict=True)

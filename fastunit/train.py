@@ -17,9 +17,10 @@ from fastunit.config import Config
 from fastunit.errors import TrainingDiverged, UserError
 
 with cli.needs("train"):
-    from fastunit import datasets, images, paired, sources, summary
+    from fastunit import datasets, images, paired, scenes, sources, summary
     from fastunit.images import SizeRule
     from fastunit.loop import Trainer, stop_on_signals
+    from fastunit.pictures import Reading
     from fastunit.runs import Run, find_run
     from fastunit.session import Session
     from fastunit.sources import Domains
@@ -107,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--max-iter", type=int, metavar="N", help="iterations to train (max_iter)")
     add("--seed", type=int, metavar="N", help="seed of weights, noise and data order (seed)")
-    add("--dry-run", action="store_true", help="check and print the plan; write nothing")
+    add("--dry-run", action="store_true", help="check everything and print the plan, no run")
     return parser
 
 
@@ -129,11 +130,16 @@ def _checked_files(settings: Config) -> Domains:
     found = sources.find_domains(settings)
     wanted = {}
     for split in sources.SPLITS:
-        rule = SizeRule(settings.domain(split[-1]).new_size, settings.crop)
-        wanted[split] = (getattr(found, split), rule)
+        wanted[split] = (getattr(found, split), _rule(settings, split))
     return Domains(
         **images.validate_all(wanted, workers=settings.threads, skip_bad=settings.data.skip_bad)
     )
+
+
+def _rule(settings: Config, split: str) -> SizeRule:
+    domain = settings.domain(split[-1])
+    reading = Reading(domain.channels, domain.value_range, f"data.range_{domain.name}")
+    return SizeRule(domain.new_size, settings.crop, reading)
 
 
 def _describe(run_dir: Path, settings: Config, device: torch.device) -> None:
@@ -149,12 +155,13 @@ def _describe(run_dir: Path, settings: Config, device: torch.device) -> None:
 
 def _print_plan(settings: Config, run: Run, device: torch.device) -> None:
     """Print the resolved configuration, parameters, images and expected memory."""
+    counts = _image_counts(settings)  # first: it refuses what training would refuse
     print(config.dump_yaml(settings))
     print("parameters:")
     for name, count in memory.parameter_counts(settings).items():
         print(f"  {name}: {count:,}")
     print("images:")
-    for split, count in _image_counts(settings).items():
+    for split, count in counts.items():
         print(f"  {split}: {count}")
     expected = memory.forecast(settings, device)
     print(f"expected memory: {expected}")
@@ -165,10 +172,19 @@ def _print_plan(settings: Config, run: Run, device: torch.device) -> None:
 
 
 def _image_counts(settings: Config) -> dict[str, int]:
+    """Return how many images of each split there are, having checked them as training does.
+
+    The demo's are checked by their size alone: they are drawn when training starts.
+    """
     if settings.data.builtin == "scenes":
+        images.require_dali()
+        for split in sources.SPLITS:
+            images.check_channels(_rule(settings, split).reading.channels)
+            if reason := _rule(settings, split).problem(scenes.HEIGHT, scenes.WIDTH):
+                raise UserError(f"the demo's scenes are {reason}")
         return datasets.DEMO_COUNTS
-    found = sources.find_domains(settings)
-    return {split: len(getattr(found, split)) for split in sources.SPLITS}
+    checked = _checked_files(settings)
+    return {split: len(getattr(checked, split)) for split in sources.SPLITS}
 
 
 def _last_good(run_dir: Path) -> str:

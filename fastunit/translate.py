@@ -106,6 +106,7 @@ def _translate(args: argparse.Namespace) -> int:
         device=device,
         batch_size=args.batch_size,
         precision=args.precision,
+        value_range=used.domain(args.direction[0]).value_range,
     )
     start = time.perf_counter()
     try:
@@ -117,7 +118,22 @@ def _translate(args: argparse.Namespace) -> int:
         f"translated {done} of {len(jobs)} images {args.direction} in {seconds:.1f} s "
         f"({done / seconds:.1f} images/s) to {jobs[0].target if len(jobs) == 1 else args.output}"
     )
+    _print_ranges(used, args.direction)
     return 1 if translator.failed else 0
+
+
+def _print_ranges(settings: config.Config, direction: str) -> None:
+    """Say what 0..255 stands for where a domain was trained with a range of 16-bit values."""
+    source, target = (settings.domain(name) for name in (direction[0], direction[-1]))
+    if source.value_range:
+        low, high = source.value_range
+        print(f"read 16-bit values {low}..{high} as 0..255 (data.range_{source.name})")
+    if target.value_range:
+        low, high = target.value_range
+        print(
+            f"wrote 8 bits: a level v of 0..255 stands for {low} + v * {(high - low) / 255:g} "
+            f"(data.range_{target.name})"
+        )
 
 
 def _report(failed: dict[Path, str]) -> None:

@@ -48,8 +48,11 @@ class FileTranslator:
         device: torch.device,
         batch_size: int,
         precision: str = "auto",
+        value_range: tuple[int, int] | None = None,
     ) -> None:
         """Move `pair` to `device`, to multiply there in a precision of `config.PRECISIONS`.
+
+        `value_range` is what the source domain was trained with (data.range_a, data.range_b).
 
         Raises CheckpointError when it cannot serve image files, ConfigError for a precision that
         the device has not.
@@ -66,7 +69,9 @@ class FileTranslator:
         self._pair = pair.to(device, memory_format=torch.channels_last)
         self._direction, self._device, self._batch_size = direction, device, batch_size
         self._precision = precisions.resolve(precision, device)
-        self._channels = source.input_dim
+        self._reading = pictures.Reading(
+            source.input_dim, value_range, f"data.range_{direction[0]}"
+        )
         self._writes: deque[tuple[Job, Future[None]]] = deque()
         self.failed: dict[Path, str] = {}
 
@@ -115,7 +120,7 @@ class FileTranslator:
         todo = iter(jobs)
         while True:
             while len(reads) < 2 * self._batch_size and (job := next(todo, None)):
-                reads.append((job, pool.submit(pictures.read, job.source, self._channels)))
+                reads.append((job, pool.submit(self._read, job.source)))
             if not reads:
                 return
             job, read = reads.popleft()
@@ -123,6 +128,9 @@ class FileTranslator:
                 yield job, read.result()
             except DataError as error:
                 self._fail(job, error, bar)
+
+    def _read(self, file: Path) -> np.ndarray:
+        return pictures.decode(pictures.content(file), self._reading)
 
     def _batches(
         self, images: Iterator[tuple[Job, np.ndarray]]

@@ -106,11 +106,25 @@ def _convert(hint: Any, value: Any, key: str, limits: Mapping[str, Any]) -> Any:
         if value is None:
             return None
         hint = next(option for option in hint.__args__ if option is not type(None))
+    if typing.get_origin(hint) is tuple:
+        return _pair(typing.get_args(hint)[0], value, key, limits)
     if isinstance(value, bool) and "on" in limits.get("choices", ()):
         value = "on" if value else "off"  # as YAML 1.1 reads these words
     value = _typed(hint, value, key)
     _check(value, key, limits)
     return value
+
+
+def _pair(hint: type, value: Any, key: str, limits: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return (low, high) of a list of two numbers of which the first is the smaller."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ConfigError(f"{key}={value!r} must be two numbers, [low,high]")
+    low, high = (_typed(hint, number, key) for number in value)
+    for number in (low, high):
+        _check(number, key, limits)
+    if low >= high:
+        raise ConfigError(f"{key}={value!r} must be [low,high] with low below high")
+    return low, high
 
 
 def _typed(hint: type, value: Any, key: str) -> Any:

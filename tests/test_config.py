@@ -239,3 +239,15 @@ def test_a_perceptual_term_of_one_pixel_is_refused(tiny):
     config.from_dict(tiny | small | dis)
     with pytest.raises(ConfigError, match=r"vgg_w=1\.0 needs crops .* not 8x12; enlarge"):
         config.from_dict(tiny | small | dis | {"vgg_w": 1, "vgg_model_path": "x.pth"})
+
+
+def test_new_size_need_only_reach_the_shorter_side_of_the_crop(tiny):
+    wide = tiny | {"new_size": 64, "crop_image_height": 64, "crop_image_width": 128}
+    tall = wide | {"crop_image_height": 128, "crop_image_width": 64}
+    assert config.from_dict(wide).crop == (64, 128) and config.from_dict(tall).crop == (128, 64)
+    for keys, name in ((wide, "crop_image_height"), (tall, "crop_image_width")):
+        with pytest.raises(ConfigError, match=f"new_size=62 .* smaller than {name}=64; raise it"):
+            config.from_dict(keys | {"new_size": 62})
+    own = wide | {"new_size_b": 60}
+    with pytest.raises(ConfigError, match="new_size=60 of domain b"):
+        config.from_dict(own)

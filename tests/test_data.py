@@ -143,6 +143,25 @@ def test_crops_and_flips_are_uniform_and_exact(ramp):
         assert len(counts) == places and (counts - expected).abs().max() < 5 * deviation
 
 
+def test_without_flips_the_stream_is_the_same_unmirrored(ramp):
+    """The order and the crops stay, so only the mirrored samples change."""
+    mirrored, plain = loader(ramp), loader(ramp, flip=False)
+    with_flips = torch.cat([next(mirrored) for _ in range(20)])
+    without = torch.cat([next(plain) for _ in range(20)])
+    assert (without[:, 0, 0].diff(dim=1) > 0).all()  # red grows with the column
+    flipped = with_flips[:, 0, 0, 0] > with_flips[:, 0, 0, -1]
+    assert 20 < flipped.sum() < 60
+    assert torch.equal(
+        torch.where(flipped[:, None, None, None], with_flips.flip(3), with_flips), without
+    )
+    resumed = loader(ramp, flip=False, position=37)
+    assert torch.equal(torch.cat([next(resumed) for _ in range(3)]), without[37:49])
+
+
+def test_no_workers_decode_in_one_thread(ramp):
+    assert torch.equal(next(loader(ramp, threads=0)), next(loader(ramp, threads=2)))
+
+
 def test_test_images_come_once_in_order_with_a_smaller_last_batch(plain):
     batches = list(
         iter_images(plain, channels=3, batch_size=4, crop=(8, 8), new_size=None, device=CPU)

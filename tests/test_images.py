@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFile
 
-from fastunit import images
-from fastunit.errors import DataError
+from fastunit import images, pictures
+from fastunit.data import iter_images
+from fastunit.errors import ConfigError, DataError
 from fastunit.images import SizeRule, problem, validate, validate_all
 
 pytest.importorskip("nvidia.dali", reason="the files are checked with NVIDIA DALI")
@@ -36,6 +38,11 @@ def picture(width: int = 48, height: int = 36, mode: str = "RGB") -> Image.Image
 
 def saved(path: Path, mode: str = "RGB", **options) -> Path:
     picture(mode=mode).save(path, **options)
+    return path
+
+
+def saved_size(path: Path, width: int, **options) -> Path:
+    picture(width).save(path, **options)
     return path
 
 
@@ -93,9 +100,9 @@ BAD = {
     # Pillow would hand this one to Ghostscript, a program, if it were asked to take any format.
     "eps.jpg": (lambda p: saved(p, format="EPS"), "not an image of the formats"),
     "bits.tiff": (lambda p: saved(p, "1"), "cannot decode TIFF in mode 1"),
-    "int32.tiff": (wide_integers, "cannot decode TIFF in mode I"),
-    "la.tiff": (lambda p: saved(p, "LA"), "misreads TIFF in mode LA"),
-    "lab.tiff": (lambda p: saved(p, "LAB"), "misreads TIFF in mode LAB"),
+    "int32.tiff": (wide_integers, "32-bit or signed integers"),
+    "la.tiff": (lambda p: saved(p, "LA"), "TIFF of 2 samples per pixel"),
+    "lab.tiff": (lambda p: saved(p, "LAB"), "TIFF of photometric interpretation 8"),
     "float.tiff": (wide_floats, "values 0.0..63.0 are not in 0..1"),
 }
 
@@ -183,6 +190,56 @@ def test_size_counts_after_exif_rotation(tmp_path):
     assert "36x48 pixels" in problem(file, SizeRule(None, (36, 48)))
 
 
+def test_a_size_is_accepted_exactly_where_the_crop_lies_inside(tmp_path):
+    """For random sizes, crops taller and wider than new_size among them, as DALI resizes them."""
+    random = np.random.default_rng(3)
+    for trial in range(60):
+        width, height = (int(side) for side in random.integers(4, 120, 2))
+        new_size = int(random.integers(4, 60)) if trial % 4 else None
+        file = tmp_path / f"{trial}.png"
+        Image.new("L", (width, height)).save(file)
+        options = dict(channels=1, batch_size=1, new_size=new_size, device=torch.device("cpu"))
+        (whole,) = iter_images([file], crop=None, **options)
+        resized = whole.shape[2:]
+        for more in ((0, 0), (1, 0), (0, 1), (-1, -1)):
+            crop = (max(1, resized[0] + more[0]), max(1, resized[1] + more[1]))
+            fits = crop[0] <= resized[0] and crop[1] <= resized[1]
+            assert (problem(file, SizeRule(new_size, crop)) is None) == fits
+            if fits:
+                (image,) = iter_images([file], crop=crop, **options)
+                assert tuple(image.shape[2:]) == crop
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_channels_that_no_file_is_read_with_are_refused_before_reading(tmp_path, channels):
+    rule = SizeRule(None, None, pictures.Reading(channels))
+    with pytest.raises(ConfigError, match=f"input_dim is {channels}; images are read with 1"):
+        check([tmp_path / "absent.png"], rule)
+
+
+def test_a_file_is_checked_anew_for_other_channels_and_another_definition(tmp_path, monkeypatch):
+    file = saved(tmp_path / "x.png")
+    read, measure = [], images._measure
+    monkeypatch.setattr(images, "_measure", lambda *args: read.append(args) or measure(*args))
+    for channels in (3, 1, 3, 1):
+        check([file], SizeRule(None, None, pictures.Reading(channels)))
+    assert len(read) == 2
+    monkeypatch.setattr(images, "_DEFINITION", images._DEFINITION + 1)
+    check([file])
+    assert len(read) == 3
+
+
+def test_metadata_that_the_loader_cannot_read_is_named(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    for width in range(20, 40):  # until a chunk before the EXIF data has an odd length
+        file = saved_size(tmp_path / "x.webp", width, lossless=True, exif=exif)
+        if reason := problem(file, ANY):
+            assert "cannot decode WEBP in mode RGB with EXIF data" in reason
+            return
+    pytest.fail("every WebP with EXIF data was decoded: the reason can be dropped")
+
+
 def test_all_bad_files_are_listed_together_up_to_twenty(tmp_path):
     bad = [tmp_path / f"{i:02}.jpg" for i in range(23)]
     for file in bad:
@@ -233,7 +290,7 @@ def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch, capsys, cache
     assert len(json.loads(cache.read_text())["files"]) == 3
     read = []
     measure = images._measure
-    monkeypatch.setattr(images, "_measure", lambda file: read.append(file) or measure(file))
+    monkeypatch.setattr(images, "_measure", lambda *file: read.append(file[0]) or measure(*file))
     with pytest.raises(DataError, match=r"3 of 3 .*\n.*too small"):
         check(files, SizeRule(None, (99, 99)))  # another crop: from the index alone
     assert check(files) == tuple(files)
@@ -250,7 +307,7 @@ def test_a_damaged_index_is_rebuilt(tmp_path, cache, content):
     cache.parent.mkdir()
     cache.write_text(content)
     assert check([file]) == (file,)
-    assert list(json.loads(cache.read_text())["files"]) == [str(file.resolve())]
+    assert list(json.loads(cache.read_text())["files"]) == [f"3 8 {file.resolve()}"]
 
 
 def test_an_unwritable_index_is_only_a_warning(tmp_path, caplog):
@@ -264,10 +321,10 @@ def test_an_interrupt_keeps_what_was_checked(tmp_path, monkeypatch, cache):
     files = [saved(tmp_path / f"{i}.png") for i in range(3)]
     measure = images._measure
 
-    def interrupted(file: Path):
+    def interrupted(file: Path, reading: pictures.Reading):
         if file == files[2]:
             raise KeyboardInterrupt
-        return measure(file)
+        return measure(file, reading)
 
     monkeypatch.setattr(images, "_measure", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -54,14 +54,15 @@ def test_jpeg_has_quality_95_and_full_colour_resolution(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 def test_every_mode_gives_the_channels_asked_for(tmp_path, mode, channels):
-    file = saved(tmp_path / "x.tif", colours(), mode)
+    suffix = "png" if mode in ("1", "LA", "P") else "tif"  # of which DALI reads TIFFs otherwise
+    file = saved(tmp_path / f"x.{suffix}", colours(), mode)
     with Image.open(file) as image:
         assert image.mode == mode
         expected = np.asarray(image.convert("RGB"))
     values = pictures.read(file, channels)
     assert (values.shape, values.dtype) == ((5, 7, channels), np.uint8)
     expected = expected if channels == 3 else luminance(expected)
-    assert np.abs(values - expected).max() <= 1
+    assert np.abs(values.astype(int) - expected).max() <= 1
 
 
 def test_alpha_is_dropped_not_blended(tmp_path):

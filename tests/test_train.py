@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from fastunit import checkpoint, config, datasets, summary, train
 from fastunit.session import Session
@@ -114,6 +115,55 @@ def test_dry_run_prints_the_plan_and_writes_nothing(command, tmp_path):
     assert f"discriminator a: {sum(p.numel() for p in unit.dis_a.parameters()):,}" in out
     assert "train_a: 5" in out and "train_b: 3" in out and "test_a: 2" in out
     assert "expected memory" in out and "MiB" in out
+
+
+def broken(photos: Path) -> None:
+    (photos / "trainB" / "1.png").write_bytes(b"no image")
+
+
+def small(photos: Path) -> None:
+    Image.new("RGB", (30, 9)).save(photos / "testA" / "1.png")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "reason"),
+    [
+        (broken, (), "1.png: not an image"),
+        (small, ("--set", "new_size=null"), "1.png: too small: 30x9"),
+        (None, ("--set", "input_dim_a=4"), "input_dim is 4; images are read with 1"),
+        (None, ("--set", "data.range_b=[0,99]"), "not of 16 bits, as data.range_b=[0, 99]"),
+        (None, ("--set", "crop_image_width=64"), "for a crop of 64x16 (width x height)"),
+    ],
+)
+def test_a_dry_run_refuses_the_data_that_training_refuses(command, photos, spoil, options, reason):
+    if spoil:
+        spoil(photos)
+    found = [command(*options, *more) for more in ((), ("--dry-run",))]
+    assert [code for code, _, _ in found] == [2, 2]
+    errors = [err[err.index("error:") :] for _, _, err in found]
+    assert errors[0] == errors[1] and reason in errors[1]
+    assert found[1][1] == "" and not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [("input_dim_b=2", "input_dim is 2"), ("new_size=null", "the demo's scenes are too small")],
+)
+def test_a_dry_run_of_the_demo_refuses_too(setting, reason, capsys):
+    sizes = ["--set", "crop_image_height=128", "--set", "crop_image_width=128"]
+    argv = ["--dry-run", *(sizes if "new_size" in setting else []), "--set", setting]
+    assert train.main(argv) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_without_flips_a_resumed_run_goes_on_as_one(command):
+    words = ["--set", "data.flip=false", "--output"]
+    assert command(*words, "whole")[0] == 0
+    assert command(*words, "parts", "--max-iter", 2)[0] == 0
+    assert command("--resume", "parts", "--max-iter", 4, defaults=False)[0] == 0
+    whole, parts = (checkpoint.load(checkpoint.path_of(Path(run), 4)) for run in ("whole", "parts"))
+    assert whole["config"]["data"]["flip"] is False
+    assert all(torch.equal(whole["unit"][key], parts["unit"][key]) for key in whole["unit"])
 
 
 def test_unpaired_test_sets_are_told(command, photos):

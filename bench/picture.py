@@ -22,7 +22,7 @@ from bench import tables, throughput
 from fastunit.errors import DataError
 
 COLOURS = ("#0b6e4f", "#9aa5b8", "#e09f3e", "#5c4d7d")  # ours first
-FLOOR_COLOUR = "#c1121f"
+FLOOR_COLOUR, RATIO_COLOUR = "#c1121f", "#2a6f97"
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -42,7 +42,7 @@ def shows(results: Sequence[Result]) -> bool:
     return bool(_panels(results))
 
 
-def draw(results: Sequence[Result], path: Path) -> None:
+def draw(results: Sequence[Result], path: Path, heading: str = "") -> None:
     """Write a PNG; raises DataError where the results hold nothing that it shows."""
     panels = _panels(results)
     if not panels:
@@ -50,6 +50,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
     heights = [MARGIN_INCHES + ROW_INCHES * rows for _, _, rows in panels]
     with rc_context(STYLE):
         figure = Figure(figsize=(9, sum(heights)), layout="constrained")
+        figure.suptitle(heading, fontsize=9)
         axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axis, (found, panel, _) in zip(axes, panels, strict=True):
             panel(axis, found)
@@ -76,8 +77,9 @@ def _draw_throughput(axis: Axes, results: Sequence[Result]) -> None:
     ticks = []
     for place, result in enumerate(results):
         facts = result["extra_info"]
-        ratio, (low, high) = facts["baseline_ratio"], facts["baseline_spread"]
-        axis.barh(place, ratio, color=COLOURS[0], height=0.6)
+        ratio = facts["baseline_ratio"]
+        low, high = facts.get("baseline_spread", (ratio, ratio))  # older runs have none
+        axis.barh(place, ratio, color=RATIO_COLOUR, height=0.6)
         spread = [[max(0.0, ratio - low)], [max(0.0, high - ratio)]]
         axis.errorbar(ratio, place, xerr=spread, color="black", capsize=3, lw=1)
         axis.annotate(f"  {throughput.line(result)}", (high, place), va="center", fontsize=9)

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.picture is not None:
         with cli.needs("bench"):
             from bench import picture
-        picture.draw(run["benchmarks"], args.picture)
+        picture.draw(run["benchmarks"], args.picture, _origin_words(run))
     return 0
 
 
@@ -71,7 +71,7 @@ def write(
         return [numbers, text], f"{error.name} is not installed"
     if not picture.shows(run["benchmarks"]):
         return [numbers, text], "nothing in the results has one"
-    picture.draw(run["benchmarks"], image)
+    picture.draw(run["benchmarks"], image, _origin_words(run))
     return [numbers, text, image], ""
 
 
@@ -114,6 +114,14 @@ def read(path: Path) -> dict[str, Any]:
 def _origin(run: Mapping[str, Any]) -> tuple[Any, ...]:
     facts = run["machine_info"]
     return facts.get("node"), facts.get("gpu"), facts.get("torch"), machine.commit(run)
+
+
+def _origin_words(run: Mapping[str, Any]) -> str:
+    """Say in a line where the numbers of a picture come from."""
+    told = dict(heading(run))
+    words = [told.get("GPU", told["CPU"]), told.get("date", ""), told.get("commit", "")]
+    words += ["SMOKE RUN"] if run["machine_info"].get("smoke") else []
+    return "; ".join(filter(None, words))
 
 
 def page(run: Mapping[str, Any], earlier: Mapping[str, Any] | None = None) -> str:

@@ -22,7 +22,6 @@ import torch
 from bench.opponents import Opponent
 from fastunit import config
 from fastunit.datasets import demo_root
-from fastunit.loop import Clock
 from fastunit.session import Session
 from fastunit.sources import find_domains
 
@@ -66,6 +65,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", CASES)
 def bench_data_wait(benchmark, device: torch.device, photographs: Path, case: str):
+    from fastunit.loop import Clock  # needs matplotlib, which the other benchmark does not
+
     batches, name, overrides = CASES[case]
     root = demo_root() if name == "demo" else photographs
     keys = {"data_root": str(root), "data": {"builtin": "none"}}

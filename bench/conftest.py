@@ -10,17 +10,15 @@ from typing import Any
 
 import pytest
 
-try:
+from fastunit import cli
+from fastunit.errors import DataError
+
+with cli.needs("bench"):
     import pytest_benchmark  # noqa: F401
     import torch
 
     from bench import ceilings, machine, opponents, report, selection
     from bench.progress import Progress
-    from fastunit.errors import DataError
-except ModuleNotFoundError as error:
-    raise pytest.UsageError(
-        f"the benchmarks need {error.name}: pip install -c constraints.txt -e '.[bench]'"
-    ) from error
 
 _started = time.monotonic()
 

@@ -88,9 +88,9 @@ class Progress:
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """Count without pytest's dots, in whose place are our lines."""
-        if report.when == "call" or report.skipped:
-            return report.outcome, "", ""
-        return ("error", "", "") if report.failed else None
+        if report.when == "call" or (report.when == "setup" and report.skipped):
+            return report.outcome, "", report.outcome.upper()
+        return ("error", "", "ERROR") if report.when != "collect" and report.failed else None
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(self, config: pytest.Config) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Results of the benchmarks as a page: ``python bench/report.py results.json -o table.md``.
+"""Results of the benchmarks as a page: ``python -m bench.report results.json -o table.md``.
 
 The results are what ``python -m pytest bench/ --benchmark-json results.json`` writes; several
 files make one report, in which the last one of two results of the same benchmark counts.
@@ -12,8 +12,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # run as a file, bench.* is not found
 
 from bench import machine, tables, throughput
 from fastunit import cli
@@ -76,7 +74,7 @@ def write(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python bench/report.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     add = parser.add_argument
     add("results", nargs="+", type=Path, metavar="JSON", help="what --benchmark-json wrote")
     add("-o", "--output", type=Path, metavar="FILE", help="Markdown; default: standard output")

@@ -31,6 +31,7 @@ class Progress:
         self.peak_mib = 0.0
         self._started, self._count = time.monotonic(), 0
         self._names: dict[str, str] = {}  # by node id
+        self._ended: set[str] = set()
         self._narrowed = False  # by -k or -m: not all of the throughput is measured
 
     @property
@@ -60,13 +61,14 @@ class Progress:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
         """Keep what a benchmark has found, were it by half, and the memory it took."""
-        with PeakMemory() as memory:
-            try:
+        memory = PeakMemory()
+        try:
+            with memory:
                 return (yield)
-            finally:
-                self.peak_mib = max(self.peak_mib, memory.mib)
-                if "benchmark" in getattr(item, "funcargs", {}):
-                    self._keep(item.funcargs["benchmark"], memory.mib)
+        finally:
+            self.peak_mib = max(self.peak_mib, memory.mib)
+            if "benchmark" in getattr(item, "funcargs", {}):
+                self._keep(item.funcargs["benchmark"], memory.mib)
 
     def _keep(self, benchmark: Any, peak_mib: float) -> None:
         """Keep a result as pytest-benchmark's JSON has it; what has no figures has failed."""
@@ -76,6 +78,9 @@ class Progress:
         else:
             names = ("name", "fullname", "params", "extra_info")
             self.failed.append({name: getattr(benchmark, name) for name in names})
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self._ended.add(nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         result = self.results.get(report.nodeid)
@@ -100,6 +105,9 @@ class Progress:
             self._tell()
         for reason in self.skipped:
             self._reporter.write_line(f"Left out: {reason}", yellow=True)
+        not_ended = [name for node, name in self._names.items() if node not in self._ended]
+        if not_ended and not config.option.collectonly:
+            self._reporter.write_line(f"Not measured: {'; '.join(not_ended)}", yellow=True)
         if self.left:
             self._reporter.write_line(selection.left_out(self.left))
         return outcome
@@ -115,7 +123,7 @@ class Progress:
             lines += ["", *tables.aligned(throughput.comparison(run, self.earlier))]
         if not lines:
             return
-        self._reporter.section("throughput" + (" of a SMOKE RUN" if _smoke(run) else ""))
+        self._reporter.section("SMOKE RUN, no figure means anything" if _smoke(run) else "result")
         for line in lines:
             write(line)
         write("")

@@ -10,8 +10,8 @@ from setuptools import find_packages, setup
 CORE = ["torch>=2.11", "triton>=3.6; sys_platform == 'linux'", "numpy"]
 TRAIN = ["nvidia-dali-cuda130", "tensorboard", "tqdm", "pyyaml", "pillow", "matplotlib"]
 DIGITS = ["h5py", "scipy"]  # only for USPS in HDF5 and SVHN
-BENCH = ["pytest", "pytest-benchmark"]
-TEST = [*TRAIN, *DIGITS, *BENCH]
+BENCH = [*TRAIN, "pytest", "pytest-benchmark"]
+TEST = [*DIGITS, *BENCH]
 DEV = [*TEST, "ruff", "build"]
 
 # `kernels` is an unrelated package on the public index, hence fastunit.kernels; a wheel can only

@@ -1,9 +1,13 @@
 """Data pipeline: ``python -m pytest bench/bench_data.py``.
 
-`bench_loader` reads images of one domain and does nothing else. `bench_data_wait` trains our own
-configurations on both domains, as the training loop does: data_wait is the share of the time that
-the loop waits for the loaders, the median of the rounds; images/s count both domains. The demo
-reads its own small pictures, all else JPEG files as large as photographs.
+`bench_data_wait` trains our own configurations on both domains, as the training loop does:
+data_wait is the share of the time that the loop waits for the loaders, the median of the rounds;
+images/s count both domains. The demo reads its own small pictures, all else JPEG files as large as
+photographs.
+
+`bench_pipeline` reads and does nothing else: photographs of one domain, resized, cropped and
+flipped, by fastunit's loader and by bench/loaders.py, the release's way, with as many processes as
+ours has threads; bench/opponents.py says how, and what extra_info has.
 """
 
 from __future__ import annotations
@@ -14,16 +18,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from bench.opponents import Opponent
 from fastunit import config
-from fastunit.data import DomainLoader
 from fastunit.datasets import demo_root
-from fastunit.loop import Clock
 from fastunit.session import Session
 from fastunit.sources import find_domains
 
-pytest.importorskip("nvidia.dali", reason="needs NVIDIA DALI: pip install 'fastunit[train]'")
+Image = pytest.importorskip(
+    "PIL.Image", reason="data pipeline: needs Pillow: pip install 'fastunit[bench]'"
+)
+pytest.importorskip(
+    "nvidia.dali", reason="data pipeline: needs NVIDIA DALI: pip install 'fastunit[bench]'"
+)
 
 GPU = torch.cuda.is_available()
 BATCHES = 20
@@ -38,31 +45,7 @@ if GPU:
     wide = [*sizes, "gen.dim=64", "dis.dim=64"]
     CASES["release 256x256, batch 1"] = BATCHES, "photos", [*wide, "batch_size=1"]
     CASES["release 256x256, batch 8"] = BATCHES, "photos", [*wide, "batch_size=8"]
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def bench_loader(benchmark, device: torch.device, threads: int):
-    files = sorted(Path(demo_root() / "trainA").iterdir())
-    loader = DomainLoader(
-        files,
-        channels=3,
-        batch_size=8,
-        crop=(64, 64),
-        new_size=64,
-        seed=0,
-        stream=0,
-        device=device,
-        threads=threads,
-    )
-
-    def read() -> None:
-        for _ in range(BATCHES):
-            next(loader)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark.pedantic(read, rounds=5, warmup_rounds=1)
-    benchmark.extra_info["images_per_s"] = BATCHES * 8 / benchmark.stats.stats.median
+BATCH = 8  # of bench_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +65,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", CASES)
 def bench_data_wait(benchmark, device: torch.device, photographs: Path, case: str):
+    from fastunit.loop import Clock  # needs matplotlib, which the other benchmark does not
+
     batches, name, overrides = CASES[case]
     root = demo_root() if name == "demo" else photographs
     keys = {"data_root": str(root), "data": {"builtin": "none"}}
@@ -102,3 +87,15 @@ def bench_data_wait(benchmark, device: torch.device, photographs: Path, case: st
     seconds = benchmark.stats.stats.median
     benchmark.extra_info["images_per_s"] = 2 * settings.batch_size * batches / seconds
     benchmark.extra_info["data_wait"] = statistics.median(shares[1:])
+
+
+@pytest.mark.throughput
+@pytest.mark.parametrize("size", [256])
+@pytest.mark.parametrize("workers", [1, 2])
+def bench_pipeline(benchmark, compare, photographs: Path, size: int, workers: int):
+    benchmark.group = f"data {size}x{size}, workers {workers}"
+    keys = {"data_root": str(photographs), "num_workers": workers, "batch_size": BATCH}
+    crop = {"new_size": size, "crop_image_height": size, "crop_image_width": size}
+    settings = config.from_dict(keys | crop)
+    found = {name: Opponent(name, settings) for name in ("fastunit", "baseline")}
+    compare("data", found, BATCH)

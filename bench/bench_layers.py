@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench import harness
 from bench.baseline import BaselineStep
-from bench.worker import GPU
+from bench.tasks import GPU
 from fastunit import config, precision
 from fastunit.unit import UNIT
 
@@ -25,16 +25,13 @@ NAMES = (
 )  # fmt: skip
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    sizes = [256] if GPU else [128]
-    if metafunc.config.getoption("--full") and not GPU:
-        sizes.append(256)
-    metafunc.parametrize("mode", ["both"])
-    metafunc.parametrize("implementation", ["eager", "ours"])
-    metafunc.parametrize("name", NAMES)
-    metafunc.parametrize("size", sizes)
+SIZES = [256] if GPU else [128, pytest.param(256, marks=pytest.mark.full)]
 
 
+@pytest.mark.parametrize("mode", ["both"])
+@pytest.mark.parametrize("implementation", ["eager", "ours"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", SIZES)
 def bench_layers(benchmark, device, size, name, implementation, mode):
     crop = {"crop_image_height": size, "crop_image_width": size}
     settings = config.from_dict(crop)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from bench.opponents import Opponent
-from bench.worker import GPU
+from bench.tasks import GPU
 from fastunit import config
 
 PRECISIONS = ("bf16", "tf32", "fp32") if GPU else ("fp32", "bf16")

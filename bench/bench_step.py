@@ -7,12 +7,14 @@ it has floor_ms too, from bench/roofline.py, and floor_percent, that floor's sha
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from bench import ceilings, roofline
 from bench.opponents import Opponent
-from bench.worker import GPU, random_images
+from bench.tasks import GPU, random_images
 from fastunit import config
 from fastunit.session import Session
 
@@ -20,6 +22,8 @@ from fastunit.session import Session
 CASES = {"demo": [], "photos": ["batch_size=1"]}
 # Where the strongest baseline, whose compiling takes minutes, is an opponent without --full.
 STRONGEST = ((256, 1), (256, 8), (512, 1)) if GPU else ()
+# What a plain ``pytest bench/`` compares; 128x128 in fours would take 6 GB on a CPU.
+THROUGHPUT = ((256, 1), (256, 8)) if GPU else ((64, 1), (64, 4), (128, 1))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -37,16 +41,17 @@ def bench_step(benchmark, device, name):
     benchmark.extra_info["images_per_s"] = 2 * settings.batch_size / benchmark.stats.stats.median
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "size" not in metafunc.fixturenames:
-        return
+def _cases() -> list:
+    """Return size and batch of each comparison, marked by what selects it (bench/selection.py)."""
     sizes, batches = ((64, 128, 256, 512), (1, 4, 8)) if GPU else ((64, 128), (1, 4))
-    cases = [(size, batch) for size in sizes for batch in batches]
-    if metafunc.config.getoption("--full") and not GPU:
-        cases.append((256, 1))
-    metafunc.parametrize(("size", "batch"), cases)
+    cases = [
+        pytest.param(*case, marks=[pytest.mark.throughput] if case in THROUGHPUT else [])
+        for case in itertools.product(sizes, batches)
+    ]
+    return cases if GPU else [*cases, pytest.param(256, 1, marks=pytest.mark.full)]
 
 
+@pytest.mark.parametrize(("size", "batch"), _cases())
 def bench_opponents(benchmark, compare, pytestconfig, size, batch):
     benchmark.group = f"step {size}x{size}, batch {batch}"
     crop = {"crop_image_height": size, "crop_image_width": size}

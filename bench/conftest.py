@@ -1,29 +1,49 @@
-"""What the benchmarks share: options, the device, and the words that make a number comparable."""
+"""pytest in this folder: its options, what a plain run selects, and what the benchmarks share."""
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from bench import ceilings, opponents
+from fastunit import cli
+from fastunit.errors import DataError
+
+with cli.needs("bench"):
+    import pytest_benchmark  # noqa: F401
+    import torch
+
+    from bench import ceilings, machine, opponents, report, selection
+    from bench.progress import Progress
 
 _started = time.monotonic()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    add = parser.addoption
+    add = parser.getgroup("fastunit's benchmarks").addoption
+    add("--full", action="store_true", help="all benchmarks, which takes hours on a CPU")
     add(
-        "--full",
+        "--compare",
+        type=Path,
+        metavar="JSON",
+        help="an earlier run to compare with: bench/results/*.json, or what --benchmark-json or "
+        "--benchmark-autosave wrote",
+    )
+    add(
+        "--results",
+        type=Path,
+        metavar="STEM",
+        help="where to write STEM.json, .md and .png; default: bench/results/latest, or partial "
+        "where only some of the throughput was measured",
+    )
+    add(
+        "--smoke",
         action="store_true",
-        help="also the benchmarks that take long: larger images, all compiled opponents",
+        help="tiny networks and few rounds, to see that all runs; no figure means anything",
     )
     add(
         "--budget",
@@ -34,7 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add(
         "--seconds",
         type=float,
-        default=25.0,
+        default=15.0,
         help="for the rounds of a comparison of opponents; default %(default)s",
     )
     add(
@@ -51,14 +71,43 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for marker in selection.MARKERS:
+        config.addinivalue_line("markers", marker)
+    if (config.getoption("numprocesses", None) or 0) != 0:
+        raise pytest.UsageError("benchmarks at the same time disturb each other: leave out -n")
     if given := config.getoption("--ceilings"):
+        ceilings.use(_ceilings(given))
+    earlier = None
+    if path := config.getoption("--compare"):
         try:
-            tflop_per_s, gb_per_s = map(float, given.split(","))
-        except ValueError:
-            raise pytest.UsageError(
-                f"--ceilings {given!r} must be two numbers, for instance 800,3000"
-            ) from None
-        ceilings.use(ceilings.Ceilings(tflop_per_s, gb_per_s))
+            earlier = report.read(path)
+        except DataError as error:
+            raise pytest.UsageError(f"--compare: {error}") from None
+    if not config.getoption("--benchmark-quiet"):
+        config.pluginmanager.register(Progress(config, earlier), "fastunit-progress")
+        # Our own table says more; its is for single benchmarks, and for its own comparison.
+        wanted = config.getoption("--full") or config.getoption("--benchmark-compare")
+        config.option.benchmark_quiet = not wanted and not selection.names_files(config)
+
+
+def _ceilings(given: str) -> ceilings.Ceilings:
+    try:
+        tflop_per_s, gb_per_s = map(float, given.split(","))
+    except ValueError:
+        raise pytest.UsageError(
+            f"--ceilings {given!r} must be two numbers, for instance 800,3000"
+        ) from None
+    return ceilings.Ceilings(tflop_per_s, gb_per_s)
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long and was not asked for; `Progress` says so at the end."""
+    items[:], left = selection.split(config, items)
+    if left:
+        config.hook.pytest_deselected(items=left)
+    if progress := config.pluginmanager.get_plugin("fastunit-progress"):
+        progress.left = left
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -72,7 +121,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def compare(benchmark: Any, pytestconfig: pytest.Config) -> Callable[..., None]:
     """Return `opponents.compare` with the command line's seconds and patience."""
     seconds, patience = map(pytestconfig.getoption, ("--seconds", "--patience"))
-    return partial(opponents.compare, benchmark, seconds=seconds, patience=patience or None)
+    run = partial(opponents.compare, benchmark, patience=patience or None)
+    if not pytestconfig.getoption("--smoke"):
+        return partial(run, seconds=seconds)
+
+    def smoke(task: str, found: dict, images: int, **options: Any) -> None:
+        run(task, {name: o.tiny() for name, o in found.items()}, images, seconds=0, **options)
+
+    return smoke
 
 
 @pytest.fixture(scope="session")
@@ -83,24 +139,10 @@ def device() -> torch.device:
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
     """Store versions, threads, and the GPU with what it can do, beside the timings."""
-    for package in ("fastunit", "torch", "triton"):
-        with suppress(metadata.PackageNotFoundError):  # Triton is for Linux only
-            machine_info[package] = metadata.version(package)
-    machine_info["threads"] = torch.get_num_threads()
-    if torch.cuda.is_available():
-        machine_info["gpu"] = torch.cuda.get_device_name()
-        machine_info["cudnn"] = torch.backends.cudnn.version()
-        machine_info |= ceilings.measured()._asdict() | _driver()
+    machine_info |= machine.describe(machine_info.get("cpu", {}).get("flags", []))
+    if config.getoption("--smoke"):
+        machine_info["smoke"] = True
 
 
-def _driver() -> dict[str, str]:
-    """Return the driver's version and the clocks of the first GPU, as nvidia-smi reads them."""
-    fields = {"driver": "driver_version", "sm_clock": "clocks.sm", "memory_clock": "clocks.mem"}
-    command = ["nvidia-smi", "-i", "0", f"--query-gpu={','.join(fields.values())}"]
-    try:
-        found = subprocess.run(
-            [*command, "--format=csv,noheader"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        return {"driver": f"not known: {error}"}
-    return dict(zip(fields, found.stdout.strip().split(", "), strict=True))
+def pytest_benchmark_generate_commit_info() -> dict[str, Any]:
+    return machine.commit_info()

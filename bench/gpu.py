@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import re
 import signal
@@ -23,7 +22,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # run as a file, bench.* is not found
 
@@ -33,9 +32,6 @@ from bench import report, tables
 from bench.ceilings import Ceilings, measured
 from fastunit import cli
 from fastunit.errors import UserError
-
-with cli.needs("train"):
-    from bench import picture
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT, QUICK_LIMIT = 460, 150  # seconds, of all stages
@@ -91,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("no stage has left results; what went wrong is printed above")
         results = report.merged(paths)
     stem = folder_of(args.out) / file_stem(torch.cuda.get_device_name(), datetime.date.today())
-    written = write(results, stem)
+    written, _ = report.write(results, stem)
     print(f"\nwrote {', '.join(map(str, written))}")
     for name in failed:
         print(f"{name}: not all of it was measured; see above")
@@ -202,18 +198,6 @@ def _hear_interrupts() -> None:
 def folder_of(given: Path | None) -> Path:
     """Return where the report goes: what is given, else $OUT, else bench/results."""
     return given or Path(os.environ.get("OUT") or ROOT / "bench" / "results")
-
-
-def write(results: Mapping[str, Any], stem: Path) -> list[Path]:
-    """Write the report beside its numbers and its picture, and return the paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    numbers, page, image = (stem.with_name(f"{stem.name}.{end}") for end in ("json", "md", "png"))
-    numbers.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    page.write_text(report.page(results), encoding="utf-8")
-    if not picture.shows(results["benchmarks"]):
-        return [numbers, page]
-    picture.draw(results["benchmarks"], image)
-    return [numbers, page, image]
 
 
 def file_stem(gpu: str, date: datetime.date) -> str:

@@ -1,6 +1,7 @@
-"""A report's picture: all opponents' training steps, and the step without each saving.
+"""A report's picture: throughput, all opponents' training steps, the step without each saving.
 
-Bars are times relative to ours in the same rounds, so that sizes share one linear axis.
+Bars of throughput are how many times as fast as the baseline, all others times relative to ours;
+both of the same rounds, so that sizes share one linear axis.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from bench import tables
+from bench import tables, throughput
 from fastunit.errors import DataError
 
 COLOURS = ("#0b6e4f", "#9aa5b8", "#e09f3e", "#5c4d7d")  # ours first
-FLOOR_COLOUR = "#c1121f"
+FLOOR_COLOUR, RATIO_COLOUR = "#c1121f", "#2a6f97"
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -41,31 +42,51 @@ def shows(results: Sequence[Result]) -> bool:
     return bool(_panels(results))
 
 
-def draw(results: Sequence[Result], path: Path) -> None:
+def draw(results: Sequence[Result], path: Path, heading: str = "") -> None:
     """Write a PNG; raises DataError where the results hold nothing that it shows."""
     panels = _panels(results)
     if not panels:
-        raise DataError("no picture: the results hold no bench_opponents and no bench_ablation")
-    rows = [sum(len(r["extra_info"]["opponents"]) + GAP for r in found) for found, _ in panels]
-    heights = [MARGIN_INCHES + ROW_INCHES * count for count in rows]
+        raise DataError("no picture: the results hold no throughput, no bench_ablation")
+    heights = [MARGIN_INCHES + ROW_INCHES * rows for _, _, rows in panels]
     with rc_context(STYLE):
         figure = Figure(figsize=(9, sum(heights)), layout="constrained")
+        figure.suptitle(heading, fontsize=9)
         axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for axis, (found, panel) in zip(axes, panels, strict=True):
+        for axis, (found, panel, _) in zip(axes, panels, strict=True):
             panel(axis, found)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI)
     path.write_bytes(buffer.getvalue())
 
 
-def _panels(results: Sequence[Result]) -> list[tuple[list[Result], Callable]]:
-    """Return the results of each panel and what draws it; none without results."""
+def _panels(results: Sequence[Result]) -> list[tuple[list[Result], Callable, float]]:
+    """Return the results of each panel, what draws it and its rows; none without results."""
+    panels: list[tuple[list[Result], Callable, float]] = []
+    if found := [result for result in results if throughput.timed(result)]:
+        panels.append((found, _draw_throughput, 2 * len(found)))
     drawn = {"bench_opponents": _draw_steps, "bench_ablation": _draw_ablation}
-    panels = []
     for function, panel in drawn.items():
         if found := [result for result in results if tables.function(result) == function]:
-            panels.append((found, panel))
+            rows = sum(len(result["extra_info"]["opponents"]) + GAP for result in found)
+            panels.append((found, panel, rows))
     return panels
+
+
+def _draw_throughput(axis: Axes, results: Sequence[Result]) -> None:
+    """Draw a bar for each comparison with the baseline: how many times as fast, p20 to p80."""
+    ticks = []
+    for place, result in enumerate(results):
+        facts = result["extra_info"]
+        ratio = facts["baseline_ratio"]
+        low, high = facts.get("baseline_spread", (ratio, ratio))  # older runs have none
+        axis.barh(place, ratio, color=RATIO_COLOUR, height=0.6)
+        spread = [[max(0.0, ratio - low)], [max(0.0, high - ratio)]]
+        axis.errorbar(ratio, place, xerr=spread, color="black", capsize=3, lw=1)
+        axis.annotate(f"  {throughput.line(result)}", (high, place), va="center", fontsize=9)
+        ticks.append((place, f"{throughput.title(result)}: {throughput.case(result)}"))
+    axis.set_title("How many times as fast as the baseline, which is 1")
+    _finish(axis, ticks, len(results) - 0.4 + GAP)
+    axis.set_xlim(0, axis.get_xlim()[1] * 1.6)  # room for the words
 
 
 def _draw_steps(axis: Axes, results: Sequence[Result]) -> None:

@@ -26,7 +26,7 @@ from bench import ceilings, roofline, work
 from bench.ceilings import Ceilings
 from bench.spans import Span, gaps, spans_of
 from bench.tables import markdown, number
-from bench.worker import random_images
+from bench.tasks import random_images
 from fastunit import cli, config
 from fastunit.config import Config
 from fastunit.errors import UserError

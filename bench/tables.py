@@ -13,7 +13,7 @@ Result = Mapping[str, Any]
 
 IMPLEMENTATIONS = {"eager": "eager", "channels_last": "cuDNN, NHWC", "compiled": "compiled"}
 UNKNOWN = "-"
-_NUMBER = re.compile(r"-|[\d.]+(x\d+)?( %| \(.*\))?|out of \w+|failed")
+_NUMBER = re.compile(r"-|[\d.]+(x\d+)?( %| \(.*\)| to [\d.]+)?|out of \w+|failed")
 
 
 def function(result: Result) -> str:
@@ -31,6 +31,25 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     marks = ["--:" if of_numbers else "---" for of_numbers in numbers]
     lines = [[header[i] for i in kept], marks, *([row[i] for i in kept] for row in rows)]
     return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+def aligned(lines: Sequence[str]) -> list[str]:
+    """Return Markdown with its table's columns padded, as a terminal shows it best."""
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    marks = cells[1] if cells else []
+    return [_padded(line, widths, marks) if line.startswith("|") else line for line in lines]
+
+
+def _padded(line: str, widths: Sequence[int], marks: Sequence[str]) -> str:
+    cells = line.strip("| ").split(" | ")
+    if cells == marks:
+        return "  ".join("-" * width for width in widths)
+    padded = (
+        cell.rjust(width) if mark == "--:" else cell.ljust(width)
+        for cell, width, mark in zip(cells, widths, marks, strict=True)
+    )
+    return "  ".join(padded).rstrip()
 
 
 def times(results: Sequence[Result], named: str = "bench_opponents") -> list[str]:
@@ -57,9 +76,9 @@ def memory(results: Sequence[Result], named: str = "bench_opponents") -> list[st
     header += [f"{ours} / {name}" for name in others]
     rows = []
     for facts, row in found:
-        mine, *theirs = (_peak(facts.get(name)) for name in names)
-        row = row + [number(peak, "{:.0f}") for peak in (mine, *theirs)]
-        rows.append(row + [_ratio(mine, peak) for peak in theirs])
+        mine, *theirs = (peak(facts.get(name)) for name in names)
+        row = row + [number(mib, "{:.0f}") for mib in (mine, *theirs)]
+        rows.append(row + [_ratio(mine, mib) for mib in theirs])
     return markdown(header, rows)
 
 
@@ -90,7 +109,7 @@ def ablation(results: Sequence[Result]) -> list[str]:
                     name,
                     _spread(facts.get(name)),
                     number(facts.get(f"{name}_ratio"), "{:.2f}"),
-                    number(_peak(facts.get(name)), "{:.0f}"),
+                    number(peak(facts.get(name)), "{:.0f}"),
                 ]
             )
     return markdown(["case", "step", "ms", "/ all on", "MiB"], rows)
@@ -129,13 +148,13 @@ def operations(results: Sequence[Result], copy_gb_per_s: float | None = None) ->
 
 
 def data(results: Sequence[Result]) -> list[str]:
-    """Return a row for each benchmark of the data pipeline."""
+    """Return a row for each configuration trained, with the share of time it waits for images."""
     rows = []
     for result in results:
-        if function(result) in ("bench_loader", "bench_data_wait"):
-            facts, wait = result["extra_info"], result["extra_info"].get("data_wait")
-            share = UNKNOWN if wait is None else f"{100 * wait:.2g} %"
-            rows.append([_case(result), number(facts["images_per_s"]), share])
+        if function(result) == "bench_data_wait":
+            facts = result["extra_info"]
+            share = f"{100 * facts['data_wait']:.2g} %"
+            rows.append([str(result["params"]["case"]), number(facts["images_per_s"]), share])
     return markdown(["case", "images/s", "data wait"], rows)
 
 
@@ -163,12 +182,6 @@ def number(value: float | None, form: str = "") -> str:
     return f"{value:.0f}" if value >= 999.5 else digits
 
 
-def _case(result: Result) -> str:
-    kind = function(result).removeprefix("bench_").replace("_", " ")
-    names = {"case": "{}", "threads": "threads {}"}
-    return ": ".join([kind, *(names[key].format(v) for key, v in result["params"].items())])
-
-
 def _spread(facts: Mapping[str, Any] | str | None) -> str:
     """Return the median with the 20th and 80th percentiles, or the reason why there is none."""
     if facts is None or isinstance(facts, str):
@@ -180,7 +193,8 @@ def _interval(median: float, low: float, high: float) -> str:
     return f"{number(median)} ({number(low)} to {number(high)})"
 
 
-def _peak(facts: Mapping[str, Any] | str | None) -> float | None:
+def peak(facts: Mapping[str, Any] | str | None) -> float | None:
+    """Return the MiB of an opponent; None where it has no times."""
     return facts["peak_mib"] if isinstance(facts, Mapping) else None
 
 

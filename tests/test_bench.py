@@ -1,10 +1,9 @@
-"""The benchmarks' own arithmetic: the work and floor of a step, opponents' facts, GPU stages."""
+"""The benchmarks' own arithmetic: the work and floor of a step; and the stages for a GPU."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import math
 import os
 import sys
 import time
@@ -15,12 +14,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import gpu, opponents, roofline, savings, work
+from bench import gpu, roofline, savings, work
 from bench.baseline import BaselineStep
 from bench.ceilings import Ceilings
 from bench.gpu import Stage
 from bench.layers import Layer, networks
-from bench.worker import Worker
 from fastunit import config
 from fastunit.errors import ConfigError
 from fastunit.perceptual import Perceptual
@@ -159,62 +157,7 @@ def test_roofline_prints_every_part_and_their_sum(capsys):
     assert np.allclose(sums, whole, atol=0.05 * len(rows))
 
 
-# ---- opponents
-
-
-def test_summary_takes_ratios_round_by_round():
-    turns = {"fastunit": [0.1, 0.2, 0.4], "baseline": [0.3, 0.2, 0.8]}
-    peaks = {"fastunit": 10, "baseline": None}
-    facts = opponents.summary(turns, peaks, "fastunit", images=4)
-    assert facts["baseline_ratio"] == 2.0  # of 3, 1 and 2
-    assert facts["fastunit"] | {"p20_ms": 0, "p80_ms": 0} == {
-        **{"p20_ms": 0, "median_ms": 200.0, "p80_ms": 0},
-        **{"images_per_s": 20.0, "peak_mib": 10},
-    }
-    assert facts["baseline"]["p20_ms"] == pytest.approx(240) and "fastunit_ratio" not in facts
-
-
-def test_a_worker_returns_raises_and_can_be_given_up():
-    with Worker() as worker:
-        assert worker.call(math.sqrt, 9.0) == 3.0
-        with pytest.raises(ValueError, match=r"math domain|nonnegative"):
-            worker.call(math.sqrt, -1.0)
-        assert worker.call(os.getpid) != os.getpid()
-        with pytest.raises(TimeoutError, match=r"sleep took longer than 0\.1 s"):
-            worker.ask(time.sleep, 60)
-            worker.answer(patience=0.1)
-    with Worker() as worker, pytest.raises(RuntimeError, match="_exit ended with 3"):
-        worker.call(os._exit, 3)
-
-
-class Rounds:
-    """What `opponents.compare` needs of pytest-benchmark's fixture."""
-
-    def __init__(self):
-        self.extra_info = {}
-
-    def pedantic(self, run, args, setup, rounds):
-        for _ in range(rounds):
-            setup()
-            run(*args)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("together", [False, True])
-def test_opponents_take_turns_and_those_that_fail_are_named(together):
-    settings = config.from_dict(SMALL)
-    found = {name: opponents.Opponent(name, settings) for name in ("fastunit", "baseline")}
-    # Reading a switch that does not exist fails in the process, as a compiler might.
-    found["broken"] = opponents.Opponent("fastunit", settings, without=("nothing",))
-    rounds = Rounds()
-    with pytest.warns(UserWarning, match="broken is left out: KeyError"):
-        opponents.compare(rounds, "step", found, 6, seconds=0.1, together=together)
-    facts = rounds.extra_info
-    assert facts["opponents"] == list(found) and facts["broken"] == "failed"
-    assert facts["fastunit"]["median_ms"] > 0 and facts["baseline"]["peak_mib"] >= 0
-    assert facts["images_per_s"] == facts["fastunit"]["images_per_s"]
-    with pytest.raises(RuntimeError, match="KeyError"):
-        opponents.compare(rounds, "step", {"broken": found["broken"]}, 6)
+# ---- savings
 
 
 def test_every_saving_can_be_switched_off_by_keys_that_exist():

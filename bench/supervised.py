@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,8 +55,8 @@ def ceiling(settings: Config) -> dict:
     """Train on true pairs as `settings` say; return what `measure.measure` says, and "pairs"."""
     device = torch.device("cpu")
     demo = sources.find_domains(replace(settings, data_root=str(datasets.demo_root())))
-    session = Session(settings, device)
-    session.step = supervised(session.step)
+    session = Session(replace(settings, share_fakes=False), device)
+    supervise(session.step)
     with TemporaryDirectory() as folder:
         datasets.draw_training_pairs(Path(folder), len(demo.train_a))
         loaders = [_loader(settings, Path(folder, name)) for name in ("trainA", "trainB")]
@@ -67,11 +67,13 @@ def ceiling(settings: Config) -> dict:
     return found | {"pairs": len(pairs)}
 
 
-def supervised(step: TrainStep) -> Callable[[Tensor, Tensor], Losses]:
-    """Return a step that descends the error of both translations, with `step`'s Adam and rate."""
+def supervise(step: TrainStep) -> None:
+    """Have a step descend the error of both translations; its Adam, rate and average stay.
 
-    def advance(x_a: Tensor, x_b: Tensor) -> Losses:
-        step.update_learning_rate()
+    The configuration has `share_fakes` off: there are no fakes to be shared.
+    """
+
+    def translations(x_a: Tensor, x_b: Tensor, *_: object) -> Losses:
         step.gen_opt.zero_grad()
         losses = {
             "a2b": F.l1_loss(step.unit.translate(x_a, "a2b"), x_b),
@@ -82,7 +84,8 @@ def supervised(step: TrainStep) -> Callable[[Tensor, Tensor], Losses]:
         step.gen_opt.step()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    return advance
+    step.dis_update = lambda *_: {}
+    step.gen_update = translations
 
 
 def _loader(settings: Config, folder: Path) -> DomainLoader:

@@ -43,8 +43,10 @@ def test_training_pairs_are_the_demos_own_scenes_and_none_of_the_test(small_demo
 
 
 def test_both_directions_are_descended_and_averaged(tiny):
-    session = Session(config.from_dict(tiny | {"ema_decay": 0.5}), torch.device("cpu"))
-    session.step = supervised.supervised(session.step)
+    changes = {"ema_decay": 0.5, "share_fakes": False}
+    session = Session(config.from_dict(tiny | changes), torch.device("cpu"))
+    discriminators = [weight.clone() for weight in session.unit.discriminators()]
+    supervised.supervise(session.step)
     x_a, x_b = torch.rand(2, 2, 3, 16, 16)
     before = [weight.clone() for weight in session.translator.parameters()]
     first = session.advance(x_a, x_b)
@@ -54,6 +56,8 @@ def test_both_directions_are_descended_and_averaged(tiny):
     for _ in range(20):
         last = session.advance(x_a, x_b)
     assert all(last[way] < first[way] for way in ("a2b", "b2a"))
+    same = zip(discriminators, session.unit.discriminators(), strict=True)
+    assert all(torch.equal(*weights) for weights in same)
 
 
 def test_pairs_are_cropped_and_flipped_alike(small_demo, tiny, tmp_path):

@@ -28,6 +28,7 @@ SWITCH = ("auto", "on", "off")
 LATENTS = ("unit", "learned")
 NETWORKS = ("release", "paper")
 INITS = ("gaussian", "xavier", "kaiming", "orthogonal", "default")
+INITS_B = ("own", "copy")
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,11 @@ class Config:
     beta2: float = key(0.999, "Adam's second decay", low=0.0, below=1.0)
     weight_decay: float = key(1e-4, "L2 penalty inside Adam's gradient", low=0.0)
     init: str = key("kaiming", "initialisation of the generators", choices=INITS)
+    init_b: str = key(
+        "own",
+        "start of domain b's generator: weights of its own, as the release, or those of a's",
+        choices=INITS_B,
+    )
     lr_policy: str = key("step", "learning-rate schedule", choices=("step", "constant"))
     step_size: int = key(100_000, "iterations between learning-rate steps", low=1)
     gamma: float = key(0.5, "learning-rate factor of a step", low=0.0)

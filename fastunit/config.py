@@ -159,6 +159,9 @@ class Config:
         "the 2018 release's (gen, dis, share) or the paper's own (paper)",
         choices=NETWORKS,
     )
+    identity_w: float = key(
+        0.0, "L1 of each image and what translating it to its own domain makes of it", low=0.0
+    )
     input_dim_a: int = key(3, "channels of domain a", low=1)
     input_dim_b: int = key(3, "channels of domain b", low=1)
     gen: GeneratorConfig = section(GeneratorConfig, "generators")

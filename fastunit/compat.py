@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastunit import files, optimiser, overrides, plain, release
+from fastunit import files, optimiser, overrides, plain, release, schedule
 from fastunit.adversary import widened
 from fastunit.config import Config, from_dict
 from fastunit.errors import CheckpointError
@@ -48,7 +48,8 @@ DISCRIMINATOR_LOSSES = [name for name in ATTRIBUTES if name.startswith("discrimi
 GENERATOR_LOSSES = [name for name in ATTRIBUTES if name not in DISCRIMINATOR_LOSSES]
 NETWORKS = ("gen_a", "gen_b", "dis_a", "dis_b")
 SCHEDULE = ("lr_policy", "step_size", "gamma")
-WEIGHTS = ("gan_w", "recon_x_w", "recon_kl_w", "recon_x_cyc_w", "recon_kl_cyc_w", "vgg_w")
+WEIGHTS = ("gan_w", "recon_x_w", "recon_kl_w", "recon_x_cyc_w", "recon_kl_cyc_w", "identity_w")
+WEIGHTS += ("vgg_w",)
 
 
 class UNIT_Trainer(nn.Module):
@@ -152,7 +153,7 @@ class UNIT_Trainer(nn.Module):
                     f"{name}_scheduler too (None: no schedule)",
                     stacklevel=2,
                 )
-        optimiser.advance((self.dis_scheduler, self.gen_scheduler))
+        schedule.advance((self.dis_scheduler, self.gen_scheduler))
 
     @torch.no_grad()
     def sample(self, x_a: Tensor, x_b: Tensor) -> tuple[Tensor, ...]:
@@ -213,7 +214,7 @@ class UNIT_Trainer(nn.Module):
             optimiser.settle(optimizer)
             scheduler = getattr(self, f"{name}_scheduler")
             if scheduler is getattr(self._step, f"{name}_scheduler"):
-                scheduler = optimiser.schedule(optimizer, settings)
+                scheduler = schedule.scheduler(optimizer, settings)
                 setattr(self, f"{name}_scheduler", scheduler)
                 setattr(self._step, f"{name}_scheduler", scheduler)
             if scheduler is not None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, StepLR
 
+from fastunit import schedule
 from fastunit.config import Config
 from fastunit.errors import CheckpointError
 
@@ -70,35 +69,10 @@ def adam(parameters: list[nn.Parameter], config: Config) -> Adam:
     )
 
 
-def rate_at(config: Config, iteration: int) -> float:
-    """Return the learning rate of the update that follows when an iteration has been counted."""
-    steps = iteration // config.step_size if config.lr_policy == "step" else 0
-    return config.lr * config.gamma**steps
-
-
-def schedule(optimizer: Optimizer, config: Config) -> StepLR | None:
-    """Return the schedule of an optimiser's rate from iteration 0; None: it is constant."""
-    if config.lr_policy == "constant":
-        return None
-    return StepLR(optimizer, config.step_size, config.gamma)
-
-
-def advance(schedulers: Iterable[LRScheduler | None]) -> None:
-    """Advance schedules by one iteration; the release does so before the updates."""
-    with warnings.catch_warnings():
-        # PyTorch's own order is after the updates, and it says so on the first call; in a
-        # copy of a trainer it takes the same for an overridden optimizer.step.
-        for said in ("Detected call of `lr_scheduler.step", "Seems like `optimizer.step"):
-            warnings.filterwarnings("ignore", message=said)
-        for scheduler in schedulers:
-            if scheduler is not None:
-                scheduler.step()
-
-
 def differences(optimizer: Optimizer, config: Config, iteration: int) -> list[str]:
     """Return where a restored optimiser is not as a configuration has it, "lr 0.1 -> 0.2"."""
     group, wanted = optimizer.param_groups[0], optimizer.defaults
-    wanted = wanted | {"lr": rate_at(config, iteration)}
+    wanted = wanted | {"lr": schedule.rate(config, iteration)}
     return [
         f"{name} {group[name]} -> {wanted[name]}"
         for name in ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")

@@ -10,10 +10,9 @@ import pytest
 import torch
 import yaml
 
-from fastunit import VAEGen, config, files, memory, release
+from fastunit import VAEGen, config, files, memory, release, schedule
 from fastunit.config import from_dict
 from fastunit.errors import ConfigError
-from fastunit.optimiser import rate_at
 from fastunit.session import Session
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
@@ -125,7 +124,7 @@ def test_the_rate_and_the_settings_are_the_configurations(
     assert run.iteration == iteration
     for _ in range(3):
         run.advance(*images())
-        wanted = rate_at(run.config, run.iteration)
+        wanted = schedule.rate(run.config, run.iteration)
         if run.iteration == iteration + 1:
             assert wanted == pytest.approx(rate)
         assert run.step.learning_rate == pytest.approx(wanted)

@@ -199,9 +199,19 @@ def test_the_average_follows_the_weights():
     first = run.dis.conv_cl.weight.detach().clone()
     assert torch.equal(run.judge.conv_cl.weight, first)
     run.advance(x, labels, x)
-    expected = 0.75 * first + 0.25 * run.dis.conv_cl.weight
+    expected = (2 * first + 9 * run.dis.conv_cl.weight) / 11  # (1 + n) / (10 + n), n = 1
     assert torch.allclose(run.judge.conv_cl.weight, expected)
     assert Adaptation(TINY, 1, CPU).judge is not run.judge
+
+
+def test_the_averages_decay_grows_to_its_limit():
+    run = Adaptation(replace(TINY, ema_decay=0.4), 1, CPU)
+    x, labels = normalised(data(0)[0][:4]), data(0)[1][:4]
+    for decay in (0, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 0.4, 0.4):
+        before = run.judge.conv_cl.weight.detach().clone()
+        run.advance(x, labels, x)
+        expected = decay * before + (1 - decay) * run.dis.conv_cl.weight
+        assert torch.allclose(run.judge.conv_cl.weight, expected), decay
 
 
 def test_the_rate_falls_to_zero_from_the_share_named():

@@ -200,6 +200,7 @@ def finish(
         **accuracies,
         "source_tests": len(task.tests[SOURCE].labels),
         "target_tests": len(task.tests[TARGET].labels),
+        **({"held_out_count": len(task.held_out.labels)} if task.held_out else {}),
         "seconds": time.perf_counter() - started,
         "settings": asdict(run.settings),
         "environment": environment.describe(run.device),

@@ -99,9 +99,12 @@ class Adaptation:
     def _update_both(self, x_a: Tensor, labels: Tensor, x_b: Tensor) -> Losses:
         """Update the discriminator, then the generator by it; one draw of noise serves both."""
         with self._products():
-            fakes, names = generate(self.gen, x_a, x_b), self._names(x_b)
+            fakes = generate(self.gen, x_a, x_b) if self.settings.uses_generator else None
+            names = self._names(x_b)
             losses = discriminator_losses(self.dis, self.settings, x_a, x_b, labels, fakes, names)
         self._descend(self._optimizers[1], losses["discriminator_total"])
+        if fakes is None:
+            return losses
         with _frozen(self.dis):
             with self._products():
                 more = generator_losses(self.dis, self.settings, x_a, x_b, labels, fakes)

@@ -64,6 +64,12 @@ class Settings:
     log_every: int = key(100, "iterations between records", low=1)
     test_every: int = key(1000, "iterations between tests", low=1)
 
+    @property
+    def uses_generator(self) -> bool:
+        """Whether a term with a weight needs reconstructions or translations."""
+        weights = (self.gan_w, self.recon_w, self.kl_w, self.feature_w)
+        return any((*weights, self.translated_cls_w, self.semantic_w))
+
 
 class Fakes(NamedTuple):
     """What the generator makes of both batches, and its codes' divergence; `ba` is b as a."""
@@ -96,14 +102,14 @@ def discriminator_losses(
     x_a: Tensor,
     x_b: Tensor,
     labels: Tensor,
-    fakes: Fakes,
+    fakes: Fakes | None,
     names: Tensor | None = None,
 ) -> Losses:
     """Return what the discriminator descends, "discriminator_total", and its terms by name.
 
     Args:
         x_a, x_b: real images. labels: int64 [N], the digits of x_a.
-        fakes: the generator's, which get no gradient.
+        fakes: the generator's, which get no gradient. None: no term with a weight needs them.
         names: int64 [N], the digits that `self_labels` found in x_b. None: no such term.
 
     real_fake: cross-entropy of the real pair as real, and half of that of the translated and the
@@ -116,13 +122,14 @@ def discriminator_losses(
 
     A term whose weight is 0 is neither computed nor returned.
     """
-    aa, ba, ab, bb = (image.detach() for image in fakes[:4])
     judged = {"a", "aa", "ba", "b", "bb", "ab"} if settings.gan_w else set()
     named = {"b"} if names is not None and settings.self_label_w else set()
     compared = {"aa", "ab", "bb", "ba"} if settings.feature_w else set()
     headed = judged | named | _classified(settings)
-    for_a = {"a": x_a, "aa": aa, "ba": ba}
-    for_b = {"b": x_b, "bb": bb, "ab": ab, "identity": x_a}
+    for_a, for_b = {"a": x_a}, {"b": x_b, "identity": x_a}
+    if fakes is not None:
+        for_a |= {"aa": fakes.aa.detach(), "ba": fakes.ba.detach()}
+        for_b |= {"bb": fakes.bb.detach(), "ab": fakes.ab.detach()}
     first = _first(dis, for_a, for_b, headed | compared)
     heads = _heads(dis, first, headed)
     terms = {

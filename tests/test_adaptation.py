@@ -194,6 +194,28 @@ def test_a_step_without_any_weight_changes_nothing():
     assert all(torch.equal(value, old[name]) for name, value in new.items())
 
 
+def test_the_generator_runs_where_a_term_needs_it(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        CoVAE32x32, "sample", lambda self, *images: calls.append(1) or fakes(images)
+    )
+
+    def fakes(images):
+        return (
+            *(torch.zeros(4, 1, 32, 32, requires_grad=True) for _ in range(4)),
+            None,
+            images[0].sum(),
+        )
+
+    needed = {"gan_w", "recon_w", "kl_w", "feature_w", "translated_cls_w", "semantic_w"}
+    none = dict.fromkeys(NAMES, 0.0)
+    for name in NAMES:
+        calls.clear()
+        _, losses = trained(replace(TINY, iterations=1, **(none | {name: 1.0})))
+        assert bool(calls) == (name in needed), name
+        assert set(losses[0]) - TOTALS == NAMES[name]
+
+
 # ---- self-labels
 
 

@@ -106,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fill(args: argparse.Namespace) -> int:
     cells = product(range(args.seeds), args.methods, args.protocols, PAIRS)
     runs = [Run(protocol, method, *pair, seed) for seed, method, protocol, pair in cells]
-    results = {run: result for run in runs if (result := run.result(args)) is not None}
-    missing = [] if args.table else [run for run in runs if run not in results]
+    results = {run: run.result(args) for run in runs}
+    missing = [] if args.table else [run for run in runs if results[run] is None]
     torch.set_num_threads(1)
     for run in tqdm(missing, unit="run", file=cli.STDERR):
         with contextlib.redirect_stdout(io.StringIO()):
@@ -115,17 +115,18 @@ def _fill(args: argparse.Namespace) -> int:
         if code:  # adapt has said why
             return code
         results[run] = run.result(args)
-        _write({run: results[run] for run in runs if run in results}, args)
-    if not results:
+        _write(results, args)
+    if not any(results.values()):
         raise UserError(f"{args.out} has no results yet; leave --table out to train")
-    print(_write({run: results[run] for run in runs if run in results}, args), end="")
+    print(_write(results, args), end="")
     return 0
 
 
-def _write(results: dict[Run, dict], args: argparse.Namespace) -> str:
-    text = "\n".join(table(results)) + "\n"
+def _write(results: dict[Run, dict | None], args: argparse.Namespace) -> str:
+    ended = {run: result for run, result in results.items() if result is not None}
+    text = "\n".join(table(ended)) + "\n"
     files.write_text(text, args.out / "digits.md")
-    _draw_curves(results, args)
+    _draw_curves(ended, args)
     return text
 
 

@@ -44,12 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done; 1 the training diverged; 2 bad input; 130 and 143 ended by Ctrl-C and SIGTERM: a run
     that was stopped leaves its records, but no result and no checkpoint.
     """
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     cli.setup_logging()
     return cli.guard(lambda: _run(args))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m fastunit.adapt",
         description="Learn to name the digits of a data set without its labels, from another's.",
@@ -92,14 +93,14 @@ def _run(args: argparse.Namespace) -> int:
     print(f"training on {device}; everything goes to {folder}/", flush=True)
     try:
         with stop_on_signals() as stop:
-            train(run, task, folder, stop)
+            accuracies = train(run, task, folder, stop)
     except TrainingDiverged as error:
         print(f"error: {error}; try a lower learning rate (--set lr=...)", file=sys.stderr)
         return 1
     if stop.signal is not None:
         print(f"stopped at iteration {run.iteration}, without a result", file=sys.stderr)
         return 128 + stop.signal
-    result = finish(run, task, folder, started)
+    result = finish(run, task, folder, accuracies, started)
     print(
         f"{result['method']}, {task.names[SOURCE]} to {task.names[TARGET]}, seed "
         f"{settings.seed}: {result['target_accuracy']:.4f} of the target's "
@@ -130,12 +131,13 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return settings
 
 
-def train(run: Adaptation, task: Task, folder: Path, stop: Stop) -> None:
+def train(run: Adaptation, task: Task, folder: Path, stop: Stop) -> dict[str, float]:
     """Train to the end of the settings' iterations or to a signal; record losses and accuracies.
 
-    Raises TrainingDiverged when a loss is not finite.
+    Returns the accuracies measured last: at the end, those of the last iterate. Raises
+    TrainingDiverged when a loss is not finite.
     """
-    settings, monitor = run.settings, LossMonitor()
+    settings, monitor, accuracies = run.settings, LossMonitor(), {}
     labelled = adaptation.stream(task.source.images, task.source.labels, settings, SOURCE)
     unlabelled = adaptation.stream(task.target, None, settings, TARGET)
     with Metrics(folder) as metrics, _progress_bar(settings.iterations) as bar:
@@ -146,13 +148,16 @@ def train(run: Adaptation, task: Task, folder: Path, stop: Stop) -> None:
             now, warmed_up = run.iteration, run.iteration == settings.warmup
             tested = now == settings.iterations or now % settings.test_every == 0
             records = []
+            if tested:
+                accuracies = measure(run, task)
             if tested or warmed_up or now % settings.log_every == 0:
-                records = monitor.flush(measure(run, task) if tested else {})
+                records = monitor.flush(accuracies if tested else {})
             if warmed_up:  # other losses follow, which the monitor cannot mix with these
                 records += monitor.drain()
                 monitor = LossMonitor()
             _write(records, metrics, bar)
         _write(monitor.drain(), metrics, bar)
+    return accuracies
 
 
 def _write(records: list[Record], metrics: Metrics, bar: tqdm) -> None:
@@ -162,14 +167,27 @@ def _write(records: list[Record], metrics: Metrics, bar: tqdm) -> None:
 
 
 def measure(run: Adaptation, task: Task) -> dict[str, float]:
-    """Return the accuracy on both test splits, all of them, by the networks as they are now."""
-    return {
+    """Return the accuracy on both test splits, all of them, by the networks as they are now.
+
+    With `holdout`, also that on what of the source is held out: "held_out_accuracy" as the
+    source's classifier names it, and "held_out_shifted_accuracy" as the target's names the same
+    images deformed. Neither depends on a label of the target.
+    """
+    accuracies = {
         key: run.accuracy(task.tests[domain].images, task.tests[domain].labels, domain)
         for key, domain in zip(TABLE_KEYS, (SOURCE, TARGET), strict=True)
     }
+    if task.held_out is not None:
+        images, labels = task.held_out.images, task.held_out.labels
+        accuracies["held_out_accuracy"] = run.accuracy(images, labels, SOURCE)
+        shifted = task.held_out_shifted
+        accuracies["held_out_shifted_accuracy"] = run.accuracy(shifted, labels, TARGET)
+    return accuracies
 
 
-def finish(run: Adaptation, task: Task, folder: Path, started: float) -> dict[str, Any]:
+def finish(
+    run: Adaptation, task: Task, folder: Path, accuracies: dict[str, float], started: float
+) -> dict[str, Any]:
     """Write pictures, the checkpoint and, last of all, result.json, whose content is returned."""
     draw_curves(read_metrics(folder), task, folder / "curves.png")
     if not run.source_only:
@@ -179,9 +197,10 @@ def finish(run: Adaptation, task: Task, folder: Path, started: float) -> dict[st
         "source": task.names[SOURCE],
         "target": task.names[TARGET],
         "iteration": run.iteration,
-        **measure(run, task),
+        **accuracies,
         "source_tests": len(task.tests[SOURCE].labels),
         "target_tests": len(task.tests[TARGET].labels),
+        **({"held_out_count": len(task.held_out.labels)} if task.held_out else {}),
         "seconds": time.perf_counter() - started,
         "settings": asdict(run.settings),
         "environment": environment.describe(run.device),

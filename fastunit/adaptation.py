@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from fastunit.digit_images import batches, deform, normalised
 from fastunit.digit_objective import (
@@ -22,9 +22,10 @@ from fastunit.digit_objective import (
     discriminator_losses,
     generate,
     generator_losses,
+    self_labels,
     warmup_losses,
 )
-from fastunit.digits import CoDis32x32, CoVAE32x32
+from fastunit.digits import CoDis32x32, CoVAE32x32, copy_own_layers
 from fastunit.optimiser import adam
 from fastunit.precision import products, resolve, switches
 
@@ -53,13 +54,14 @@ class Adaptation:
         torch.manual_seed(settings.seed)
         self.gen = CoVAE32x32(settings.gen_ch, *[channels] * 4)
         self.dis = CoDis32x32(settings.dis_ch, channels, channels)
+        if settings.init_b == "copy":
+            copy_own_layers(self.gen)
         for network in (self.gen, self.dis):
             network.to(device, memory_format=torch.channels_last)
         self._optimizers = [adam(list(n.parameters()), settings) for n in (self.gen, self.dis)]
         self._average = None
         if settings.ema_decay:
-            decay = get_ema_multi_avg_fn(settings.ema_decay)
-            self._average = AveragedModel(self.dis, multi_avg_fn=decay)
+            self._average = AveragedModel(self.dis, avg_fn=_ramped(settings.ema_decay))
         self._precision = resolve(settings.precision, device)
         self.iteration = 0
 
@@ -97,22 +99,35 @@ class Adaptation:
     def _update_both(self, x_a: Tensor, labels: Tensor, x_b: Tensor) -> Losses:
         """Update the discriminator, then the generator by it; one draw of noise serves both."""
         with self._products():
-            fakes = generate(self.gen, x_a, x_b)
-            losses = discriminator_losses(self.dis, self.settings, x_a, x_b, labels, fakes)
+            fakes = generate(self.gen, x_a, x_b) if self.settings.uses_generator else None
+            names = self._names(x_b)
+            losses = discriminator_losses(self.dis, self.settings, x_a, x_b, labels, fakes, names)
         self._descend(self._optimizers[1], losses["discriminator_total"])
+        if fakes is None:
+            return losses
         with _frozen(self.dis):
             with self._products():
                 more = generator_losses(self.dis, self.settings, x_a, x_b, labels, fakes)
             self._descend(self._optimizers[0], more["generator_total"])
         return losses | more
 
+    def _names(self, x_b: Tensor) -> Tensor | None:
+        """Return the digits that the average finds in target images, where they train."""
+        if not self.settings.self_label_w:
+            return None
+        self.judge.eval()
+        names = self_labels(self.judge, x_b, self.settings.self_label_threshold)
+        self.judge.train()
+        return names
+
     def _products(self) -> Any:
         return products(self._precision, self.device)
 
     def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        if loss.requires_grad:  # not where every weight is 0
+            loss.backward()
+            optimizer.step()
 
     def _set_rate(self) -> None:
         settings = self.settings
@@ -140,6 +155,19 @@ class Adaptation:
                 right += (classify(x).argmax(1) == wanted).sum()
         self.judge.train()
         return int(right) / len(images)
+
+
+def _ramped(limit: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return the exponential average whose decay grows with its updates n to a limit.
+
+    min(limit, (1 + n) / (10 + n)): the random start has no part in it after the first updates.
+    """
+
+    def average(mean: Tensor, value: Tensor, n: Tensor) -> Tensor:
+        decay = ((1 + n) / (10 + n)).clamp(max=limit).to(mean)
+        return mean.lerp(value, 1 - decay)
+
+    return average
 
 
 def stream(

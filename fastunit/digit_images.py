@@ -1,8 +1,8 @@
 """Digits as the networks take them: 32x32 pixels in [-1, 1], in batches, randomly deformed.
 
 Data sets frame their digits differently. MNIST's lie in a box of 20x20 pixels whose centre of mass
-is that of a 28x28 image, while USPS's fill their 16x16 image. `prepare` undoes that, by each
-image's own pixels; it needs no labels, and does the same for all images of a data set.
+is that of a 28x28 image, while USPS's fill their 16x16 image. `prepare` undoes that, by the size of
+the images ("pad") or by each image's own pixels ("box"); neither needs labels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 from fastunit.digits import SIZE
 from fastunit.kernels import checks
 
-GEOMETRIES = ("box", "frame")
+GEOMETRIES = ("box", "frame", "pad")
+MARGINED, FILLED = 28, 20  # MNIST's image, and the box in it that its digits fill
 BOX = 24  # pixels that a digit's longer side gets under "box"
 INK = 64  # from this of 255 on, a pixel belongs to the digit
 _CHUNK = 4096  # images at a time
@@ -26,22 +27,39 @@ _CHUNK = 4096  # images at a time
 def prepare(images: Tensor, geometry: str) -> Tensor:
     """Bring uint8 images [N, C, H, W] of a data set to uint8 [N, C, 32, 32].
 
-    geometry: "frame" resizes the whole image. "box" finds the smallest box around the pixels of
-    64 and more (in any channel), scales it, its shape kept, to 24 pixels on the longer side, and
-    centres it on black; an image without such pixels is resized as a whole. Both are bilinear.
-    Raises ValueError for another geometry.
+    geometry: "frame" resizes the whole image. "pad" first gives it MNIST's margin: unless it has
+    28x28 pixels, it is scaled, its shape kept, to 20 pixels on the longer side, and centred on
+    black in 28x28. "box" finds the smallest box around the pixels of 64 and more (in any channel),
+    scales it, its shape kept, to 24 pixels on the longer side, and centres it on black; an image
+    without such pixels is resized as a whole. All are bilinear. Raises ValueError for another
+    geometry.
     """
     checks.choice("geometry", geometry, GEOMETRIES)
     if geometry == "frame" and images.shape[2:] == (SIZE, SIZE):
         return images
     place = _box_map if geometry == "box" else _frame_map
-    return torch.cat([_sample(part, place(part)) for part in images.split(_CHUNK)])
+    margin = _margined if geometry == "pad" else torch.Tensor.float
+    parts = (margin(part) for part in images.split(_CHUNK))
+    return torch.cat([_sample(part, place(part)) for part in parts])
 
 
 def _sample(images: Tensor, maps: Tensor) -> Tensor:
     grid = F.affine_grid(maps, [len(images), 1, SIZE, SIZE], align_corners=False)
     mode = {"padding_mode": "zeros", "align_corners": False}
-    return F.grid_sample(images.float(), grid, **mode).round().byte()
+    return F.grid_sample(images, grid, **mode).round().byte()
+
+
+def _margined(images: Tensor) -> Tensor:
+    """Return images that fill their frame in MNIST's, float [N, C, 28, 28]; MNIST's own stay."""
+    images, (height, width) = images.float(), images.shape[2:]
+    if height == width == MARGINED:
+        return images
+    longer = max(height, width)
+    size = [max(1, round(FILLED * length / longer)) for length in (height, width)]
+    images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+    top, left = ((MARGINED - length) // 2 for length in size)
+    edges = (left, MARGINED - size[1] - left, top, MARGINED - size[0] - top)
+    return F.pad(images, edges)
 
 
 def _frame_map(images: Tensor) -> Tensor:

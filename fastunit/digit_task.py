@@ -10,10 +10,11 @@ from torch import Tensor
 
 from fastunit import digit_files
 from fastunit.adaptation import SOURCE, TARGET
-from fastunit.digit_images import prepare
+from fastunit.digit_images import deform, normalised, prepare
 from fastunit.digit_objective import Settings
 from fastunit.errors import DataError
 
+SHIFT = {"rotation": 15.0, "stretch": 0.2, "shear": 0.3, "shift": 2.0}  # of what is held out
 FRAMED = ("mnist", "usps")  # others are photographs, whose whole frame is used
 
 
@@ -27,13 +28,19 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """The data of a run; `target` has no labels, so that training cannot read them."""
+    """The data of a run; `target` has no labels, so that training cannot read them.
+
+    held_out: training images of the source that are not in `source`; None where there are none.
+    held_out_shifted: the same, deformed by `SHIFT` as a stand-in for another data set.
+    """
 
     source: Split
     target: Tensor
     tests: dict[str, Split]  # by domain, SOURCE and TARGET
     channels: int
     names: dict[str, str]
+    held_out: Split | None = None
+    held_out_shifted: Tensor | None = None
 
 
 def load_task(
@@ -52,13 +59,34 @@ def load_task(
         for domain, name in names.items()
         for split in digit_files.SPLITS
     }
+    trained, held_out = _parted(splits[SOURCE, "train"], settings.holdout)
     return Task(
-        source=splits[SOURCE, "train"],
+        source=trained,
+        held_out=held_out,
+        held_out_shifted=None if held_out is None else _shifted(held_out.images),
         target=splits[TARGET, "train"].images,
         tests={domain: splits[domain, "test"] for domain in names},
         channels=channels,
         names=names,
     )
+
+
+def _parted(split: Split, share: float) -> tuple[Split, Split | None]:
+    """Return a split without a share of it, the same for all seeds, and that share."""
+    count = round(share * len(split.labels))
+    if not count:
+        return split, None
+    if count == len(split.labels):
+        raise DataError(f"holdout={share} leaves none of the source's {count} training images")
+    order = torch.randperm(len(split.labels), generator=torch.Generator().manual_seed(0))
+    rest, held = order[count:], order[:count]
+    return tuple(Split(split.images[index], split.labels[index]) for index in (rest, held))
+
+
+def _shifted(images: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    moved = deform(normalised(images), **SHIFT, generator=generator)
+    return ((moved + 1) * 127.5).round().byte()
 
 
 def _split(

@@ -197,19 +197,25 @@ class CoDis32x32(nn.Module):
 
     def classify_a(self, x: Tensor) -> Tensor:
         """Return the logits of the ten digits [N, 10] for images of domain a."""
-        _check_images(x, self.input_dim_a)
-        return self.name(self.dropped(_pool(self.conv0_a, x)))
+        return self.name(self.dropped(self.first(x, None)))
 
     def classify_b(self, x: Tensor) -> Tensor:
         """Return the logits of the ten digits [N, 10] for images of domain b."""
-        _check_images(x, self.input_dim_b)
-        return self.name(self.dropped(_pool(self.conv0_b, x)))
+        return self.name(self.dropped(self.first(None, x)))
 
-    def first(self, x_a: Tensor, x_b: Tensor) -> Tensor:
-        """Return the first layers' results, [N_a + N_b, dis_ch, 16, 16]: all below go on here."""
-        _check_images(x_a, self.input_dim_a)
-        _check_images(x_b, self.input_dim_b)
-        return torch.cat([_pool(self.conv0_a, x_a), _pool(self.conv0_b, x_b)])
+    def first(self, x_a: Tensor | None, x_b: Tensor | None) -> Tensor:
+        """Return the first layers' results, [N_a + N_b, dis_ch, 16, 16]: all below go on here.
+
+        None, for one of the two, stands for no images of that domain.
+        """
+        domains = (
+            (x_a, self.input_dim_a, self.conv0_a),
+            (x_b, self.input_dim_b, self.conv0_b),
+        )
+        given = [domain for domain in domains if domain[0] is not None]
+        for x, channels, _ in given:
+            _check_images(x, channels)
+        return torch.cat([_pool(layer, x) for x, _, layer in given])
 
     def features(self, first: Tensor) -> Tensor:
         """Return what the shared layers see in the first layers' results, without dropout."""
@@ -231,6 +237,18 @@ class CoDis32x32(nn.Module):
     def name(self, dropped: Tensor) -> Tensor:
         """Return the logits of the ten digits, [N, 10]."""
         return fused(self.conv_cl, dropped).flatten(1)
+
+
+def copy_own_layers(network: CoVAE32x32 | CoDis32x32) -> None:
+    """Give domain b's own layers the values of domain a's, where shapes agree."""
+    for name, layer in network.named_children():
+        if name.endswith("_a"):
+            twin = getattr(network, f"{name.removesuffix('_a')}_b")
+            own = twin.state_dict()
+            state = layer.state_dict()
+            twin.load_state_dict(
+                {k: state[k] if state[k].shape == v.shape else v for k, v in own.items()}
+            )
 
 
 def _pooled(input_dim: int, output_dim: int) -> nn.Sequential:

@@ -102,19 +102,69 @@ def networks(run: str) -> dict[str, torch.Tensor]:
     return {f"{n}.{k}": v for n in ("gen", "dis", "judge") for k, v in state[n].items()}
 
 
-def test_training_reads_no_label_of_the_target(command, folder):
-    command("--output", "one")
+OPTIONS = {
+    "plain": (),
+    "self-labels": ("self_label_w=2", "self_label_threshold=0", "ema_decay=0.5"),
+    "held out": ("self_label_w=1", "self_label_threshold=0.1", "holdout=0.3"),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_training_reads_no_label_of_the_target(options, command, folder):
+    sets = [word for key in OPTIONS[options] for word in ("--set", key)]
+    command("--output", "one", *sets)
     noise = np.random.default_rng(9).integers(0, 10, 14).astype(np.uint8)
     for split in ("train", "test"):
         with np.load(folder / f"usps_{split}.npz") as arrays:
             images = arrays["images"]
         save(folder, "usps", split, images=images, labels=noise)
-    command("--output", "two")
+    command("--output", "two", *sets)
     one, two = networks("one"), networks("two")
     assert all(torch.equal(value, two[name]) for name, value in one.items())
     save(folder, "mnist", "train", labels=noise)  # the source's labels do matter
-    command("--output", "three")
+    command("--output", "three", *sets)
     assert not torch.equal(one["dis.conv_cl.weight"], networks("three")["dis.conv_cl.weight"])
+
+
+def test_what_is_held_out_of_the_source_is_measured_and_not_trained_on(command, folder):
+    assert command("--set", "holdout=0.5", "--output", "half")[0] == 0
+    result = json.loads(Path("half/result.json").read_text())
+    records = [json.loads(line) for line in Path("half/metrics.jsonl").read_text().splitlines()]
+    assert result["held_out_count"] == 7
+    for key in ("held_out_accuracy", "held_out_shifted_accuracy"):
+        assert records[-1][key] == result[key]
+        assert result[key] * 7 == pytest.approx(round(result[key] * 7))
+    settings = adapt.Settings(holdout=0.5)
+    task = adapt.load_task(folder, "mnist", "usps", settings, torch.device("cpu"))
+    whole = adapt.load_task(folder, "mnist", "usps", adapt.Settings(), torch.device("cpu"))
+    assert whole.held_out is None
+    parts = [task.source, task.held_out]
+    assert [len(part.images) == len(part.labels) == 7 for part in parts] == [True, True]
+    both = torch.cat([part.images for part in parts]).flatten(1)
+    rows = [(both == image).all(1).nonzero() for image in whole.source.images.flatten(1)]
+    assert sorted(int(row) for row in rows) == list(range(14))  # every image, once
+    labels = torch.cat([part.labels for part in parts])
+    assert [int(labels[int(row)]) for row in rows] == whole.source.labels.tolist()
+    assert task.held_out_shifted.shape == task.held_out.images.shape
+    assert not torch.equal(task.held_out_shifted, task.held_out.images)
+    command("--output", "all")
+    assert "held_out_accuracy" not in json.loads(Path("all/result.json").read_text())
+
+
+def test_labels_held_out_train_nothing(command, folder):
+    command("--set", "holdout=0.5", "--output", "one")
+    settings = adapt.Settings(holdout=0.5)
+    task = adapt.load_task(folder, "mnist", "usps", settings, torch.device("cpu"))
+    with np.load(folder / "mnist_train.npz") as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    prepared = adapt.load_task(folder, "mnist", "usps", adapt.Settings(), torch.device("cpu"))
+    for image in task.held_out.images:
+        (row,) = (prepared.source.images == image).flatten(1).all(1).nonzero()[0]
+        labels[row] = 9 - labels[row]
+    save(folder, "mnist", "train", images=images, labels=labels)
+    command("--set", "holdout=0.5", "--output", "two")
+    one, two = networks("one"), networks("two")
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
 def test_source_only(command):
@@ -166,6 +216,8 @@ BAD = {
     "an unknown key": (lambda data: ("--set", "gen_chh=3"), "did you mean gen_ch?"),
     "a wrong value": (lambda data: ("--iterations", 0), "iterations=0 must be at least 1"),
     "no time to adapt": (lambda data: ("--set", "warmup=3"), "warmup=3 leaves none of the iter"),
+    "all held out": (lambda data: ("--set", "holdout=0.99"), "holdout=0.99 leaves none of the"),
+    "a start": (lambda data: ("--set", "init_b=copied"), "did you mean 'copy'"),
     "no value": (lambda data: ("--set", "gen_ch"), "must look like key=value"),
     "broken YAML": (lambda data: ("--set", "gen_ch=[1"), "is not valid YAML"),
     "no config": (lambda data: ("--config", "none.yaml"), "cannot read the configuration"),

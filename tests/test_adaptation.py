@@ -16,8 +16,10 @@ from fastunit.digit_objective import (
     discriminator_losses,
     generate,
     generator_losses,
+    self_labels,
+    warmup_losses,
 )
-from fastunit.digits import CoDis32x32, CoVAE32x32
+from fastunit.digits import CoDis32x32, CoVAE32x32, copy_own_layers
 from fastunit.errors import ConfigError
 from fastunit.typed import build
 
@@ -92,14 +94,205 @@ def test_generator_losses(scene):
     close(mine["generator_total"], sum(w * mine[name] for name, w in weights.items()))
 
 
-def test_terms_without_weight_are_left_out(scene):
+NAMES = {
+    "gan_w": {"real_fake", "adversarial"}, "recon_w": {"reconstruction"}, "kl_w": {"kl"},
+    "feature_w": {"feature"}, "cls_w": {"classification"},
+    "translated_cls_w": {"translated_classification"},
+    "identity_cls_w": {"identity_classification"}, "semantic_w": {"semantic"},
+    "self_label_w": {"self_label"},
+}  # fmt: skip
+TOTALS = {"discriminator_total", "generator_total"}
+FOUND = torch.tensor([3, -1, 0, -1, 8])
+
+
+def both_losses(scene, settings: Settings) -> dict[str, torch.Tensor]:
+    gen, dis, x_a, x_b, labels = scene
+    fakes = double_fakes(gen, x_a, x_b, torch.zeros(8, 16, 1, 1).double())
+    losses = discriminator_losses(dis, settings, x_a, x_b, labels, fakes, FOUND)
+    return losses | generator_losses(dis, settings, x_a, x_b, labels, fakes)
+
+
+@pytest.mark.parametrize("weight", NAMES)
+def test_a_term_without_weight_is_neither_computed_nor_missed(scene, weight):
+    settings = replace(SOME, self_label_w=0.9)
+    every = both_losses(scene, settings)
+    assert set(every) == TOTALS.union(*NAMES.values())
+    losses = both_losses(scene, replace(settings, **{weight: 0}))
+    assert set(losses) == set(every) - NAMES[weight]
+    for name in set(losses) - TOTALS:  # what is left does not depend on it
+        close(losses[name], every[name])
+
+
+@pytest.mark.parametrize("weight", NAMES)
+def test_one_weight_alone_is_its_own_objective(scene, weight):
+    every = both_losses(scene, replace(SOME, self_label_w=0.9))
+    none = Settings(**dict.fromkeys(NAMES, 0.0))
+    losses = both_losses(scene, replace(none, **{weight: 2.0}))
+    assert set(losses) == TOTALS | NAMES[weight]
+    for name in NAMES[weight]:
+        close(losses[name], every[name])
+    total = sum(losses[name] for name in TOTALS)
+    close(total, 2 * sum(losses[name] for name in NAMES[weight]))
+
+
+def seen(dis: CoDis32x32, run) -> dict[str, int]:
+    """Return how many images each of the discriminator's layers sees in a call of `run`."""
+    counts: dict[str, int] = {}
+
+    def count(name):
+        def hook(module, args):
+            counts[name] = counts.get(name, 0) + len(args[0])
+
+        return hook
+
+    layers = {name: module[0] for name, module in dis.named_children() if "conv4" not in name
+              and "conv_cl" not in name}  # fmt: skip
+    hooks = [layer.register_forward_pre_hook(count(name)) for name, layer in layers.items()]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return counts
+
+
+def test_the_discriminator_sees_no_image_that_no_term_needs(scene):
+    _, dis, *_ = scene  # 3 images of a, 5 of b
+
+    def images(**weights: float) -> dict[str, int]:
+        none = Settings(**dict.fromkeys(NAMES, 0.0))
+        return seen(dis, lambda: both_losses(scene, replace(none, **weights)))
+
+    def shared(count: int) -> dict[str, int]:
+        return dict.fromkeys(("conv1", "conv2", "conv3"), count)
+
+    assert images() == {}
+    assert images(recon_w=1, kl_w=1) == {}
+    assert images(cls_w=1) == {"conv0_a": 3} | shared(3)
+    assert images(identity_cls_w=1) == {"conv0_b": 3} | shared(3)
+    assert images(self_label_w=1) == {"conv0_b": 5} | shared(5)
+    assert images(semantic_w=1) == {"conv0_b": 3} | shared(3)
+    assert images(feature_w=1) == {"conv0_a": 8, "conv0_b": 8} | shared(16)
+    release = images(gan_w=1, cls_w=1, feature_w=1)
+    without = images(gan_w=1, cls_w=1)
+    assert {k: release[k] - without[k] for k in release} == {
+        "conv0_a": 0, "conv0_b": 0, **shared(16)
+    }  # fmt: skip
+
+
+def test_losses_of_a_warm_up_need_no_weight_either(scene):
+    _, dis, x_a, _, labels = scene
+    none = Settings(**dict.fromkeys(NAMES, 0.0))
+    assert set(warmup_losses(dis, none, x_a, labels)) == {"discriminator_total"}
+    losses = warmup_losses(dis, replace(none, identity_cls_w=1.5), x_a, labels)
+    assert set(losses) == {"identity_classification", "discriminator_total"}
+    close(losses["discriminator_total"], 1.5 * nll(dis.classify_b(x_a), labels))
+
+
+def test_a_step_without_any_weight_changes_nothing():
+    settings = replace(TINY, **dict.fromkeys(NAMES, 0.0), warmup=1, iterations=2)
+    before, (run, _) = Adaptation(settings, 1, CPU), trained(settings)
+    old, new = dict(before.dis.named_parameters()), dict(run.dis.named_parameters())
+    assert all(torch.equal(value, old[name]) for name, value in new.items())
+
+
+def test_the_generator_runs_where_a_term_needs_it(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        CoVAE32x32, "sample", lambda self, *images: calls.append(1) or fakes(images)
+    )
+
+    def fakes(images):
+        return (
+            *(torch.zeros(4, 1, 32, 32, requires_grad=True) for _ in range(4)),
+            None,
+            images[0].sum(),
+        )
+
+    needed = {"gan_w", "recon_w", "kl_w", "feature_w", "translated_cls_w", "semantic_w"}
+    none = dict.fromkeys(NAMES, 0.0)
+    for name in NAMES:
+        calls.clear()
+        _, losses = trained(replace(TINY, iterations=1, **(none | {name: 1.0})))
+        assert bool(calls) == (name in needed), name
+        assert set(losses[0]) - TOTALS == NAMES[name]
+
+
+# ---- self-labels
+
+
+def test_self_labels_are_confident_names(scene):
+    _, dis, _, x_b, _ = scene
+    with torch.no_grad():
+        dis.conv_cl.weight.mul_(30)
+        shares = dis.classify_b(x_b).softmax(1).max(1)
+    middle = shares.values.median().item()
+    found = self_labels(dis, x_b, middle)
+    kept = shares.values.float() >= middle
+    assert 0 < kept.sum() < len(kept)
+    assert torch.equal(found[kept], shares.indices[kept]) and (found[~kept] == -1).all()
+    assert not found.requires_grad
+    assert torch.equal(self_labels(dis, x_b, 0), shares.indices)
+
+
+def test_the_self_label_term_is_that_of_the_named(scene):
     gen, dis, x_a, x_b, labels = scene
     fakes = double_fakes(gen, x_a, x_b, None)
-    release = Settings()
-    assert set(discriminator_losses(dis, release, x_a, x_b, labels, fakes)) == {
-        "real_fake", "feature", "classification", "discriminator_total"
-    }  # fmt: skip
-    assert "semantic" not in generator_losses(dis, release, x_a, x_b, labels, fakes)
+    only = replace(Settings(**dict.fromkeys(NAMES, 0.0)), self_label_w=0.5)
+    kept = FOUND >= 0
+    losses = discriminator_losses(dis, only, x_a, x_b, labels, fakes, FOUND)
+    expected = nll(dis.classify_b(x_b)[kept], FOUND[kept]) * kept.sum() / len(FOUND)
+    close(losses["self_label"], expected)
+    close(losses["discriminator_total"], expected / 2)
+    nobody = torch.full_like(FOUND, -1)
+    losses = discriminator_losses(dis, only, x_a, x_b, labels, fakes, nobody)
+    assert losses["self_label"] == 0
+    losses["discriminator_total"].backward()
+    assert not any(p.grad.any() for p in dis.parameters() if p.grad is not None)
+
+
+def test_self_labels_come_after_the_warm_up_from_the_average():
+    settings = replace(
+        TINY, self_label_w=1.0, self_label_threshold=0.0, ema_decay=0.9, warmup=1, iterations=3
+    )
+    run, losses = trained(settings)
+    assert "self_label" not in losses[0] and losses[2]["self_label"] > 0
+    assert run.judge.training and not equal(run, trained(replace(settings, self_label_w=0))[0])
+    strict = trained(replace(settings, self_label_threshold=1.0))[1]
+    assert strict[2]["self_label"] == 0
+    x_b = normalised(data(1)[0][:4])
+    with torch.no_grad():  # unlike the network that is trained, it has no dropout
+        names = run.judge.eval().classify_b(x_b).argmax(1)
+    run.judge.train()
+    assert all(torch.equal(run._names(x_b), names) for _ in range(3))
+
+
+# ---- start
+
+
+def test_the_targets_own_layers_start_as_copies():
+    own, copy = (Adaptation(replace(TINY, init_b=how), 1, CPU) for how in ("own", "copy"))
+    state = copy.gen.state_dict()
+    twins = {name: name.replace("_a.", "_b.") for name in state if "_a." in name}
+    assert {name.split(".")[0] for name in twins} == {"g_en_conv0_a", "g_de_conv3_a", "de_conv4_a"}
+    assert all(torch.equal(state[a], state[b]) for a, b in twins.items())
+    assert not torch.equal(*(own.gen.state_dict()[f"g_en_conv0_{x}.model.0.weight"] for x in "ab"))
+    for name, value in own.gen.state_dict().items():  # nothing else differs
+        assert "_b." in name or torch.equal(value, state[name])
+    x = torch.rand(3, 1, 32, 32) * 2 - 1
+    x_aa, x_ba, x_ab, x_bb, _ = copy.gen.eval()(x, x)
+    assert torch.equal(x_aa, x_ab) and torch.equal(x_ba, x_bb)
+    trained_copy, _ = trained(replace(TINY, init_b="copy"))  # independent afterwards
+    pair = [trained_copy.gen.state_dict()[f"de_conv4_{x}.weight"] for x in "ab"]
+    assert not torch.equal(*pair)
+
+
+def test_layers_of_other_shapes_keep_their_own_values():
+    gen = CoVAE32x32(2, 1, 1, 3, 3)
+    before = {name: value.clone() for name, value in gen.state_dict().items()}
+    copy_own_layers(gen)
+    after = gen.state_dict()
+    assert torch.equal(after["g_en_conv0_b.model.0.weight"], before["g_en_conv0_b.model.0.weight"])
+    assert torch.equal(after["de_conv4_b.weight"], before["de_conv4_b.weight"])
+    assert torch.equal(after["g_de_conv3_b.model.0.weight"], before["g_de_conv3_a.model.0.weight"])
 
 
 def test_the_discriminators_loss_leaves_the_generator_alone(scene):
@@ -199,9 +392,19 @@ def test_the_average_follows_the_weights():
     first = run.dis.conv_cl.weight.detach().clone()
     assert torch.equal(run.judge.conv_cl.weight, first)
     run.advance(x, labels, x)
-    expected = 0.75 * first + 0.25 * run.dis.conv_cl.weight
+    expected = (2 * first + 9 * run.dis.conv_cl.weight) / 11  # (1 + n) / (10 + n), n = 1
     assert torch.allclose(run.judge.conv_cl.weight, expected)
     assert Adaptation(TINY, 1, CPU).judge is not run.judge
+
+
+def test_the_averages_decay_grows_to_its_limit():
+    run = Adaptation(replace(TINY, ema_decay=0.4), 1, CPU)
+    x, labels = normalised(data(0)[0][:4]), data(0)[1][:4]
+    for decay in (0, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 0.4, 0.4):
+        before = run.judge.conv_cl.weight.detach().clone()
+        run.advance(x, labels, x)
+        expected = decay * before + (1 - decay) * run.dis.conv_cl.weight
+        assert torch.allclose(run.judge.conv_cl.weight, expected), decay
 
 
 def test_the_rate_falls_to_zero_from_the_share_named():

@@ -83,3 +83,47 @@ def test_batches_take_every_image_once_in_turn():
     assert sorted(drawn[:10].tolist()) == list(range(10)) == sorted(drawn[10:].tolist())
     assert drawn[:10].tolist() != drawn[10:].tolist()
     assert sorted(next(batches(2, 4, torch.Generator())).tolist()) == [0, 0, 1, 1]
+
+
+def test_padding_gives_usps_the_margin_of_mnist():
+    """16x16 to 20x20, centred in 28x28, then to 32x32, against NumPy."""
+    rng = np.random.default_rng(3)
+    image = rng.integers(0, 256, (16, 16)).astype(np.uint8)
+
+    def resized(values: np.ndarray, size: int) -> np.ndarray:
+        """Bilinear, from the centres of pixels; the edge repeats."""
+        place = (np.arange(size) + 0.5) * len(values) / size - 0.5
+        low = np.floor(place).astype(int)
+        share = (place - low)[:, None]
+        rows = (
+            values[low.clip(0)] * (1 - share) + values[(low + 1).clip(max=len(values) - 1)] * share
+        )
+        return rows
+
+    twenty = resized(resized(image.astype(float), 20).T, 20).T
+    framed = np.zeros((28, 28))
+    framed[4:24, 4:24] = twenty
+    expected = resized(resized(framed, 32).T, 32).T
+    mine = prepare(torch.from_numpy(image)[None, None], "pad")[0, 0].numpy()
+    assert mine.shape == (32, 32) and mine.dtype == np.uint8
+    assert np.abs(mine - expected).max() <= 0.51  # rounded once, at the end
+    assert not mine[:4].any() and not mine[:, :4].any()
+    assert not mine[28:].any() and not mine[:, 28:].any()
+
+
+def test_padding_leaves_mnists_own_margin_and_keeps_every_shape():
+    rng = np.random.default_rng(4)
+    own = torch.from_numpy(rng.integers(0, 256, (5, 1, 28, 28)).astype(np.uint8))
+    assert torch.equal(prepare(own, "pad"), prepare(own, "frame"))
+    for size, (height, width) in {
+        (16, 16): (20, 20), (20, 20): (20, 20), (40, 40): (20, 20), (16, 8): (20, 10),
+        (7, 28): (5, 20), (64, 32): (20, 10),
+    }.items():  # fmt: skip
+        ink = prepare(torch.full((1, 3, *size), 255, dtype=torch.uint8), "pad")
+        assert ink.shape == (1, 3, 32, 32)
+        area = ink[0, 0].double().sum().item() / 255
+        assert area == pytest.approx(height * width * (32 / 28) ** 2, rel=0.02), size
+        rows, columns = ink[0, 0].sum(1).nonzero(), ink[0, 0].sum(0).nonzero()
+        for found in (rows, columns):  # centred, to the pixel that an odd margin leaves
+            assert abs(found[0].item() + found[-1].item() - 31) <= 1, size
+    assert prepare(torch.full((2, 1, 16, 16), 255, dtype=torch.uint8), "pad")[1].max() == 255

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._functorch import config as functorch
 from torch._inductor.exc import InductorError
 
@@ -20,24 +20,28 @@ class Compiled:
 
     `mode` is "on", "off" or "auto", which compiles on GPUs only: on a CPU, compiling takes minutes
     and saves little. The fused operations stay as they are; the compiler joins what lies between
-    them: losses, pooling, concatenation. A backward pass is compiled with its forward pass. Where
-    either fails, a warning says why and the functions run as they are from then on.
+    them: losses, pooling, concatenation. Each function is one graph, and its backward pass is
+    compiled with its forward pass. Where that fails, in parts too, a warning says why and the
+    functions run as they are from then on.
+
+    Attributes:
+        failed: whether that has happened.
     """
 
     def __init__(self, mode: str) -> None:
-        self._mode, self._failed = mode, False
+        self._mode, self.failed = mode, False
         self._compiled: dict[Callable, Callable] = {}
 
     def __call__(self, function: Callable, *args: Any, device: torch.device) -> Any:
         if not self.is_on(device):
             return function(*args)
         if function not in self._compiled:
-            self._compiled[function] = torch.compile(function, dynamic=False)
+            self._compiled[function] = torch.compile(function, dynamic=False, fullgraph=True)
         try:
             with functorch.patch(force_non_lazy_backward_lowering=True):
                 return self._compiled[function](*args)
-        except (TorchDynamoException, InductorError) as error:
-            self._failed = True
+        except (TorchDynamoException, FailOnRecompileLimitHit, InductorError) as error:
+            self.failed = True
             reason = textwrap.shorten(str(error), 200)
             _logger.warning(
                 "compile off: torch.compile failed in %s: %s", function.__name__, reason
@@ -47,4 +51,4 @@ class Compiled:
     def is_on(self, device: torch.device) -> bool:
         """Return whether functions are compiled on a device."""
         wanted = self._mode == "on" or (self._mode == "auto" and device.type == "cuda")
-        return wanted and not self._failed
+        return wanted and not self.failed

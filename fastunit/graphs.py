@@ -71,7 +71,11 @@ class GraphedStep:
             if self.required:
                 raise
             reason = textwrap.shorten(str(error), 200)
-            _logger.warning("graphs off: the step cannot be captured: %s", reason)
+            _logger.warning(
+                "graphs off: the step cannot be captured: %s; if CUDA errors follow, resume with "
+                "graphs=off",
+                reason,
+            )
         else:
             self._graph = graph
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from fastunit.asbuilt import untouched
 from fastunit.kernels.filters import kept
 from fastunit.layers import ResBlocks, Weights
 from fastunit.networks import ContentEncoder, Decoder
@@ -105,15 +106,17 @@ class Pairing:
         return mine, others
 
     def _run(self, a: nn.Module, b: nn.Module, both: Both) -> Both:
-        if isinstance(a, (ContentEncoder, Decoder, ResBlocks)):
-            a, b = a.model, b.model
-        if isinstance(a, nn.Sequential):
+        if type(a) is not type(b) or not all(untouched(each, type(each)) for each in (a, b)):
+            return both.apply_apart(a, b)  # hooks are called as PyTorch calls them
+        if type(a) in (ContentEncoder, Decoder, ResBlocks):
+            return self._run(a.model, b.model, both)
+        if type(a) is nn.Sequential and len(a) == len(b):
             for layers in zip(a, b, strict=True):
                 both = self._run(*layers, both)
             return both
-        if isinstance(a, nn.Identity):
+        if type(a) is nn.Identity:
             return both
-        if self._recomputes(a):
+        if self._recomputes(a) and _whole(b):
             return self._checkpointed(a, b, both)
         return self._block(a, b, both)
 
@@ -134,17 +137,17 @@ class Pairing:
         """
         block = hasattr(layer, "halves") or hasattr(layer, "settings")
         once = _has(layer, _BatchNorm) or _has(layer, nn.Dropout)
-        return self.recompute and torch.is_grad_enabled() and block and not once
+        return self.recompute and torch.is_grad_enabled() and block and not once and _whole(layer)
 
     def _block(self, a: nn.Module, b: nn.Module, both: Both) -> Both:
         halves, others = getattr(a, "halves", None), getattr(b, "halves", None)
-        if halves is None:
+        if halves is None or others is None:
             return self._layer(a, b, both)
         inner = self._layer(halves[0], others[0], both)
         return self._layer(halves[1], others[1], inner, both)
 
     def _layer(self, a: nn.Module, b: nn.Module, both: Both, *residual: Both) -> Both:
-        if a is b and not _has(a, _BatchNorm):
+        if a is b and not _has(a, _BatchNorm) and _whole(a):
             return both.apply_shared(a, *residual)
         if self._groups(a, b, both):
             weights = _stacked(a.weights(), b.weights())
@@ -160,6 +163,17 @@ class Pairing:
 def _has(layer: object, kind: type) -> bool:
     """Return whether a module of a kind is in the layer, which need not be a module itself."""
     return isinstance(layer, nn.Module) and any(isinstance(m, kind) for m in layer.modules())
+
+
+def _whole(layer: object) -> bool:
+    """Return whether a layer, and all within it, is as it was built: no hooks, nothing replaced."""
+    if not getattr(layer, "fuses", True):
+        return False
+    if not isinstance(layer, nn.Module):
+        return True
+    return all(
+        untouched(each, type(each)) and getattr(each, "fuses", True) for each in layer.modules()
+    )
 
 
 def _can_group(a: object, b: object) -> bool:

@@ -64,6 +64,7 @@ class Session:
             graphs = "off (graphs=off)" if gpu else "off (no GPU)"
         if not self.step.compiled.is_on(self.device):
             why = "compile=off" if settings.compile == "off" else "compile=auto is for GPUs"
+            why = "it failed" if self.step.compiled.failed else why
             compiled = f"off ({why})"
         name = precision.resolve(settings.precision, self.device)
         return f"precision {name}; CUDA graph {graphs}; torch.compile {compiled}"

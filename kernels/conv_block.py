@@ -18,6 +18,7 @@ from fastunit.kernels import (
     conv_block_aten,
     conv_block_triton,
     conv_checks,
+    derivatives,
     runtime,
 )
 from fastunit.kernels.conv_plan import Gradients, Plan, Wants
@@ -29,6 +30,7 @@ _PLAN = (
     "str kind, int stride, int padding, int output_padding, str pad_mode, str norm, float eps, "
     "str act, float slope, int halo, str halo_mode, str impl"
 )
+_NAMES = {"conv": "conv_norm_act", "transpose": "conv_transpose", "upsample": "upsample_conv"}
 _PARAMETERS = "Tensor w, Tensor? b, Tensor? gamma, Tensor? beta, Tensor? prelu"
 _TENSORS = 7  # that the forward operator takes
 
@@ -53,12 +55,16 @@ def conv_block(
     halo: int = 0,
     halo_mode: str = "zero",
     impl: str = "auto",
+    name: str | None = None,
 ) -> Tensor:
     """Check the arguments and run a block; `kind` is "conv", "transpose" or "upsample".
 
-    The public functions say what the arguments are.
+    The public functions say what the arguments are; `name` is the one that was called, where it
+    does not follow from `kind`.
     """
     checks.image("x", x)
+    name = name or _NAMES.get(kind, kind)
+    derivatives.only_reverse(name, x, w, b, gamma, beta, slope, residual)
     x = runtime.autocast(x)
     prelu = slope if act == "prelu" and isinstance(slope, Tensor) else None
     plan = Plan(
@@ -159,10 +165,12 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     x, w, b, gamma, beta, prelu, residual, *settings = inputs
     y, haloed, raw, mean, rstd = output
     plan = ctx.plan = Plan(*settings)
-    fused = plan.fuses_activation(residual is not None, gamma, beta, prelu)
+    product = y if plan.fuses_activation(residual is not None, gamma, beta, prelu) else raw
+    if not plan.keeps_product(gamma):
+        product = product.new_empty(0)  # so that the result may be changed in place
     source = haloed if haloed.dim() == 4 else x
     ctx.saves_x, ctx.x_shape, ctx.has_residual = source is x, x.shape, residual is not None
-    ctx.save_for_backward(source, y if fused else raw, mean, rstd, w, b, gamma, beta, prelu)
+    ctx.save_for_backward(source, product, mean, rstd, w, b, gamma, beta, prelu)
     ctx.set_materialize_grads(False)
 
 
@@ -183,11 +191,14 @@ def _backpropagate(ctx: Any, dy: Tensor | None, *unused: None) -> tuple[Tensor |
     return *(g if need else None for g, need in zip(found, needed, strict=True)), *nones
 
 
+def _remember(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    ctx.kind = Plan(*inputs[-len(Plan._fields) :]).kind
+
+
 def _refuse(ctx: Any, *gradients: Tensor) -> None:
-    raise RuntimeError(
-        "convolutional blocks are differentiable once; their second derivative is not implemented"
-    )
+    also = " (conv_gemm)" if ctx.kind == "conv" else ""
+    derivatives.refuse_second(_NAMES[ctx.kind] + also)
 
 
 _forward.register_autograd(_backpropagate, setup_context=_setup_context)
-_backward.register_autograd(_refuse)
+_backward.register_autograd(_refuse, setup_context=_remember)

@@ -146,8 +146,10 @@ def backward(
     """Return the gradients that `wants` names; others are None.
 
     `source` is the haloed input, or the input where that is the same; `raw` the result where
-    the activation was fused.
+    the activation was fused, and anything where backward does without.
     """
+    if not plan.keeps_product(gamma):
+        raw = plan.without_halo(dy, (2, 3))
     tail = tail_backward_aten(
         dy, raw, mean, rstd, gamma, beta, slope, plan.tail,
         from_output=plan.fuses_activation(wants.residual, gamma, beta, slope),

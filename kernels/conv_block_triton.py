@@ -96,13 +96,18 @@ def backward(
     """Return the gradients that `wants` names; others are None.
 
     `source` is the haloed input, or the input where that is the same; `raw` the result where
-    the activation was fused.
+    the activation was fused, and anything where backward does without.
     """
     conv = convolution(plan, x_shape, w)
     haloed = source.permute(0, 2, 3, 1) if is_frame(source, conv.x_frame) else source
     fused = plan.fuses_activation(wants.residual, gamma, beta, slope)
+    dy = dense(dy)
+    if not plan.keeps_product(gamma):
+        raw = plan.without_halo(dy, (1, 2))
+    elif fused:
+        raw = dense(raw)
     tail = tail_backward_triton(
-        dense(dy), dense(raw) if fused else raw, mean, rstd, gamma, beta, slope, plan.tail,
+        dy, raw, mean, rstd, gamma, beta, slope, plan.tail,
         frame=conv.dy_frame, from_output=fused, sums=wants.sums, residual=wants.residual,
     )  # fmt: skip
     dx, dw = _conv_backward(plan, conv, tail.dx, haloed, w, wants)

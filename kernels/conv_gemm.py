@@ -32,9 +32,11 @@ def conv_gemm(
     Returns:
         [N, K, P, Q] with P = (H - R) // stride + 1, likewise Q. Otherwise as `conv_norm_act`.
 
-    Differentiable, once, in x, w and b. Saved: x and the result.
+    Differentiable, once, in x, w and b. Saved: x and, with an activation, the result.
 
     Raises:
-        ValueError, RuntimeError: as `conv_norm_act`.
+        ValueError, NotImplementedError, RuntimeError: as `conv_norm_act`.
     """
-    return conv_block("conv", x, w, b, slope=slope, stride=stride, act=act, impl=impl)
+    return conv_block(
+        "conv", x, w, b, slope=slope, stride=stride, act=act, impl=impl, name="conv_gemm"
+    )

@@ -4,7 +4,8 @@ Forward is three or four launches: the haloed input, the product with the norm's
 statistics, their merge, and one pass for everything after them. A bias and an activation alone
 are the product's epilogue. Backward: two passes over pixels for the tail, the product's two
 gradients, and one pass that folds the halo. Saved: the haloed input, the raw product, mean and
-rstd (without a norm: the haloed input and the result).
+rstd; without a norm the haloed input and the result, which then may not be changed in place
+before backward; of a bare convolution the haloed input alone.
 """
 
 from __future__ import annotations
@@ -53,12 +54,14 @@ def conv_norm_act(
         2 * halo; x's dtype (autocast's where that is on). channels_last from Triton, else in
         x's memory format. Products and statistics are accumulated in fp32 or wider.
 
-    Differentiable, once, in every tensor argument; gradients have the dtypes of their tensors.
+    Differentiable, once and in reverse mode, in every tensor argument; gradients have the dtypes
+    of their tensors.
     Same bits for same inputs. Compiles into a full graph; captured by CUDA graphs.
 
     Raises:
         ValueError: shapes do not fit, a padding mode, norm or activation is unknown, or
             impl="triton" cannot take x.
+        NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
         RuntimeError: on a second derivative.
     """
     return conv_block(

@@ -44,6 +44,16 @@ class Plan(NamedTuple):
         undone = not (self.act == "lrelu" and self.slope < 0)
         return plain and undone and all(other is None for other in others)
 
+    def keeps_product(self, gamma: Tensor | None) -> bool:
+        """Return whether backward needs the product, or the result in its place."""
+        return self.norm != "none" or self.act != "none" or gamma is not None
+
+    def without_halo(self, dy: Tensor, axes: tuple[int, int]) -> Tensor:
+        """Return the part of a gradient that is the image's, for its shape, dtype and device."""
+        for axis in axes if self.halo else ():
+            dy = dy.narrow(axis, self.halo, dy.shape[axis] - 2 * self.halo)
+        return dy
+
     def parameter_gradients(
         self,
         tail: TailGradients,

@@ -47,7 +47,7 @@ def conv_transpose(
     Differentiable, once, in every tensor argument.
 
     Raises:
-        ValueError, RuntimeError: as `conv_norm_act`.
+        ValueError, NotImplementedError, RuntimeError: as `conv_norm_act`.
     """
     return conv_block(
         "transpose", x, w, b, gamma, beta, residual, slope, stride=stride, padding=padding,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fastunit.kernels import derivatives
 from fastunit.kernels.norm_act import norm_act
 
 
@@ -34,8 +35,9 @@ def instance_norm_act(
             dtypes, derivatives and determinism.
 
     Raises:
-        ValueError: as `norm_act`.
+        ValueError, NotImplementedError, RuntimeError: as `norm_act`.
     """
+    derivatives.only_reverse("instance_norm_act", x, weight, bias, slope, residual)
     return norm_act(
         x,
         norm="in",

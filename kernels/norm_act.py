@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastunit.kernels import checks
+from fastunit.kernels import checks, derivatives
 from fastunit.kernels.frame import channels_last, dense, memory_format, owned
 from fastunit.kernels.norm_act_aten import (
     Tail,
@@ -77,13 +77,15 @@ def norm_act(
 
     Statistics, sums and everything between load and store are fp32, or float64 for a float64 x.
     Differentiable in x, gamma, beta, slope (as a tensor) and residual, with gradients in their
-    dtypes; once, except that "aten" without norm and halo is PyTorch's own operations. Saves x
-    and two numbers per sample and channel. Triton copies an x that is not channels_last. The
-    same inputs give the same bits. Compiles with ``fullgraph=True``; may be captured in a CUDA
+    dtypes; once and in reverse mode, except that "aten" without norm and halo is PyTorch's own
+    operations, with all their derivatives. Saves x and two numbers per sample and channel.
+    Triton copies an x that is not channels_last. The same inputs give the same bits. Compiles
+    with ``fullgraph=True``; may be captured in a CUDA
     graph.
 
     Raises:
         ValueError: a shape, a dtype, an option or impl is not one of the above.
+        NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
         RuntimeError: on a second derivative.
     """
     checks.image("x", x)
@@ -102,6 +104,7 @@ def norm_act(
     if chosen == "aten" and norm == "none" and not halo:
         # Nothing to fuse and nothing to recompute: PyTorch's autograd saves the operator's cost.
         return tail_aten(x, gamma, beta, learnt, residual, Tail(*options))[0]
+    derivatives.only_reverse("norm_act", x, gamma, beta, learnt, residual)
     return _norm_act(x, gamma, beta, learnt, residual, *options, chosen)[0]
 
 
@@ -210,7 +213,7 @@ def _backward(ctx: Any, dy: Tensor, _mean: Tensor, _rstd: Tensor) -> tuple:
 
 
 def _refuse(ctx: Any, *gradients: Tensor) -> tuple:
-    raise RuntimeError("norm_act is differentiable once; its second derivative is not implemented")
+    derivatives.refuse_second("norm_act (instance_norm_act)")
 
 
 _norm_act.register_autograd(_backward, setup_context=_save)

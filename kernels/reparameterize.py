@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastunit.kernels import checks, philox, runtime
+from fastunit.kernels import checks, derivatives, philox, runtime
 
 SIGMAS = ("unit", "softplus", "exp_half")
 KLS = ("mean_square", "normal")
@@ -64,9 +64,12 @@ def reparameterize(
         ValueError: shapes, dtypes or devices do not fit; an option is unknown; raw_sigma is
             missing or unused; noise and state are both given; "mean_square" of a learned sigma;
             or impl cannot run here.
+        NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
+        RuntimeError: on a second derivative.
     """
     _check(mu, raw_sigma, sigma, kl)
     _check_source(mu, noise, state)
+    derivatives.only_reverse("reparameterize", mu, raw_sigma, noise)
     impl = runtime.choose_impl(impl, mu)
     source = noise
     if state is not None:
@@ -389,9 +392,7 @@ def _backward(ctx, dz, dkl):
 
 
 def _refuse(ctx, *gradients):
-    raise RuntimeError(
-        "reparameterize is differentiable once; its second derivative is not implemented"
-    )
+    derivatives.refuse_second("reparameterize")
 
 
 _reparameterize.register_autograd(_backward, setup_context=_setup_context)

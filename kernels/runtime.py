@@ -24,6 +24,11 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTERPRET: bool = triton.knobs.runtime.interpret
 OLDEST = 80  # Ampere: bf16 and tf32 tensor cores
 
+# Asked once: torch.compile (2.11) cannot trace the question.
+_AUTOCAST = frozenset(
+    kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)
+)
+
 _default = os.environ.get("FASTUNIT_IMPL", "auto")
 
 
@@ -80,15 +85,15 @@ def choose_impl(impl: str, x: Tensor) -> str:
 def autocast(x: Tensor) -> Tensor:
     """Return x in autocast's dtype where autocast is on, as PyTorch's own convolutions do."""
     kind = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind):
+    if x.dtype == torch.float64 or kind not in _AUTOCAST or not torch.is_autocast_enabled(kind):
         return x
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    return x.to(torch.get_autocast_dtype(kind))
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Return a context for an operator on x, whose own products keep the dtypes it gave them."""
     kind = x.device.type
-    active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    active = kind in _AUTOCAST and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if active else nullcontext()
 
 

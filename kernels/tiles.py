@@ -62,19 +62,22 @@ def choose(
         key: what the speed depends on: kernel, shapes, dtype.
         run: launches the kernel with a tile; called on candidates only where they are timed.
         x: an operand; says which device.
+
+    While a CUDA graph is captured nothing is timed: a winner that is known, in memory or on disk,
+    is taken there too, since the steps before the capture ran, and so loaded, it.
     """
-    if len(candidates) == 1 or not _may_time(x):
+    if len(candidates) == 1 or not _is_tuned(x):
         return candidates[0]
-    return _Store.of(torch.cuda.get_device_name(x.device)).best(key, candidates, run)
+    with torch.cuda.device_of(x):
+        store = _Store.of(torch.cuda.get_device_name(x.device))
+        # A capture neither times nor loads kernels: it takes what the steps before it ran.
+        capturing = torch.cuda.is_current_stream_capturing()
+        return store.best(key, candidates, None if capturing else run)
 
 
-def _may_time(x: Tensor) -> bool:
-    return (
-        x.is_cuda
-        and not runtime.recording()
-        and os.environ.get("FASTUNIT_AUTOTUNE", "1") != "0"
-        and not torch.cuda.is_current_stream_capturing()
-    )
+def _is_tuned(x: Tensor) -> bool:
+    on = os.environ.get("FASTUNIT_AUTOTUNE", "1") != "0"
+    return x.is_cuda and not runtime.recording() and on
 
 
 def filter_columns(channels: int) -> int:
@@ -175,11 +178,20 @@ class _Store:
         return _Store(gpu)
 
     def best(
-        self, key: tuple[object, ...], candidates: Sequence[Tile], run: Callable[[Tile], object]
+        self,
+        key: tuple[object, ...],
+        candidates: Sequence[Tile],
+        run: Callable[[Tile], object] | None,
     ) -> Tile:
+        """Return the winner, timing the candidates where none is known.
+
+        Without `run` nothing is timed, and the first candidate is taken where none is known.
+        """
         name = json.dumps([str(part) for part in key])
         known = self._winners.get(name)
         if known is None or Tile(*known) not in candidates:
+            if run is None:
+                return candidates[0]
             times = {tile: _time(run, tile) for tile in candidates}
             self._winners[name] = list(asdict(min(times, key=times.__getitem__)).values())
             self._cache.put(json.dumps(self._winners), self.FILE, binary=False)

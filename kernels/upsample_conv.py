@@ -46,12 +46,12 @@ def upsample_conv(
     Differentiable, once, in every tensor argument.
 
     Raises:
-        ValueError, RuntimeError: as `conv_norm_act`.
+        ValueError, NotImplementedError, RuntimeError: as `conv_norm_act`.
     """
     kind = "upsample"
     if pad_mode == "reflect" and padding > REFLECT_LIMIT:
         kind, x = "conv", F.interpolate(x, scale_factor=2, mode="nearest")
     return conv_block(
         kind, x, w, b, gamma, beta, None, slope, padding=padding, pad_mode=pad_mode, norm=norm,
-        eps=eps, act=act, impl=impl,
+        eps=eps, act=act, impl=impl, name="upsample_conv",
     )  # fmt: skip

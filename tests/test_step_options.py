@@ -162,6 +162,58 @@ def test_a_compiled_step_computes_the_same(changes, make, batch):
     assert_close(state(compiled), state(eager))
 
 
+class Breaks(torch.nn.Module):
+    """Something that the compiler leaves to Python."""
+
+    def forward(self, x):
+        torch._dynamo.graph_break()
+        return x
+
+
+def uncompiled(function, **options):
+    """Trace as torch.compile does, without the minutes of its C++ compiler."""
+    return COMPILE(function, backend="aot_eager", **options)
+
+
+COMPILE = torch.compile
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pair", ["on", "off"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_compiled_step_is_three_graphs_without_a_break(
+    accumulate, pair, dtype, precision, make, batch, monkeypatch
+):
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(compiling.torch, "compile", uncompiled)
+    changes = {"pair_domains": pair, "precision": precision, "accumulate": accumulate}
+    step = make(compile="on", **changes)
+    step.unit.to(dtype)
+    for _ in range(2):
+        step(*(x.to(dtype) for x in batch))
+    counters = torch._dynamo.utils.counters
+    assert step.compiled.is_on(CPU)
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == (3 if accumulate == 1 else 2)
+
+
+def test_a_step_that_breaks_the_graph_is_not_said_to_be_compiled(make, batch, monkeypatch, caplog):
+    torch.compiler.reset()
+    monkeypatch.setattr(compiling.torch, "compile", uncompiled)
+    eager, step = make(compile="off"), make(compile="on")
+    noise = noise_for(eager, *batch)
+    for each in (eager, step):
+        each.unit.gen_a.dec.model.append(Breaks())
+    with caplog.at_level(logging.WARNING, "fastunit"):
+        losses = [each(*batch, noise=noise) for each in (eager, step)]
+    assert_close(losses[1], losses[0])
+    (said,) = (r.getMessage() for r in caplog.records if r.name == "fastunit.compiling")
+    assert said.startswith("compile off: torch.compile failed in decode_both:")
+    assert not step.compiled.is_on(CPU)
+
+
 @pytest.mark.parametrize("recompute", [True, False])
 def test_paired_networks_compile_without_a_break(recompute, make, batch):
     torch.compiler.reset()

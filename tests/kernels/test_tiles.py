@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -96,13 +98,87 @@ def test_the_fastest_is_kept_on_disk(store):
 def test_nothing_is_timed_without_a_gpu_or_when_told_not_to(monkeypatch):
     assert tiles.choose(("layer",), [TABLE, BETTER], pytest.fail, torch.empty(0)) == TABLE
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert tiles._may_time(torch.empty(0))
+    assert tiles._is_tuned(torch.empty(0))
     monkeypatch.setenv("FASTUNIT_AUTOTUNE", "0")
-    assert not tiles._may_time(torch.empty(0))
+    assert not tiles._is_tuned(torch.empty(0))
 
 
-def test_nothing_is_timed_while_a_graph_is_captured(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert not tiles._may_time(torch.empty(0))
+class Gpu:
+    """A process on a GPU: what it launches, what is loaded, and whether a graph is captured."""
+
+    def __init__(self, monkeypatch):
+        self.loaded, self.capturing, self.devices = set(), False, []
+        monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Test")
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
+        monkeypatch.setattr(torch.cuda, "device_of", self._guard)
+        tiles._Store.of.cache_clear()
+
+    @contextlib.contextmanager
+    def _guard(self, x):
+        self.devices.append(x)
+        yield
+        self.devices.pop()
+
+    def run(self, tile):
+        """Launch a kernel: its first launch loads it, which a capture forbids."""
+        assert self.devices or tile in self.loaded, "timed without its device's guard"
+        assert not (self.capturing and tile not in self.loaded), "loaded while capturing"
+        self.loaded.add(tile)
+
+    def layer(self, candidates=(TABLE, BETTER, HUGE), key=("layer", 1)):
+        tile = tiles.choose(key, list(candidates), self.run, torch.empty(0))
+        with self._guard(None):
+            self.run(tile)
+        return tile
+
+    def step(self):
+        """Warm up and capture; return the tiles of both."""
+        self.capturing = False
+        warm = self.layer()
+        self.capturing = True
+        return warm, self.layer()
+
+
+@pytest.fixture
+def gpu(monkeypatch, store):
+    yield lambda: Gpu(monkeypatch)
+    tiles._Store.of.cache_clear()
+
+
+def test_a_captured_graph_takes_the_tuned_tile(gpu, store):
+    assert gpu().step() == (BETTER, BETTER)
+    assert store()[1] == [TABLE, BETTER, HUGE]  # timed once, before the capture
+
+
+def test_a_second_process_loads_what_it_captures(gpu, store):
+    gpu().step()
+    timed = len(store()[1])
+    second = gpu()
+    assert second.step() == (BETTER, BETTER)
+    assert second.loaded == {BETTER}
+    assert len(store()[1]) == timed
+
+
+def test_nothing_is_timed_while_a_graph_is_captured(gpu, store):
+    process = gpu()
+    process.loaded.add(TABLE)  # by a step that went by the table alone
+    process.capturing = True
+    assert process.layer() == TABLE
+    assert not store()[1]
+    process.capturing = False
+    assert process.layer() == BETTER  # what a capture left out is made up for
+
+
+def test_a_winner_that_is_no_candidate_is_not_captured(gpu):
+    gpu().step()
+    process = gpu()
+    process.loaded.add(TABLE)
+    process.capturing = True
+    assert process.layer([TABLE, HUGE]) == TABLE
+
+
+def test_the_table_alone_is_captured_when_told_so(gpu, store, monkeypatch):
+    gpu().step()
+    monkeypatch.setenv("FASTUNIT_AUTOTUNE", "0")
+    assert gpu().step() == (TABLE, TABLE)

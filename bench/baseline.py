@@ -161,13 +161,15 @@ class BaselineStep(nn.Module):
     and the learning-rate schedules, which are left out; the latter cost next to nothing.
 
     Parameters have the names of fastunit's `UNIT` and PyTorch's initial values: load a state_dict.
-    Raises ValueError for weight sharing or vgg_w, which this step does not have.
+    Raises ValueError for weight sharing, vgg_w or identity_w, which this step does not have.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        if config.share.enc or config.share.dec or config.vgg_w:
-            raise ValueError("the baseline has no shared blocks and no perceptual term")
+        if config.share.enc or config.share.dec or config.vgg_w or config.identity_w:
+            raise ValueError(
+                "the baseline has no shared blocks and no perceptual term or identity term"
+            )
         self.config = config
         self.gen_a = VAEGen(config.input_dim_a, config.gen)
         self.gen_b = VAEGen(config.input_dim_b, config.gen)

@@ -59,6 +59,9 @@ def _step(
         if config.recon_x_cyc_w > 0:
             yield from run("encode again", encoder, both)
             yield from run("decode again", decoder, both)
+        if config.identity_w > 0:
+            yield from run("identity", encoder, both, image=True)
+            yield from run("identity", decoder, both)
         for scale in nets.discriminators[domain]:
             yield from run("discriminate", scale, ("dgrad",))
             yield from run.doubled("discriminators' update", scale, both, image=True)

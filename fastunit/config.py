@@ -28,6 +28,8 @@ SWITCH = ("auto", "on", "off")
 LATENTS = ("unit", "learned")
 NETWORKS = ("release", "paper")
 INITS = ("gaussian", "xavier", "kaiming", "orthogonal", "default")
+LR_POLICIES = ("step", "constant", "linear")
+INITS_B = ("own", "copy")
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,29 @@ class Config:
     beta2: float = key(0.999, "Adam's second decay", low=0.0, below=1.0)
     weight_decay: float = key(1e-4, "L2 penalty inside Adam's gradient", low=0.0)
     init: str = key("kaiming", "initialisation of the generators", choices=INITS)
-    lr_policy: str = key("step", "learning-rate schedule", choices=("step", "constant"))
+    init_b: str = key(
+        "own",
+        "start of domain b's generator: weights of its own, as the release, or those of a's",
+        choices=INITS_B,
+    )
+    lr_policy: str = key("step", "learning-rate schedule", choices=LR_POLICIES)
     step_size: int = key(100_000, "iterations between learning-rate steps", low=1)
     gamma: float = key(0.5, "learning-rate factor of a step", low=0.0)
+    decay_from: float = key(
+        0.5,
+        "share of max_iter after which lr_policy=linear lowers the rate, to 0 at the end",
+        low=0.0,
+        below=1.0,
+    )
     share_fakes: bool = key(
         True, "translate once for both updates; false: new noise for each, as the release"
     )
     ema_decay: float = key(
-        0.0, "decay of the averaged generators used for samples; 0: off", low=0.0, below=1.0
+        0.0,
+        "decay of the averaged generators used for samples and translation, after n iterations at "
+        "most (1 + n) / (10 + n); 0: off",
+        low=0.0,
+        below=1.0,
     )
     seed: int = key(0, "seed of weights, noise and data order", low=0, below=2**63)
 
@@ -142,6 +159,9 @@ class Config:
     recon_kl_w: float = key(0.01, "KL of the codes (lambda 1)", low=0.0)
     recon_x_cyc_w: float = key(10.0, "L1 of the cycles (lambda 4); 0 skips the cycle", low=0.0)
     recon_kl_cyc_w: float = key(0.01, "KL of the re-encoded codes (lambda 3)", low=0.0)
+    identity_w: float = key(
+        0.0, "L1 of each image and what translating it to its own domain makes of it", low=0.0
+    )
     vgg_w: float = key(0.0, "perceptual term on VGG16 features; needs vgg_model_path", low=0.0)
     vgg_model_path: str | None = key(
         None, "VGG16 weights in torchvision's layout, for BGR 0..255 less the mean"

@@ -1,9 +1,10 @@
-"""Weight initialisation by the names of the release's `init` key."""
+"""Weight initialisation by the names of the release's `init` key, and equal starts."""
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import nn
 
 from fastunit.config import INITS
@@ -31,3 +32,20 @@ def initialise(module: nn.Module, init: str) -> None:
             nn.init.orthogonal_(layer.weight, gain=math.sqrt(2))
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def copy_matching(source: nn.Module, target: nn.Module) -> list[str]:
+    """Copy the source's parameters and buffers into the target's of the same name and shape.
+
+    What only one of them has, or has in another shape (the first and last convolution of domains
+    with different channels), is left alone. The two share no memory afterwards unless they did
+    before. Returns the names in the target's state_dict of what was left alone.
+    """
+    given, left = source.state_dict(), []
+    for name, value in target.state_dict().items():  # views of the target's own memory
+        if name in given and given[name].shape == value.shape:
+            value.copy_(given[name])
+        else:
+            left.append(name)
+    return left

@@ -17,6 +17,7 @@ def check(config: Config) -> None:
     _check_sharing(config)
     _check_sizes(config)
     _check_perceptual(config)
+    _check_identity(config)
 
 
 def smallest_crop(config: Config) -> int:
@@ -134,6 +135,15 @@ def _check_perceptual(config: Config) -> None:
         raise ConfigError(
             f"vgg_w={config.vgg_w} needs crops of at least 8x16 or 16x8 pixels, not "
             f"{height}x{width}; enlarge crop_image_height or crop_image_width, or set vgg_w=0"
+        )
+
+
+def _check_identity(config: Config) -> None:
+    a, b = config.input_dim_a, config.input_dim_b
+    if config.identity_w > 0 and a != b:
+        raise ConfigError(
+            f"identity_w={config.identity_w} gives each generator the other domain's images, but "
+            f"input_dim_a={a} and input_dim_b={b} differ; set identity_w=0 or make them equal"
         )
 
 

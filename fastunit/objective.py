@@ -33,6 +33,8 @@ LOSSES = {
     "cycle_b": "equation 3: mean absolute difference of b and b -> a -> b",
     "cycle_kl_a": "equation 3: as kl_b, of a translated to b",
     "cycle_kl_b": "equation 3: as kl_a, of b translated to a",
+    "identity_a": "mean absolute difference of a and what translating it from b to a makes of it",
+    "identity_b": "mean absolute difference of b and what translating it from a to b makes of it",
     "perceptual_a": "VGG16 feature distance of b translated to a from b",
     "perceptual_b": "VGG16 feature distance of a translated to b from a",
     "generator_total": "weighted sum that the generators descend",
@@ -123,7 +125,10 @@ def generator_losses(
         perceptual: the VGG16 term; needed when config.vgg_w is above 0.
         decoded: what `decode_both` returned, with its graph; noise "a" and "b" are then unused.
 
-    With config.recon_x_cyc_w at 0 the cycle, and the KL of its codes, are left out.
+    With config.recon_x_cyc_w at 0 the cycle, and the KL of its codes, are left out. With
+    config.identity_w above 0 (CycleGAN, Zhu et al. 2017, section 5.2) the generators are asked to
+    leave alone what is in their domain already; as in translation the codes get no noise, so the
+    term draws none.
     Raises ValueError when noise lacks a name or the perceptual term is needed but None.
     """
     noise = _checked(noise, GENERATOR_NOISE)
@@ -148,6 +153,10 @@ def generator_losses(
         x_aba, x_bab = unit.decode(z_ab, z_ba)
         losses["cycle_a"], losses["cycle_b"] = _l1(x_aba, x_a), _l1(x_bab, x_b)
         losses["cycle_kl_a"], losses["cycle_kl_b"] = kl_ab, kl_ba
+    if config.identity_w > 0:
+        for_b, for_a = unit.encode(x_b, x_a)  # gen_a's code of b, gen_b's of a
+        x_a_again, x_b_again = unit.decode(for_a, for_b)
+        losses["identity_a"], losses["identity_b"] = _l1(x_a_again, x_a), _l1(x_b_again, x_b)
     if config.vgg_w > 0:
         distances = perceptual.pair((x_ba, x_ab), (x_b, x_a))
         losses["perceptual_a"], losses["perceptual_b"] = distances
@@ -174,6 +183,7 @@ def _weighted(losses: Losses, config: Config) -> Tensor:
         "kl": config.recon_kl_w,
         "cycle": config.recon_x_cyc_w,
         "cycle_kl": config.recon_kl_cyc_w,
+        "identity": config.identity_w,
         "perceptual": config.vgg_w,
     }
     return sum(weights[name.rpartition("_")[0]] * loss for name, loss in losses.items())

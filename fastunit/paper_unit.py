@@ -10,7 +10,7 @@ from torch import nn
 from fastunit import paper
 from fastunit.config import Config
 from fastunit.coupled import Coupled
-from fastunit.initialise import initialise
+from fastunit.initialise import copy_matching, initialise
 from fastunit.paper import COCOResGen
 from fastunit.paper_options import DisOptions, ResGenOptions, SharedDisOptions
 from fastunit.vae import start_sigma
@@ -19,7 +19,8 @@ from fastunit.vae import start_sigma
 class PaperUNIT(Coupled):
     """One module of both generators, `gen`, and one of both discriminators, `dis`.
 
-    Generators start as ``config.init`` says, discriminators N(0, 0.02), all biases 0.
+    Generators start as ``config.init`` says, discriminators N(0, 0.02), all biases 0. With
+    ``config.init_b`` "copy" domain b's own layers start as domain a's where their shapes agree.
     """
 
     def __init__(self, config: Config) -> None:
@@ -34,6 +35,8 @@ class PaperUNIT(Coupled):
         initialise(self.dis, "gaussian")
         if self.gen.sigma is not None:
             start_sigma(self.gen.sigma)
+        if config.init_b == "copy":  # after all draws: what is drawn later does not depend on it
+            copy_matching(self.gen_a, self.gen_b)
 
     gen_a = property(lambda self: self.gen.domains["a"])
     gen_b = property(lambda self: self.gen.domains["b"])

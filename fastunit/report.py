@@ -31,6 +31,7 @@ _GROUPS = {
     "adversarial": ("adversarial_a", "adversarial_b"),
     "reconstruction (L1)": ("reconstruction_a", "reconstruction_b"),
     "cycle (L1)": ("cycle_a", "cycle_b"),
+    "identity (L1)": ("identity_a", "identity_b"),
     "KL of the codes": ("kl_a", "kl_b", "cycle_kl_a", "cycle_kl_b"),
     "totals": ("generator_total", "discriminator_total"),
     "perceptual": ("perceptual_a", "perceptual_b"),

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastunit import checkpoint, config, files, precision, release
+from fastunit.averaging import Average
 from fastunit.config import Config
 from fastunit.coupled import Translator
 from fastunit.data import DomainLoader
@@ -23,7 +23,8 @@ from fastunit.sources import Domains
 from fastunit.step import TrainStep
 from fastunit.systems import networks
 
-OPTIMISER_KEYS = ("lr", "beta1", "beta2", "weight_decay", "lr_policy", "step_size", "gamma")
+ADAM_KEYS = ("lr", "beta1", "beta2", "weight_decay")
+SCHEDULE_KEYS = {"step": ("step_size", "gamma"), "linear": ("decay_from", "max_iter")}
 MEMORY_FORMAT = torch.channels_last  # of the networks
 _logger = logging.getLogger(__name__)
 
@@ -43,14 +44,12 @@ class Session:
         torch.manual_seed(config.seed)
         perceptual = load_perceptual(config.vgg_model_path) if config.vgg_w > 0 else None
         self.unit = networks(config).to(device, memory_format=MEMORY_FORMAT)
-        self.step = TrainStep(self.unit, config, perceptual and perceptual.to(device))
+        self._pair = self.unit.translator()
+        self._average = Average(self._pair, config.ema_decay) if config.ema_decay else None
+        perceptual = perceptual and perceptual.to(device)
+        self.step = TrainStep(self.unit, config, perceptual, self._average)
         if config.graphs == "on" or (config.graphs == "auto" and device.type == "cuda"):
             self.step.use_graphs(required=config.graphs == "on")
-        self._pair = self.unit.translator()
-        self._average = None
-        if config.ema_decay:
-            decay = get_ema_multi_avg_fn(config.ema_decay)
-            self._average = AveragedModel(self._pair, multi_avg_fn=decay)
 
     @property
     def translator(self) -> Translator:
@@ -72,8 +71,6 @@ class Session:
     def advance(self, x_a: Tensor, x_b: Tensor) -> Losses:
         """Train on one batch of each domain; returns detached scalars on the device."""
         losses = self.step(x_a, x_b)
-        if self._average is not None:
-            self._average.update_parameters(self._pair)
         self.iteration += 1
         self.positions["a"] += len(x_a)
         self.positions["b"] += len(x_b)
@@ -128,7 +125,7 @@ class Session:
             "unit": self.unit.state_dict(),
             "step": self.step.state_dict(),
             "ema": average.module.state_dict() if average is not None else None,
-            "ema_updates": int(average.n_averaged) if average is not None else 0,
+            "ema_updates": int(average.updates) if average is not None else 0,
             "random": checkpoint.random_state(self.device),
             "positions": dict(self.positions),
             "files": dict(self.files),
@@ -171,7 +168,12 @@ class Session:
 
     def _follow_settings(self, before: Config) -> None:
         """Let changed optimiser settings win over the restored ones, saying so."""
-        keys = [key for key in OPTIMISER_KEYS if getattr(before, key) != getattr(self.config, key)]
+        own = SCHEDULE_KEYS.get(self.config.lr_policy, ())
+        keys = [
+            key
+            for key in (*ADAM_KEYS, "lr_policy", *own)
+            if getattr(before, key) != getattr(self.config, key)
+        ]
         if keys:
             self.step.reset_settings(self.iteration)
             changes = (f"{k} {getattr(before, k)} -> {getattr(self.config, k)}" for k in keys)
@@ -183,7 +185,7 @@ class Session:
             return
         if state["ema"] is None:
             _logger.warning("%s has no averaged generators: the average starts here", source)
-            average.module.load_state_dict(self._pair.state_dict())
+            average.restart()
         else:
             checkpoint.load_modules({"ema": average.module}, state, source)
-        average.n_averaged.fill_(state["ema_updates"])
+            average.updates.fill_(state["ema_updates"])

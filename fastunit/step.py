@@ -13,7 +13,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
 
-from fastunit import precision
+from fastunit import precision, schedule
+from fastunit.averaging import Average
 from fastunit.compiling import Compiled
 from fastunit.config import Config
 from fastunit.coupled import Coupled
@@ -40,16 +41,22 @@ class TrainStep:
 
     Images are [N, C, H, W] in [-1, 1] on the networks' device and of their dtype; the losses
     are detached scalars on that device, named as in `objective.LOSSES`. Nothing waits for the
-    device.
+    device. An `average` of the generators takes in what each step makes of them.
     """
 
-    def __init__(self, unit: Coupled, config: Config, perceptual: Perceptual | None = None) -> None:
-        self.unit, self.config, self.perceptual = unit, config, perceptual
+    def __init__(
+        self,
+        unit: Coupled,
+        config: Config,
+        perceptual: Perceptual | None = None,
+        average: Average | None = None,
+    ) -> None:
+        self.unit, self.config, self.perceptual, self.average = unit, config, perceptual, average
         unit.pairing = Pairing(_SWITCH[config.pair_domains], config.checkpoint_activations)
         self.dis_opt = adam(unit.discriminators(), config)
         self.gen_opt = adam(unit.generators(), config)
-        self.dis_scheduler = _scheduler(self.dis_opt, config)
-        self.gen_scheduler = _scheduler(self.gen_opt, config)
+        self.dis_scheduler = schedule.scheduler(self.dis_opt, config)
+        self.gen_scheduler = schedule.scheduler(self.gen_opt, config)
         self.compiled = Compiled(config.compile)
         self.learning_rate = config.lr  # as on the device, known without asking it
         self._graphed: GraphedStep | None = None
@@ -78,7 +85,10 @@ class TrainStep:
                 decoded = self._call(decode_both, self.unit, x_a, x_b, noise)
             losses = self.dis_update(x_a, x_b, noise, decoded)
             self.dis_opt.zero_grad()
-            return losses | self.gen_update(x_a, x_b, noise, decoded)
+            losses |= self.gen_update(x_a, x_b, noise, decoded)
+        if self.average is not None:
+            self.average.update()
+        return losses
 
     def dis_update(
         self,
@@ -190,8 +200,11 @@ class TrainStep:
                 if scheduler is not None:
                     scheduler.step()
         scheduler = self.gen_scheduler
-        if scheduler is not None and scheduler.last_epoch % scheduler.step_size == 0:
-            self.learning_rate *= scheduler.gamma
+        if isinstance(scheduler, StepLR):  # which multiplies the rate that there is
+            if scheduler.last_epoch % scheduler.step_size == 0:
+                self.learning_rate *= scheduler.gamma
+        elif scheduler is not None:
+            self.learning_rate = schedule.rate(self.config, scheduler.last_epoch)
 
     def _stateful(self) -> dict:
         parts = {
@@ -214,24 +227,23 @@ class TrainStep:
     def load_state_dict(self, state: dict) -> None:
         """Restore what `state_dict` returned."""
         for name, part in self._stateful().items():
-            if name in state:  # a schedule is absent where it was constant; `reset_settings`
+            if name in ("dis_opt", "gen_opt"):
                 part.load_state_dict(state[name])
+            elif name in state:  # a schedule is absent where it was constant; `reset_settings`
+                schedule.restore(part, state[name])
         self._settle()
 
     def reset_settings(self, iteration: int) -> None:
         """Give restored optimisers and schedules the configuration's settings at an iteration."""
         config = self.config
-        steps = iteration // config.step_size if config.lr_policy == "step" else 0
         for optimizer in (self.dis_opt, self.gen_opt):
             for group in optimizer.param_groups:
-                group["lr"], group["initial_lr"] = config.lr * config.gamma**steps, config.lr
+                group["lr"], group["initial_lr"] = schedule.rate(config, iteration), config.lr
                 group["betas"] = (config.beta1, config.beta2)
                 group["weight_decay"] = config.weight_decay
         for scheduler in (self.dis_scheduler, self.gen_scheduler):
             if scheduler is not None:
-                scheduler.step_size, scheduler.gamma = config.step_size, config.gamma
-                scheduler.base_lrs = [config.lr]
-                scheduler.last_epoch = iteration
+                schedule.reset(scheduler, config, iteration)
         self._settle()
 
     def load_release_optimizers(self, state: dict, iteration: int) -> None:
@@ -267,12 +279,6 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-def _scheduler(optimizer: Adam, config: Config) -> StepLR | None:
-    if config.lr_policy == "constant":
-        return None
-    return StepLR(optimizer, config.step_size, config.gamma)
 
 
 def _detached(losses: Losses) -> Losses:

@@ -6,7 +6,7 @@ from torch import nn
 
 from fastunit.config import Config
 from fastunit.coupled import Coupled, GeneratorPair
-from fastunit.initialise import initialise
+from fastunit.initialise import copy_matching, initialise
 from fastunit.networks import MsImageDis, VAEGen
 from fastunit.vae import start_sigma
 
@@ -16,7 +16,8 @@ class UNIT(Coupled):
 
     With ``config.share`` the last encoder and first decoder residual blocks of both generators
     are the same modules: once in `parameters()`, in the state_dict of each generator.
-    Initialised as the release: generators by ``config.init``, discriminators N(0, 0.02).
+    Initialised as the release: generators by ``config.init``, discriminators N(0, 0.02). With
+    ``config.init_b`` "copy" gen_b starts as gen_a where their shapes agree.
     """
 
     def __init__(self, config: Config) -> None:
@@ -31,6 +32,8 @@ class UNIT(Coupled):
                 start_sigma(generator.sigma)
         for discriminator in (self.dis_a, self.dis_b):
             initialise(discriminator, "gaussian")
+        if config.init_b == "copy":  # after all draws: what is drawn later does not depend on it
+            copy_matching(self.gen_a, self.gen_b)
         share_blocks(self.gen_a, self.gen_b, enc=config.share.enc, dec=config.share.dec)
 
     def translator(self) -> GeneratorPair:

@@ -92,6 +92,17 @@ def test_flops_of_the_perceptual_term_are_those_that_pytorch_counts():
     assert added == counter.get_total_flops()
 
 
+def test_flops_of_the_identity_term_are_those_that_pytorch_counts():
+    plain, identity = (config.from_dict(SMALL | {"identity_w": weight}) for weight in (0, 5))
+    a, b = BaselineStep(plain).gen_a, BaselineStep(plain).gen_b
+    x_a, x_b = torch.rand(2, identity.batch_size, 3, *identity.crop)
+    with FlopCounterMode(display=False) as counter:
+        for encoded, decoded, x in ((b, a, x_a), (a, b, x_b)):
+            decoded.dec(encoded.enc(x)).sum().backward()
+    added = flops(work.step(identity)) - flops(work.step(plain))
+    assert added == counter.get_total_flops()
+
+
 def test_shared_decoder_blocks_run_once_over_both_codes():
     apart, shared = (release(share={"enc": 0, "dec": dec}) for dec in (0, 2))
     convolution = 2 * 64**2 * 9 * 256**2

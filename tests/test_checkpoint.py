@@ -194,7 +194,7 @@ def test_a_stored_configuration_that_no_longer_fits_is_named(session, tmp_path):
         checkpoint.load_generators(path)
 
 
-def test_average_follows_its_decay(session):
+def test_average_follows_its_ramp(session):
     start = {k: v.clone() for k, v in session.unit.gen_a.state_dict().items()}
     train(session, 1)
     first = {k: v.clone() for k, v in session.unit.gen_a.state_dict().items()}
@@ -202,7 +202,7 @@ def test_average_follows_its_decay(session):
     second = session.unit.gen_a.state_dict()
     key = "enc.model.0.conv.weight"
     assert not torch.equal(start[key], first[key])
-    expected = 0.5 * first[key] + 0.5 * second[key]
+    expected = 2 / 11 * (0.1 * start[key] + 0.9 * first[key]) + 9 / 11 * second[key]
     torch.testing.assert_close(session.translator.gen_a.state_dict()[key], expected)
 
 

@@ -59,6 +59,7 @@ def weights(step):
         {"precision": "tf32", "share_fakes": False},
         {"clip_grad_norm": 0.1, "lr_policy": "step", "step_size": 2},
         {"accumulate": 2},
+        {"identity_w": 2.0, "lr_policy": "linear", "max_iter": STEPS + 1},
         {"checkpoint_activations": True},
         {"pair_domains": "off"},
         {"latent": "learned"},
@@ -109,6 +110,20 @@ def test_the_schedule_acts_on_replays(make, batches):
     after = weights(step)
     assert step.learning_rate == 0
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_average_ramps_on_replays(tiny, batches):
+    session = Session(from_dict(tiny | {"ema_decay": 0.9, "graphs": "on", "lr": 0.01}), CUDA)
+    wanted = {n: p.double() for n, p in session.translator.named_parameters()}
+    trained = dict(session.unit.translator().named_parameters())
+    for n, images in enumerate(batches):
+        session.advance(*images)
+        decay = (1 + n) / (10 + n)
+        wanted = {k: decay * v + (1 - decay) * trained[k].double() for k, v in wanted.items()}
+    assert session.step._graphed._graph is not None
+    for name, value in session.translator.named_parameters():
+        torch.testing.assert_close(value.double(), wanted[name], rtol=1e-5, atol=1e-6)
+    assert session.state()["ema_updates"] == STEPS
 
 
 def test_images_of_another_shape_run_as_they_are(make, batches):

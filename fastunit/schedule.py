@@ -1,0 +1,53 @@
+"""Learning-rate schedules, of which an iteration's own, counted from 1, is set before its updates.
+
+"step" multiplies the rate by `gamma` every `step_size` iterations; "linear" keeps it for the share
+`decay_from` of `max_iter` iterations and lowers it from there on by equal amounts, so that it
+would be 0 in the first iteration after the last; "constant" keeps it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, StepLR
+
+from fastunit.config import Config
+
+
+def rate(config: Config, iteration: int) -> float:
+    """Return the rate of an iteration's updates."""
+    if config.lr_policy == "step":
+        return config.lr * config.gamma ** (iteration // config.step_size)
+    if config.lr_policy == "linear":
+        return config.lr * _left(config, iteration)
+    return config.lr
+
+
+def scheduler(optimizer: Optimizer, config: Config) -> LRScheduler | None:
+    """Return the schedule of an optimiser, to be advanced before each iteration's updates."""
+    if config.lr_policy == "step":
+        return StepLR(optimizer, config.step_size, config.gamma)
+    if config.lr_policy == "linear":
+        return LambdaLR(optimizer, lambda iteration: _left(config, iteration))
+    return None
+
+
+def restore(part: LRScheduler, state: dict[str, Any]) -> None:
+    """Load the state of a schedule of the same policy; that of another is left to `reset`."""
+    if ("lr_lambdas" in state) == isinstance(part, LambdaLR):
+        part.load_state_dict(state)
+
+
+def reset(part: LRScheduler, config: Config, iteration: int) -> None:
+    """Give a schedule the configuration's settings after an iteration."""
+    if isinstance(part, StepLR):
+        part.step_size, part.gamma = config.step_size, config.gamma
+    part.base_lrs, part.last_epoch = [config.lr], iteration
+
+
+def _left(config: Config, iteration: int) -> float:
+    """Return the share of the rate that an iteration of a linear schedule has."""
+    begin = int(config.decay_from * config.max_iter)
+    left = (config.max_iter + 1 - iteration) / (config.max_iter - begin)
+    return min(1.0, max(0.0, left))

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
+from fastunit.averaging import Average
 from fastunit.digit_images import batches, deform, normalised
 from fastunit.digit_objective import (
     Losses,
@@ -61,7 +61,7 @@ class Adaptation:
         self._optimizers = [adam(list(n.parameters()), settings) for n in (self.gen, self.dis)]
         self._average = None
         if settings.ema_decay:
-            self._average = AveragedModel(self.dis, avg_fn=_ramped(settings.ema_decay))
+            self._average = Average(self.dis, settings.ema_decay)
         self._precision = resolve(settings.precision, device)
         self.iteration = 0
 
@@ -80,7 +80,7 @@ class Adaptation:
             else:
                 losses = self._update_both(x_a, labels, x_b)
         if self._average is not None:
-            self._average.update_parameters(self.dis)
+            self._average.update()
         self.iteration += 1
         return {name: loss.detach() for name, loss in losses.items()}
 
@@ -155,19 +155,6 @@ class Adaptation:
                 right += (classify(x).argmax(1) == wanted).sum()
         self.judge.train()
         return int(right) / len(images)
-
-
-def _ramped(limit: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return the exponential average whose decay grows with its updates n to a limit.
-
-    min(limit, (1 + n) / (10 + n)): the random start has no part in it after the first updates.
-    """
-
-    def average(mean: Tensor, value: Tensor, n: Tensor) -> Tensor:
-        decay = ((1 + n) / (10 + n)).clamp(max=limit).to(mean)
-        return mean.lerp(value, 1 - decay)
-
-    return average
 
 
 def stream(

@@ -14,7 +14,8 @@ from fastunit.digit_images import deform, normalised, prepare
 from fastunit.digit_objective import Settings
 from fastunit.errors import DataError
 
-SHIFT = {"rotation": 15.0, "stretch": 0.2, "shear": 0.3, "shift": 2.0}  # of what is held out
+SHIFTED = "shifted"  # the target made of source images
+SHIFT = {"rotation": 15.0, "stretch": 0.2, "shear": 0.3, "shift": 2.0}  # how they are deformed
 FRAMED = ("mnist", "usps")  # others are photographs, whose whole frame is used
 
 
@@ -31,7 +32,6 @@ class Task:
     """The data of a run; `target` has no labels, so that training cannot read them.
 
     held_out: training images of the source that are not in `source`; None where there are none.
-    held_out_shifted: the same, deformed by `SHIFT` as a stand-in for another data set.
     """
 
     source: Split
@@ -40,7 +40,6 @@ class Task:
     channels: int
     names: dict[str, str]
     held_out: Split | None = None
-    held_out_shifted: Tensor | None = None
 
 
 def load_task(
@@ -48,24 +47,28 @@ def load_task(
 ) -> Task:
     """Read both data sets, and bring them to 32x32 pixels and to the same number of channels.
 
-    Gray images are repeated where the other domain's have 3 channels. Raises DataError.
+    Gray images are repeated where the other domain's have 3 channels. The target SHIFTED is what is
+    held out of the source, deformed by SHIFT: a half to train on and a half to test with, so that
+    settings can be chosen without any other data set. Raises DataError.
     """
     if source == target:
         raise DataError(f"--source and --target are both {source}; choose two data sets")
     names = {SOURCE: source, TARGET: target}
-    channels = max(digit_files.SHAPES[name][2] for name in names.values())
-    splits = {
-        (domain, split): _split(folder, name, split, channels, settings, device)
-        for domain, name in names.items()
+    sets = [name for name in names.values() if name != SHIFTED]
+    channels = max(digit_files.SHAPES[name][2] for name in sets)
+    read = {
+        (name, split): _split(folder, name, split, channels, settings, device)
+        for name in sets
         for split in digit_files.SPLITS
     }
-    trained, held_out = _parted(splits[SOURCE, "train"], settings.holdout)
+    trained, held_out = _parted(read[source, "train"], settings.holdout)
+    if target == SHIFTED:
+        read[SHIFTED, "train"], read[SHIFTED, "test"] = _shifted(held_out)
     return Task(
         source=trained,
         held_out=held_out,
-        held_out_shifted=None if held_out is None else _shifted(held_out.images),
-        target=splits[TARGET, "train"].images,
-        tests={domain: splits[domain, "test"] for domain in names},
+        target=read[target, "train"].images,
+        tests={domain: read[name, "test"] for domain, name in names.items()},
         channels=channels,
         names=names,
     )
@@ -83,10 +86,18 @@ def _parted(split: Split, share: float) -> tuple[Split, Split | None]:
     return tuple(Split(split.images[index], split.labels[index]) for index in (rest, held))
 
 
-def _shifted(images: Tensor) -> Tensor:
+def _shifted(held_out: Split | None) -> tuple[Split, Split]:
+    half = 0 if held_out is None else len(held_out.labels) // 2
+    if not half:
+        raise DataError(
+            f"--target {SHIFTED} is made of two or more held-out images of the source; give their "
+            "share, for instance --set holdout=0.2"
+        )
     generator = torch.Generator().manual_seed(0)
-    moved = deform(normalised(images), **SHIFT, generator=generator)
-    return ((moved + 1) * 127.5).round().byte()
+    moved = deform(normalised(held_out.images), **SHIFT, generator=generator)
+    images = ((moved + 1) * 127.5).round().byte()
+    parts = (slice(half), slice(half, None))
+    return tuple(Split(images[part], held_out.labels[part]) for part in parts)
 
 
 def _split(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
@@ -34,6 +35,17 @@ _LAMP = np.array([1.0, 0.80, 0.38], np.float32)
 _SUN, _MOON = np.array([1.0, 0.95, 0.70], np.float32), np.array([0.93, 0.95, 0.98], np.float32)
 
 
+class Surface(IntEnum):
+    """What stands on the land, of the same number in `Scene.things`."""
+
+    ROAD = 1
+    WALL = 2
+    ROOF = 3
+    WINDOW = 4
+    LEAVES = 5
+    TRUNK = 6
+
+
 @dataclass(frozen=True)
 class Scene:
     """Layers of one scene: float32 in [0, 1], planes [H, W], colours [H, W, 3]."""
@@ -49,6 +61,7 @@ class Scene:
     lit: np.ndarray  # window panes
     water: np.ndarray  # opacity of the lake, all 0 in a scene with a road
     mirror: tuple[np.ndarray, np.ndarray]  # row and column that each pixel of the lake reflects
+    things: np.ndarray  # uint8 [4H, 4W]: the `Surface` of each point, 0 where nothing stands
 
 
 # ---- rendering
@@ -117,6 +130,7 @@ def make_scene(rng: np.random.Generator) -> Scene:
         disc=np.clip(5.3 - distance, 0, 1), halo=np.exp(-((distance / 11) ** 2)),
         land=things.over(land), cover=np.maximum(cover, things.plane(things.mask)),
         lit=things.plane(things.panes), water=water, mirror=mirror,
+        things=np.asarray(things.surfaces),
     )  # fmt: skip
 
 
@@ -201,7 +215,7 @@ def _road(rng: np.random.Generator, things: _Things, horizon: float) -> None:
     edge = list(zip(middle - half, y, strict=True)) + list(
         zip((middle + half)[::-1], y[::-1], strict=True)
     )
-    things.polygon(edge, _rgb("#c8b594"))
+    things.polygon(edge, _rgb("#c8b594"), Surface.ROAD)
 
 
 # ---- houses and trees
@@ -218,19 +232,22 @@ class _Things:
         self.light = light
         size = (WIDTH * _SCALE, HEIGHT * _SCALE)
         self.image = Image.new("RGB", size)
-        self.mask, self.panes, self.shadow = (Image.new("L", size) for _ in range(3))
-        images = (self.image, self.mask, self.panes, self.shadow)
+        planes = (Image.new("L", size) for _ in range(4))
+        self.mask, self.panes, self.surfaces, self.shadow = planes
+        images = (self.image, self.mask, self.panes, self.surfaces)
         self._pens = [ImageDraw.Draw(image) for image in images]
+        self._shadow_pen = ImageDraw.Draw(self.shadow)
 
-    def polygon(self, points: Iterable[_Point], colour: np.ndarray, pane: bool = False) -> None:
-        self._shape("polygon", [(x * _SCALE, y * _SCALE) for x, y in points], colour, pane)
+    def polygon(self, points: Iterable[_Point], colour: np.ndarray, surface: Surface) -> None:
+        self._shape("polygon", [(x * _SCALE, y * _SCALE) for x, y in points], colour, surface)
 
-    def ellipse(self, x: float, y: float, wide: float, high: float, colour: np.ndarray) -> None:
-        box = [(x - wide) * _SCALE, (y - high) * _SCALE, (x + wide) * _SCALE, (y + high) * _SCALE]
-        self._shape("ellipse", box, colour, False)
+    def leaves(self, x: float, y: float, radius: float, colour: np.ndarray) -> None:
+        x, y, radius = x * _SCALE, y * _SCALE, radius * _SCALE
+        box = [x - radius, y - radius, x + radius, y + radius]
+        self._shape("ellipse", box, colour, Surface.LEAVES)
 
     def cast_shadow(self, points: Iterable[_Point]) -> None:
-        self._pens[3].polygon([(x * _SCALE, y * _SCALE) for x, y in points], fill=255)
+        self._shadow_pen.polygon([(x * _SCALE, y * _SCALE) for x, y in points], fill=255)
 
     def over(self, land: np.ndarray) -> np.ndarray:
         """Return `land` [H, W, 3] with the shadows and the things on it."""
@@ -242,9 +259,10 @@ class _Things:
     def plane(image: Image.Image) -> np.ndarray:
         return np.asarray(image.reduce(_SCALE), np.float32) / 255
 
-    def _shape(self, kind: str, at: list, colour: np.ndarray, pane: bool) -> None:
+    def _shape(self, kind: str, at: list, colour: np.ndarray, surface: Surface) -> None:
         rgb = tuple(int(v) for v in (colour * 255).clip(0, 255))
-        for pen, fill in zip(self._pens, (rgb, 255, 255 * pane), strict=False):
+        pane = 255 * (surface is Surface.WINDOW)
+        for pen, fill in zip(self._pens, (rgb, 255, pane, int(surface)), strict=True):
             getattr(pen, kind)(at, fill=fill)
 
 
@@ -278,14 +296,15 @@ def _house(rng: np.random.Generator, things: _Things, x: float, foot: float, nea
     things.cast_shadow([(x, foot), (end, foot), (end + reach, foot + high * 0.3),
                         (x + reach, foot + high * 0.3)])  # fmt: skip
     middle, over = x + front / 2, 0.8 * near
-    things.polygon([(corner, top), (end, top), (end, foot), (corner, foot)], wall * side_light)
+    things.polygon([(corner, top), (end, top), (end, foot), (corner, foot)],
+                   wall * side_light, Surface.WALL)  # fmt: skip
     things.polygon([(x, foot), (x, top), (middle, apex), (corner, top), (corner, foot)],
-                   wall * front_light)  # fmt: skip
+                   wall * front_light, Surface.WALL)  # fmt: skip
     things.polygon([(middle, apex - over), (end - front / 2 + over, apex - over),
                     (end + over, top + over), (corner + over, top + over)],
-                   roof * (0.62 + 0.38 * side_light))  # fmt: skip
+                   roof * (0.62 + 0.38 * side_light), Surface.ROOF)  # fmt: skip
     things.polygon([(middle, apex - over), (middle, apex + over), (x - over, top + 2 * over),
-                    (x - over, top + over)], roof * 0.8 * front_light)  # fmt: skip
+                    (x - over, top + over)], roof * 0.8 * front_light, Surface.ROOF)  # fmt: skip
     width, tall = 2.5 * near, 3.3 * near
     for floor in range(1 + (high > 10.5 * near)):
         y = top + (1.6 + 4.6 * floor) * near
@@ -298,7 +317,7 @@ def _house(rng: np.random.Generator, things: _Things, x: float, foot: float, nea
 def _window(things: _Things, x: float, y: float, width: float, tall: float) -> None:
     x -= width / 2
     box = [(x, y), (x + width, y), (x + width, y + tall), (x, y + tall)]
-    things.polygon(box, _GLASS, pane=True)
+    things.polygon(box, _GLASS, Surface.WINDOW)
 
 
 def _leaf_tree(
@@ -308,12 +327,12 @@ def _leaf_tree(
     trunk, crown = 0.16 * size, foot - 1.5 * size
     _tree_shadow(things, x, foot, size)
     things.polygon([(x - trunk, crown), (x + trunk, crown), (x + trunk, foot), (x - trunk, foot)],
-                   _rgb("#5a4030"))  # fmt: skip
+                   _rgb("#5a4030"), Surface.TRUNK)  # fmt: skip
     puffs = rng.uniform(-0.5, 0.5, (5, 2)) * size
     for tone, shift, part in ((0.62, 0.0, 0.75), (0.85, 0.14, 0.62), (1.12, 0.38, 0.34)):
         for dx, dy in puffs:
-            things.ellipse(x + dx + things.light * shift * size, crown + dy - shift * 0.6 * size,
-                           part * size, part * size, leaf * tone)  # fmt: skip
+            things.leaves(x + dx + things.light * shift * size, crown + dy - shift * 0.6 * size,
+                          part * size, leaf * tone)  # fmt: skip
 
 
 def _conifer(rng: np.random.Generator, things: _Things, x: float, foot: float, near: float) -> None:
@@ -325,7 +344,7 @@ def _conifer(rng: np.random.Generator, things: _Things, x: float, foot: float, n
         for side in (-1, 1):
             tone = 1.35 if side == things.light else 0.75
             things.polygon([(x, top), (x + side * half, low), (x, low + 0.04 * high)],
-                           needle * tone)  # fmt: skip
+                           needle * tone, Surface.LEAVES)  # fmt: skip
 
 
 def _tree_shadow(things: _Things, x: float, foot: float, size: float) -> None:

@@ -123,8 +123,9 @@ def _configure(args: argparse.Namespace, run: Run) -> Config:
 
 def _checked_files(settings: Config) -> Domains:
     """Find the images and read every new one; raises DataError listing the bad ones."""
-    if settings.data.builtin == "scenes":
-        settings = replace(settings, data_root=str(datasets.demo_root()))
+    if settings.data.builtin != "none":
+        root = datasets.demo_root(builtin=settings.data.builtin)
+        settings = replace(settings, data_root=str(root))
     found = sources.find_domains(settings)
     wanted = {}
     for split in sources.SPLITS:
@@ -164,7 +165,7 @@ def _print_plan(settings: Config, run: Run, device: torch.device) -> None:
 
 
 def _image_counts(settings: Config) -> dict[str, int]:
-    if settings.data.builtin == "scenes":
+    if settings.data.builtin != "none":
         return datasets.DEMO_COUNTS
     found = sources.find_domains(settings)
     return {split: len(getattr(found, split)) for split in sources.SPLITS}

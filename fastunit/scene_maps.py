@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from fastunit import scenes
-from fastunit.scenes import Scene, Surface
+from fastunit.scene_things import SCALE, Surface
+from fastunit.scenes import Scene
 
 REDUCE = 2  # pictures of the domains have this fraction of a scene's width and height
 _CLOUD, _SUN, _WATER, _LAND, _SKY = range(7, 12)
@@ -47,7 +48,7 @@ def flat_map(scene: Scene) -> np.ndarray:
 
 def _surfaces(scene: Scene) -> np.ndarray:
     """Return the number of the surface in front at each pixel's centre, [36, 48]."""
-    step = scene.things.shape[0] // (scenes.HEIGHT // REDUCE)
+    step = SCALE * REDUCE
     things = scene.things[step // 2 :: step, step // 2 :: step]
     found = np.full(things.shape, _SKY)
     # From the farthest layer to the nearest, as `scenes.render` blends them.

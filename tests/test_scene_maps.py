@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from fastunit import datasets, scene_maps, scenes
-from fastunit.scenes import Surface
+from fastunit.scene_things import Surface
 
 # SHA-256 of three scenes by day and night, as version 2 of the drawing made them before the maps.
 DRAWN = "57660bf17f7077a33f95b45633b98b0874d1b58e8f146dec8b9fb0ef65d01c1f"

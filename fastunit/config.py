@@ -64,7 +64,9 @@ class ShareConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    builtin: str = key("none", "built-in demo domains instead of files", choices=("none", "scenes"))
+    builtin: str = key(
+        "none", "built-in demo domains instead of files", choices=("none", "scenes", "scene_maps")
+    )
     skip_bad: bool = key(False, "leave unreadable and too-small files out instead of refusing")
     test_crop: str = key(
         "center",

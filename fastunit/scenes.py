@@ -9,27 +9,20 @@ network can learn it in minutes on a CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFilter
+from PIL import Image
 
-WIDTH, HEIGHT = 96, 72
+from fastunit.scene_things import HEIGHT, WIDTH, Things, blur, draw_road, fill, rgb
+
 VERSION = 2  # raise with any change to the drawing, so that cached pictures are made anew
-_SCALE = 4  # houses and trees are drawn this much larger, then averaged down
 
-_Point = tuple[float, float]
 _Y, _X = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
 
-_WALLS = ["#f2ead8", "#d9694a", "#e8c06a", "#8fb4cf", "#c9d8b0", "#d8a3a0", "#f7f7f2", "#a9745a"]
-_ROOFS = ["#8c3b2c", "#59606b", "#a8542f", "#6b4630", "#3f5f6e", "#b5473c"]
-_LEAVES = ["#3f7a35", "#5c8f3a", "#2f6b4a", "#7d9a38", "#c9822e", "#b8552f"]
-_CONIFERS = ["#24583f", "#2d6138", "#1f4f4a"]
 _MEADOWS = ["#8dba4e", "#a5b955", "#74ad52", "#c2b45c", "#9cc46a"]
 _HILLS = ["#5f9a58", "#7a9b4f", "#4f8a6a", "#93a050", "#6a8f5f"]
 _SKIES = [("#3f86d6", "#cfe6f5"), ("#5a9be0", "#e6eef2"), ("#4a90c8", "#f3e3c8")]  # zenith, horizon
-_GLASS = np.array([0.17, 0.21, 0.28], np.float32)
 _LAMP = np.array([1.0, 0.80, 0.38], np.float32)
 _SUN, _MOON = np.array([1.0, 0.95, 0.70], np.float32), np.array([0.93, 0.95, 0.98], np.float32)
 
@@ -49,6 +42,7 @@ class Scene:
     lit: np.ndarray  # window panes
     water: np.ndarray  # opacity of the lake, all 0 in a scene with a road
     mirror: tuple[np.ndarray, np.ndarray]  # row and column that each pixel of the lake reflects
+    things: np.ndarray  # uint8 [4H, 4W]: the `Surface` of each point, 0 where nothing stands
 
 
 # ---- rendering
@@ -59,7 +53,7 @@ def render(scene: Scene, *, night: bool) -> np.ndarray:
     picture = _blend(_render_sky(scene, night), _darken(scene.land, night), scene.cover)
     if night:
         picture = _blend(picture, _LAMP, scene.lit)
-        picture = picture + 0.5 * _blur(scene.lit, 2.5)[..., None] * _LAMP
+        picture = picture + 0.5 * blur(scene.lit, 2.5)[..., None] * _LAMP
     if scene.water.any():
         blue = _darken(np.array([0.26, 0.50, 0.72], np.float32), night)
         picture = _blend(picture, 0.6 * picture[scene.mirror] + 0.4 * blue, scene.water)
@@ -90,26 +84,21 @@ def _blend(under: np.ndarray, over: np.ndarray, opacity: np.ndarray) -> np.ndarr
     return under + (over - under) * opacity[..., None]
 
 
-def _blur(plane: np.ndarray, radius: float) -> np.ndarray:
-    image = Image.fromarray((plane * 255).astype(np.uint8))
-    return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
-
-
 def make_scene(rng: np.random.Generator) -> Scene:
     """Return a random scene; a generator of the same seed gives the same scene."""
     horizon = rng.uniform(0.42, 0.56) * HEIGHT
     sun_x, sun_y = rng.uniform(8, WIDTH - 8), rng.uniform(7, 0.6 * horizon)
     light = 1 if sun_x > WIDTH / 2 else -1  # the side that the light comes from
-    zenith, low = (_rgb(name) for name in _SKIES[rng.integers(len(_SKIES))])
+    zenith, low = (rgb(name) for name in _SKIES[rng.integers(len(_SKIES))])
     sky = zenith + (low - zenith) * np.clip(_Y / horizon, 0, 1)[..., None] ** 1.3
     cloud, cloud_light = _clouds(rng, horizon)
     distance = np.hypot(_X - sun_x, _Y - sun_y)
     land, cover = _hills(rng, horizon, light, low)
     shore = _shore(rng)
-    things = _Things(light)
+    things = Things(light)
     if shore is None:
-        _road(rng, things, horizon)
-    _fill(rng, things, horizon, HEIGHT if shore is None else shore.min())
+        draw_road(rng, things, horizon)
+    fill(rng, things, horizon, HEIGHT if shore is None else shore.min())
     stars = _stars(rng, horizon)
     water, mirror = _lake(rng, shore)
     return Scene(
@@ -117,6 +106,7 @@ def make_scene(rng: np.random.Generator) -> Scene:
         disc=np.clip(5.3 - distance, 0, 1), halo=np.exp(-((distance / 11) ** 2)),
         land=things.over(land), cover=np.maximum(cover, things.plane(things.mask)),
         lit=things.plane(things.panes), water=water, mirror=mirror,
+        things=np.asarray(things.surfaces),
     )  # fmt: skip
 
 
@@ -141,7 +131,7 @@ def _hills(
     land, cover = np.zeros((HEIGHT, WIDTH, 3), np.float32), np.zeros_like(_X)
     for depth in range(3):
         name = rng.choice(_MEADOWS if depth == 2 else _HILLS)
-        colour = _rgb(name) + (haze * 0.9 - _rgb(name)) * (0.55, 0.25, 0.0)[depth]
+        colour = rgb(name) + (haze * 0.9 - rgb(name)) * (0.55, 0.25, 0.0)[depth]
         ridge = horizon + (-6, 0, 6)[depth] + _ridge(rng, (9.0, 6.0, 2.5)[depth])
         opacity = np.clip(_Y - ridge + 0.5, 0, 1)
         slope = np.gradient(ridge)[None] * light  # ridges falling away from the light are darker
@@ -191,147 +181,3 @@ def _lake(
     columns = np.clip(_X + ripple, 0, WIDTH - 1)
     mirror = rows.round().astype(int), columns.round().astype(int)
     return np.clip(_Y - shore + 0.5, 0, 1), mirror
-
-
-def _road(rng: np.random.Generator, things: _Things, horizon: float) -> None:
-    top, near, far = horizon + 9, rng.uniform(0.2, 0.8) * WIDTH, rng.uniform(0.2, 0.8) * WIDTH
-    t = np.linspace(0, 1, 14)
-    middle = far + (near - far) * t + np.sin(t * 5 + rng.uniform(0, 6)) * 7 * (1 - t)
-    y, half = top + (HEIGHT + 2 - top) * t, 0.8 + 9 * t**1.4
-    edge = list(zip(middle - half, y, strict=True)) + list(
-        zip((middle + half)[::-1], y[::-1], strict=True)
-    )
-    things.polygon(edge, _rgb("#c8b594"))
-
-
-# ---- houses and trees
-
-
-class _Things:
-    """What stands on the land, drawn with Pillow at `_SCALE` times the size.
-
-    Every shape covers what is below it, lit windows included, so things are drawn from far to
-    near. Positions are in pixels of the finished picture.
-    """
-
-    def __init__(self, light: int) -> None:
-        self.light = light
-        size = (WIDTH * _SCALE, HEIGHT * _SCALE)
-        self.image = Image.new("RGB", size)
-        self.mask, self.panes, self.shadow = (Image.new("L", size) for _ in range(3))
-        images = (self.image, self.mask, self.panes, self.shadow)
-        self._pens = [ImageDraw.Draw(image) for image in images]
-
-    def polygon(self, points: Iterable[_Point], colour: np.ndarray, pane: bool = False) -> None:
-        self._shape("polygon", [(x * _SCALE, y * _SCALE) for x, y in points], colour, pane)
-
-    def ellipse(self, x: float, y: float, wide: float, high: float, colour: np.ndarray) -> None:
-        box = [(x - wide) * _SCALE, (y - high) * _SCALE, (x + wide) * _SCALE, (y + high) * _SCALE]
-        self._shape("ellipse", box, colour, False)
-
-    def cast_shadow(self, points: Iterable[_Point]) -> None:
-        self._pens[3].polygon([(x * _SCALE, y * _SCALE) for x, y in points], fill=255)
-
-    def over(self, land: np.ndarray) -> np.ndarray:
-        """Return `land` [H, W, 3] with the shadows and the things on it."""
-        land = land * (1 - 0.38 * _blur(self.plane(self.shadow), 0.7))[..., None]
-        premultiplied = np.asarray(self.image.reduce(_SCALE), np.float32) / 255
-        return land * (1 - self.plane(self.mask))[..., None] + premultiplied
-
-    @staticmethod
-    def plane(image: Image.Image) -> np.ndarray:
-        return np.asarray(image.reduce(_SCALE), np.float32) / 255
-
-    def _shape(self, kind: str, at: list, colour: np.ndarray, pane: bool) -> None:
-        rgb = tuple(int(v) for v in (colour * 255).clip(0, 255))
-        for pen, fill in zip(self._pens, (rgb, 255, 255 * pane), strict=False):
-            getattr(pen, kind)(at, fill=fill)
-
-
-def _fill(rng: np.random.Generator, things: _Things, horizon: float, bottom: float) -> None:
-    """Place houses and trees between the horizon and row `bottom`, the far ones first."""
-    top = horizon + 7
-    feet = np.sort(rng.uniform(top, max(bottom - 1, top + 3), rng.integers(9, 16)))
-    houses = set(rng.choice(len(feet), rng.integers(2, 5), replace=False).tolist())
-    species = rng.choice(["leaf", "conifer"], p=[0.6, 0.4])
-    house_x = rng.permutation(np.linspace(4, WIDTH - 20, 5)) + rng.uniform(-5, 5, 5)
-    taken = 0
-    for i, foot in enumerate(feet):
-        near = 0.55 + 0.75 * (foot - top) / (HEIGHT - top)
-        if i in houses:
-            _house(rng, things, house_x[taken], foot, near)
-            taken += 1
-        elif (species == "leaf") == (rng.uniform() < 0.8):
-            _leaf_tree(rng, things, rng.uniform(0, WIDTH), foot, near)
-        else:
-            _conifer(rng, things, rng.uniform(0, WIDTH), foot, near)
-
-
-def _house(rng: np.random.Generator, things: _Things, x: float, foot: float, near: float) -> None:
-    """Draw a gabled house: its front towards us, a long side under the roof to the right."""
-    wall, roof = _rgb(rng.choice(_WALLS)), _rgb(rng.choice(_ROOFS))
-    front, side = rng.uniform(9, 12) * near, rng.uniform(11, 17) * near
-    high, gable = rng.uniform(8, 13) * near, rng.uniform(5, 8) * near
-    top, apex, corner, end = foot - high, foot - high - gable, x + front, x + front + side
-    front_light, side_light = (0.72, 1.0) if things.light > 0 else (1.0, 0.72)
-    reach = -things.light * high * 0.8
-    things.cast_shadow([(x, foot), (end, foot), (end + reach, foot + high * 0.3),
-                        (x + reach, foot + high * 0.3)])  # fmt: skip
-    middle, over = x + front / 2, 0.8 * near
-    things.polygon([(corner, top), (end, top), (end, foot), (corner, foot)], wall * side_light)
-    things.polygon([(x, foot), (x, top), (middle, apex), (corner, top), (corner, foot)],
-                   wall * front_light)  # fmt: skip
-    things.polygon([(middle, apex - over), (end - front / 2 + over, apex - over),
-                    (end + over, top + over), (corner + over, top + over)],
-                   roof * (0.62 + 0.38 * side_light))  # fmt: skip
-    things.polygon([(middle, apex - over), (middle, apex + over), (x - over, top + 2 * over),
-                    (x - over, top + over)], roof * 0.8 * front_light)  # fmt: skip
-    width, tall = 2.5 * near, 3.3 * near
-    for floor in range(1 + (high > 10.5 * near)):
-        y = top + (1.6 + 4.6 * floor) * near
-        for column in np.linspace(corner, end, 2 + int(side / (5 * near)))[1:-1]:
-            _window(things, column, y, width, tall)
-        _window(things, middle, y, width, tall)
-    _window(things, middle, top - 0.1 * gable - tall * 0.6, width * 0.8, tall * 0.7)
-
-
-def _window(things: _Things, x: float, y: float, width: float, tall: float) -> None:
-    x -= width / 2
-    box = [(x, y), (x + width, y), (x + width, y + tall), (x, y + tall)]
-    things.polygon(box, _GLASS, pane=True)
-
-
-def _leaf_tree(
-    rng: np.random.Generator, things: _Things, x: float, foot: float, near: float
-) -> None:
-    leaf, size = _rgb(rng.choice(_LEAVES)) * rng.uniform(0.85, 1.1), rng.uniform(4, 6.5) * near
-    trunk, crown = 0.16 * size, foot - 1.5 * size
-    _tree_shadow(things, x, foot, size)
-    things.polygon([(x - trunk, crown), (x + trunk, crown), (x + trunk, foot), (x - trunk, foot)],
-                   _rgb("#5a4030"))  # fmt: skip
-    puffs = rng.uniform(-0.5, 0.5, (5, 2)) * size
-    for tone, shift, part in ((0.62, 0.0, 0.75), (0.85, 0.14, 0.62), (1.12, 0.38, 0.34)):
-        for dx, dy in puffs:
-            things.ellipse(x + dx + things.light * shift * size, crown + dy - shift * 0.6 * size,
-                           part * size, part * size, leaf * tone)  # fmt: skip
-
-
-def _conifer(rng: np.random.Generator, things: _Things, x: float, foot: float, near: float) -> None:
-    needle, high = _rgb(rng.choice(_CONIFERS)) * rng.uniform(0.85, 1.15), rng.uniform(12, 19) * near
-    _tree_shadow(things, x, foot, high / 3)
-    for tier in range(3):
-        low, top = foot - high * (0.06 + 0.27 * tier), foot - high * (0.52 + 0.24 * tier)
-        half = high * (0.24 - 0.05 * tier)
-        for side in (-1, 1):
-            tone = 1.35 if side == things.light else 0.75
-            things.polygon([(x, top), (x + side * half, low), (x, low + 0.04 * high)],
-                           needle * tone)  # fmt: skip
-
-
-def _tree_shadow(things: _Things, x: float, foot: float, size: float) -> None:
-    tip = x - things.light * 2.2 * size
-    things.cast_shadow([(x - 0.5 * size, foot), (x + 0.5 * size, foot), (tip, foot + 0.7 * size)])
-
-
-def _rgb(name: str) -> np.ndarray:
-    return np.array(ImageColor.getrgb(str(name)), np.float32) / 255

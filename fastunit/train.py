@@ -17,7 +17,7 @@ from fastunit.config import Config
 from fastunit.errors import TrainingDiverged, UserError
 
 with cli.needs("train"):
-    from fastunit import datasets, images, paired, scenes, sources, summary
+    from fastunit import datasets, images, paired, sources, summary
     from fastunit.images import SizeRule
     from fastunit.loop import Trainer, stop_on_signals
     from fastunit.pictures import Reading
@@ -125,8 +125,9 @@ def _configure(args: argparse.Namespace, run: Run) -> Config:
 
 def _checked_files(settings: Config) -> Domains:
     """Find the images and read every new one; raises DataError listing the bad ones."""
-    if settings.data.builtin == "scenes":
-        settings = replace(settings, data_root=str(datasets.demo_root()))
+    if settings.data.builtin != "none":
+        root = datasets.demo_root(builtin=settings.data.builtin)
+        settings = replace(settings, data_root=str(root))
     found = sources.find_domains(settings)
     wanted = {}
     for split in sources.SPLITS:
@@ -176,11 +177,12 @@ def _image_counts(settings: Config) -> dict[str, int]:
 
     The demo's are checked by their size alone: they are drawn when training starts.
     """
-    if settings.data.builtin == "scenes":
+    if settings.data.builtin != "none":
+        height, width = datasets.size(settings.data.builtin)
         images.require_dali()
         for split in sources.SPLITS:
             images.check_channels(_rule(settings, split).reading.channels)
-            if reason := _rule(settings, split).problem(scenes.HEIGHT, scenes.WIDTH):
+            if reason := _rule(settings, split).problem(height, width):
                 raise UserError(f"the demo's scenes are {reason}")
         return datasets.DEMO_COUNTS
     checked = _checked_files(settings)

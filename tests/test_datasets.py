@@ -257,7 +257,7 @@ def _first(start: int, wanted: str) -> scenes.Scene:
 def test_night_is_one_colour_map_away_from_windows_sky_and_water(wanted: str) -> None:
     scene = _first(100, wanted)
     day, night = (scenes.render(scene, night=flag).astype(np.float32) for flag in (False, True))
-    far_from_windows = scenes._blur(scene.lit, 6) == 0
+    far_from_windows = scenes.blur(scene.lit, 6) == 0
     plain = (scene.cover == 1) & far_from_windows & (scene.water == 0) & (day.max(-1) < 255)
     assert plain.sum() > 300
     inputs = np.concatenate([day[plain], np.ones((plain.sum(), 1), np.float32)], 1)

@@ -60,7 +60,7 @@ def test_a_second_run_takes_a_new_folder(command):
 def test_the_demo_domains_train(tmp_path, monkeypatch, config_file):
     drawn = datasets.demo_root
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets, "demo_root", lambda: drawn(4, 2))
+    monkeypatch.setattr(datasets, "demo_root", lambda builtin: drawn(4, 2, builtin=builtin))
     args = ["--config", str(config_file), "--set", "data.builtin=scenes", "--max-iter", "1"]
     assert train.main(args) == 0
     assert json.loads(Path("runs/tiny/result.json").read_text())["pairs"] == 2

@@ -147,7 +147,7 @@ def test_a_dry_run_refuses_the_data_that_training_refuses(command, photos, spoil
 
 @pytest.mark.parametrize(
     ("setting", "reason"),
-    [("input_dim_b=2", "input_dim is 2"), ("new_size=null", "the demo's scenes are too small")],
+    [("input_dim_b=2", "input_dim is 2"), ("new_size=null", "data.builtin=scenes are too small")],
 )
 def test_a_dry_run_of_the_demo_refuses_too(setting, reason, capsys):
     sizes = ["--set", "crop_image_height=128", "--set", "crop_image_width=128"]

@@ -1,4 +1,4 @@
-"""Fused operations on images, one per file: Triton kernels, each with a plain ATen twin."""
+"""Fused operations on images, a public function per file: Triton kernels with plain ATen twins."""
 
 from fastunit.kernels.conv_gemm import conv_gemm
 from fastunit.kernels.conv_norm_act import conv_norm_act

@@ -47,7 +47,7 @@ SELF_LABELLED = "adapted, self-labelled"
 METHODS = {
     "source only": ("--source-only",),
     "adapted": (),
-    SELF_LABELLED: ("--set", "self_label_w=1"),
+    SELF_LABELLED: ("--set", "self_label_w=5"),
 }
 PAIRS = (("mnist", "usps"), ("usps", "mnist"))
 TITLES = {"mnist": "MNIST", "usps": "USPS"}
@@ -168,7 +168,7 @@ def _draw_curves(results: dict[Run, dict], args: argparse.Namespace) -> None:
         axes.axvline(result["settings"]["warmup"], color="0.85", zorder=0)
         axes.grid(alpha=0.3)
     labelled = dict(zip(*reversed(grid[0][0].get_legend_handles_labels()), strict=True))
-    grid[0][0].legend(labelled.values(), labelled, fontsize=8)
+    grid[0][0].legend(labelled.values(), labelled, fontsize=8, loc="lower right")
     figure.supxlabel("iteration", size=9)
     figure.supylabel("accuracy on the target's test split", size=9)
     with files.atomic(args.out / "digits-curves.png") as temporary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -126,12 +127,13 @@ def networks(config: Config) -> Networks:
 def walk(network: nn.Module, x: Tensor) -> list[Layer]:
     """Run a network of fastunit's or PyTorch's layers and return its convolutions in order."""
     found: list[Layer] = []
+    block_forward, conv_forward = Conv2dBlock.forward, nn.Conv2d.forward
 
-    def note(module: nn.Module, args: tuple, kwargs: dict, y: Tensor) -> None:
+    def note(module: nn.Module, x: Tensor, y: Tensor, residual: bool = False) -> None:
         block = module if isinstance(module, Conv2dBlock) else None
         conv = block.conv if block else module
         padding = block.padding if block else conv.padding[0]
-        (_, channels, *size), (_, channels_out, *size_out) = args[0].shape, y.shape
+        (_, channels, *size), (_, channels_out, *size_out) = x.shape, y.shape
         found.append(
             Layer(
                 *(channels, channels_out, tuple(size), tuple(size_out)),
@@ -140,20 +142,26 @@ def walk(network: nn.Module, x: Tensor) -> list[Layer]:
                 padding,
                 upsampled=isinstance(module, UpsampleConv2dBlock),
                 norm=block is not None and block.norm_name != "none",
-                residual=kwargs.get("residual") is not None,
+                residual=residual,
             )
         )
 
-    hooks = [
-        module.register_forward_hook(note, with_kwargs=True)
-        for module in network.modules()
-        if isinstance(module, (Conv2dBlock, nn.Conv2d))
-    ]
-    try:
+    def run_block(block: Conv2dBlock, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = block_forward(block, x, residual)
+        note(block, x, y, residual is not None)
+        return y
+
+    def run_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:  # one outside of blocks, which fuse theirs
+        y = conv_forward(conv, x)
+        note(conv, x, y)
+        return y
+
+    # Not hooks: a block that has any is not fused.
+    with (
+        patch.object(Conv2dBlock, "forward", run_block),
+        patch.object(nn.Conv2d, "forward", run_conv),
+    ):
         network(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 

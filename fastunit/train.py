@@ -183,7 +183,9 @@ def _image_counts(settings: Config) -> dict[str, int]:
         for split in sources.SPLITS:
             images.check_channels(_rule(settings, split).reading.channels)
             if reason := _rule(settings, split).problem(height, width):
-                raise UserError(f"the drawn pictures of data.builtin={settings.data.builtin} are {reason}")
+                raise UserError(
+                    f"the drawn pictures of data.builtin={settings.data.builtin} are {reason}"
+                )
         return datasets.DEMO_COUNTS
     checked = _checked_files(settings)
     return {split: len(getattr(checked, split)) for split in sources.SPLITS}

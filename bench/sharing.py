@@ -161,10 +161,11 @@ def _write(runs: Sequence[Run], args: argparse.Namespace) -> None:
         if run.seed == runs[0].seed:
             rows[str(run.variant)] = maps[:SHOWN]
     rows["the true map"] = x_b[:SHOWN]
-    one_a, one_b = (constant(images) for images in training)
+    guesses = {"one constant picture": constant, "one colour": colour}
+    guesses = {name: [guess(x) for x in training] for name, guess in guesses.items()}
     baselines = {
-        "one constant picture": Score(right(one_b, x_b), _l1(one_b, x_b), _l1(one_a, x_a)),
-        "left unchanged": Score(right(x_a, x_b), _l1(x_a, x_b), _l1(x_b, x_a)),
+        name: Score(right(for_b, x_b), _l1(for_b, x_b), _l1(for_a, x_a))
+        for name, (for_a, for_b) in (guesses | {"left unchanged": (x_b, x_a)}).items()
     }
     lines = [*table(scores, baselines), "", *differences(scores)]
     files.write_text("\n".join(lines) + "\n", args.out / "sharing.md")
@@ -199,6 +200,12 @@ def constant(images: torch.Tensor) -> torch.Tensor:
     """Return the better constant guess at images [N, C, H, W]: each value's median, or its mean."""
     guesses = (images.median(0, keepdim=True).values, images.mean(0, keepdim=True))
     return max(guesses, key=lambda guess: right(guess, images))
+
+
+def colour(images: torch.Tensor) -> torch.Tensor:
+    """Return the most frequent colour of images [N, C, H, W], as [1, C, 1, 1]."""
+    colours, counts = images.movedim(1, -1).flatten(0, -2).unique(dim=0, return_counts=True)
+    return colours[counts.argmax()][None, :, None, None]
 
 
 def _l1(images: torch.Tensor, truth: torch.Tensor) -> float:

@@ -46,6 +46,11 @@ def test_the_constant_is_the_median_where_that_is_right_more_often():
     assert sharing.right(sharing.constant(images), images) == 1, "the mean, 15, is near both"
 
 
+def test_the_one_colour_is_the_most_frequent_not_the_middle_one():
+    images = torch.cat([levels([0, 9, 0], [0, 9, 0]), levels([7, 7, 7], [200, 0, 0])])
+    assert torch.equal(sharing.colour(images), levels([0, 9, 0]))
+
+
 def test_the_table_has_means_and_spreads_over_seeds():
     scores = {
         Run(OWN, 0): Score(0.1, 0.2, 0.3),

@@ -16,6 +16,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
@@ -124,8 +125,19 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _train_all(runs: Sequence[Run], args: argparse.Namespace) -> None:
+    failed = threading.Event()
+
+    def train(run: Run) -> None:
+        """Train a run unless one has failed: its thread takes the next before that is known."""
+        try:
+            if not failed.is_set():
+                _train(run, args)
+        except BaseException:
+            failed.set()
+            raise
+
     with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(runs), unit="run") as bar:
-        trainings = [pool.submit(_train, run, args) for run in runs]
+        trainings = [pool.submit(train, run) for run in runs]
         try:
             for training in as_completed(trainings):
                 training.result()

@@ -147,6 +147,14 @@ def test_what_was_stopped_before_a_checkpoint_is_begun_anew(args, monkeypatch):
     assert not run.folder(args.out).exists() and len(begun) == 1
 
 
+def test_nothing_more_is_begun_after_a_run_has_failed(args, monkeypatch):
+    begun, args.jobs = [], 1
+    monkeypatch.setattr(sharing, "_train", lambda run, _: begun.append(run) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sharing._train_all([Run(variant, 0) for variant in VARIANTS], args)
+    assert begun == [Run(VARIANTS[0], 0)]
+
+
 def test_a_report_needs_one_complete_seed(tmp_path, capsys):
     for variant in VARIANTS[1:]:
         files.write_text("{}", Run(variant, 0).folder(tmp_path) / "result.json")

@@ -88,10 +88,7 @@ class Coupled(Translator):
         self, x_a: Tensor, x_b: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return each discriminator's outputs, one for each scale; as calling each."""
-        a, b = self.dis_a, self.dis_b
-        for discriminator, x in ((a, x_a), (b, x_b)):
-            check_image(x, discriminator.input_dim)
-        return self.pairing.run_scales(a.cnns, b.cnns, x_a, x_b, a.halve)
+        return self.pairing.discriminate(self.dis_a, self.dis_b, x_a, x_b)
 
     def generators(self) -> list[nn.Parameter]:
         """Return both generators' parameters, shared ones once."""

@@ -14,14 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastunit.config import PRECISIONS
+from fastunit.config import INITS_B, PRECISIONS
 from fastunit.digit_images import GEOMETRIES
 from fastunit.digits import CoDis32x32, CoVAE32x32
 from fastunit.typed import key
 
 FAKE, REAL = 0, 1
 UNNAMED = -1  # where no digit is probable enough
-INITS = ("own", "copy")
 Losses = dict[str, Tensor]
 Rows = dict[str, Tensor]  # of the batch that a discriminator takes at once, by what they show
 Term = tuple[float, Callable[[], Tensor]]  # a loss's weight and value
@@ -53,7 +52,7 @@ class Settings:
     self_label_w: float = key(0.0, "digits of target images as the average names them", low=0)
     self_label_threshold: float = key(0.95, "least probability for such a name", low=0, high=1)
     holdout: float = key(0.0, "share of the source kept out, to tune on", low=0, below=1)
-    init_b: str = key("own", "the target's own layers at the start", choices=INITS)
+    init_b: str = key("own", "the target's own layers at the start", choices=INITS_B)
     geometry: str = key("frame", "framing", choices=GEOMETRIES)
     rotation: float = key(0.0, "random, in degrees", low=0)
     stretch: float = key(0.0, "random, logarithm of a factor", low=0)

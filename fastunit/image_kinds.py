@@ -17,7 +17,6 @@ _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # samples of a TIFF's photometr
 _WHITE_IS_ZERO, _RGB = 0, 2
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _SAMPLES = {(_FLOAT, 32), *((_UNSIGNED, bits) for bits in (1, 2, 4, 8, 16))}
-_SAMPLES = {(_FLOAT, 32), *((_UNSIGNED, bits) for bits in (1, 2, 4, 8, 16))}
 _AGAIN = "save it with 8 or 16 bits, unsigned, gray or RGB"
 
 

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from fastunit.adversary import Discriminator
 from fastunit.asbuilt import untouched
 from fastunit.kernels.filters import kept
 from fastunit.layers import ResBlocks, Weights
 from fastunit.networks import ContentEncoder, Decoder
+from fastunit.vae import check_image
 
 
 class Both:
@@ -104,6 +106,19 @@ class Pairing:
             outputs.append(self._run(*networks, both).parts)
         mine, others = zip(*outputs, strict=True)
         return mine, others
+
+    def discriminate(
+        self, a: Discriminator, b: Discriminator, x: Tensor, y: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return ``a(x), b(y)``, as tuples; with hooks on a or b, by calling them.
+
+        Raises ValueError for images of other channels than a discriminator's.
+        """
+        if not all(untouched(each, type(each)) for each in (a, b)):
+            return tuple(a(x)), tuple(b(y))
+        for discriminator, images in ((a, x), (b, y)):
+            check_image(images, discriminator.input_dim)
+        return self.run_scales(a.cnns, b.cnns, x, y, a.halve)
 
     def _run(self, a: nn.Module, b: nn.Module, both: Both) -> Both:
         if type(a) is not type(b) or not all(untouched(each, type(each)) for each in (a, b)):

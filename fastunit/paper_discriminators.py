@@ -16,7 +16,6 @@ from fastunit.kernels import norm_act
 from fastunit.pairing import Pairing
 from fastunit.paper_layers import ConvBlock, OfDomains
 from fastunit.paper_options import DisOptions, SharedDisOptions, read
-from fastunit.vae import check_image
 
 SCALES = (1, 2, 4)
 
@@ -60,10 +59,7 @@ class PairDiscriminator(OfDomains):
 
         Layers that both domains share run once, where the sizes allow it.
         """
-        a, b = self.domains["a"], self.domains["b"]
-        check_image(x_a, a.input_dim)
-        check_image(x_b, b.input_dim)
-        return self.pairing.run_scales(a.cnns, b.cnns, x_a, x_b, a.halve)
+        return self.pairing.discriminate(self.domains["a"], self.domains["b"], x_a, x_b)
 
     def discriminate_a(self, x: Tensor) -> Outputs:
         """Return domain a's part of `discriminate`."""

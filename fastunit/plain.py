@@ -63,6 +63,11 @@ def generator_losses(
         x_aba, x_bab = gen_a.decode(h_ab + n_ab), gen_b.decode(h_ba + n_ba)
         losses["cycle_a"], losses["cycle_b"] = difference(x_aba, x_a), difference(x_bab, x_b)
         losses["cycle_kl_a"], losses["cycle_kl_b"] = divergence(h_ab), divergence(h_ba)
+    if config.identity_w > 0:  # without noise, as in `objective`
+        x_a_again = gen_a.decode(gen_b.encode(x_a)[0])
+        x_b_again = gen_b.decode(gen_a.encode(x_b)[0])
+        losses["identity_a"] = difference(x_a_again, x_a)
+        losses["identity_b"] = difference(x_b_again, x_b)
     losses["adversarial_a"] = trainer.dis_a.calc_gen_loss(x_ba)
     losses["adversarial_b"] = trainer.dis_b.calc_gen_loss(x_ab)
     if config.vgg_w > 0:

@@ -80,8 +80,19 @@ def reparameterize(
         # Of two randn_like(mu), torch.compile (2.13) makes one.
         source = torch.randn(mu.shape, dtype=mu.dtype, device=mu.device)
     elif noise is None:
-        source = torch.randn_like(mu)
+        source = _normals(mu)
     return _reparameterize(mu, raw_sigma, source, sigma, kl, impl)
+
+
+def _normals(mu: Tensor) -> Tensor:
+    """Draw as `torch.randn_like`, in the order of mu's memory.
+
+    On CPUs PyTorch (2.13) takes ten times as long for channels_last as for contiguous tensors.
+    """
+    if mu.dim() == 4 and mu.is_contiguous(memory_format=torch.channels_last):
+        shape = [mu.shape[axis] for axis in (0, 2, 3, 1)]
+        return torch.randn(shape, dtype=mu.dtype, device=mu.device).permute(0, 3, 1, 2)
+    return torch.randn_like(mu)
 
 
 def _check(mu: Tensor, raw_sigma: Tensor | None, sigma: str, kl: str) -> None:

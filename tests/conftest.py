@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from fastunit import checkpoint, config
+from fastunit.step import TrainStep
 from fastunit.unit import UNIT
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -91,6 +92,34 @@ def load_golden(shared: Path) -> Callable[[str], Golden]:
 def tiny() -> dict[str, Any]:
     """Return a configuration whose step takes milliseconds; a copy, free to change."""
     return copy.deepcopy(_TINY)
+
+
+@pytest.fixture
+def make_step(tiny: dict[str, Any]) -> Callable[..., TrainStep]:
+    """Return a maker of training steps of `tiny`, each with networks of its own, all alike."""
+
+    def made(**changes: object) -> TrainStep:
+        torch.manual_seed(11)
+        settings = config.from_dict(tiny | changes)
+        return TrainStep(UNIT(settings), settings)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def as_trained() -> Callable[..., np.ndarray]:
+    """Return a function that reads a file by the training pipeline: uint8 [H, W, channels]."""
+    from fastunit.data import iter_images
+
+    def read(file: Path, channels: int, threads: int = 1, **options: object) -> np.ndarray:
+        framing = {"batch_size": 1, "crop": None, "new_size": None}
+        device = torch.device("cpu")
+        (image,) = iter_images(
+            [file], channels=channels, device=device, threads=threads, **framing, **options
+        )
+        return ((image[0].permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
+
+    return read
 
 
 @pytest.fixture

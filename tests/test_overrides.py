@@ -123,6 +123,16 @@ def test_what_does_as_before_is_called_and_changes_nothing(case):
     assert_same(mine, updated(make(), 1))
 
 
+def test_the_identity_term_counts_in_the_plain_way():
+    fused, plain = make(identity_w=5), make(identity_w=5)
+    wrap(plain.gen_b, "encode", calls := Calls())
+    without = updated(make(), 1)
+    mine, wanted = updated(plain, 1), updated(fused, 1)
+    assert len(calls) == 4
+    assert_same(mine, wanted)
+    assert mine[0]["loss_gen_total"] > without[0]["loss_gen_total"] + 0.1
+
+
 def test_methods_of_classes_changed_at_any_time_count(monkeypatch):
     trainer, calls = make(), Calls()
     for cls, name in (

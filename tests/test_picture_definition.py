@@ -6,15 +6,12 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from fastunit import pictures
-from fastunit.data import iter_images
 from fastunit.errors import DataError
 from fastunit.images import SizeRule, problem
 from fastunit.pictures import Reading
@@ -256,21 +253,6 @@ CASES: dict[str, Case] = {
 }
 
 
-def trained(file: Path, channels: int, value_range: tuple[int, int] | None = None) -> np.ndarray:
-    """Return what the training pipeline makes of a file, back as uint8 [H, W, channels]."""
-    (image,) = iter_images(
-        [file],
-        channels=channels,
-        batch_size=1,
-        crop=None,
-        new_size=None,
-        device=torch.device("cpu"),
-        threads=1,
-        value_range=value_range,
-    )
-    return ((image[0].permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
-
-
 def refusal(call: Callable[[], object]) -> str | None:
     try:
         call()
@@ -281,7 +263,7 @@ def refusal(call: Callable[[], object]) -> str | None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", CASES)
-def test_check_training_and_translation_see_one_picture(tmp_path, name, channels):
+def test_check_training_and_translation_see_one_picture(tmp_path, as_trained, name, channels):
     data, wanted = CASES[name]
     file = tmp_path / "x.tif"
     file.write_bytes(data)
@@ -292,7 +274,7 @@ def test_check_training_and_translation_see_one_picture(tmp_path, name, channels
         return
     assert reason is None
     translated = pictures.read(file, channels)
-    assert np.array_equal(translated, trained(file, channels))
+    assert np.array_equal(translated, as_trained(file, channels))
     rgb = np.broadcast_to(wanted.reshape(HEIGHT, WIDTH, -1), (HEIGHT, WIDTH, 3))
     expected = rgb if channels == 3 else (rgb @ [0.299, 0.587, 0.114])[..., None]
     difference = np.abs(translated - expected.astype(float))

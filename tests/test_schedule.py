@@ -13,23 +13,9 @@ import torch
 from fastunit import checkpoint, schedule
 from fastunit.config import from_dict
 from fastunit.optimiser import make_capturable
-from fastunit.step import TrainStep
-from fastunit.unit import UNIT
 
 LINEAR = {"lr": 0.008, "lr_policy": "linear", "max_iter": 8, "decay_from": 0.5}
 RATES = [0.008] * 5 + [0.006, 0.004, 0.002, 0.0, 0.0]  # 5 to 8 go down; nothing is left after
-
-
-@pytest.fixture
-def make(tiny):
-    """Return a maker of training steps whose networks begin alike."""
-
-    def made(**changes) -> TrainStep:
-        torch.manual_seed(11)
-        config = from_dict(tiny | changes)
-        return TrainStep(UNIT(config), config)
-
-    return made
 
 
 @pytest.fixture
@@ -50,8 +36,8 @@ def rates(step, batch, count):
     return found
 
 
-def test_the_rate_stays_then_falls_to_nothing(make, batch):
-    assert rates(make(**LINEAR), batch, 10) == pytest.approx(RATES, rel=1e-12)
+def test_the_rate_stays_then_falls_to_nothing(make_step, batch):
+    assert rates(make_step(**LINEAR), batch, 10) == pytest.approx(RATES, rel=1e-12)
 
 
 @pytest.mark.parametrize("decay_from", [0.0, 0.3, 0.99])
@@ -65,9 +51,9 @@ def test_every_iteration_learns_and_the_last_hardly(max_iter, decay_from):
     assert len(steps) == max_iter - int(decay_from * max_iter)
 
 
-def test_a_rate_on_the_device_is_changed_in_place(make, batch):
+def test_a_rate_on_the_device_is_changed_in_place(make_step, batch):
     """As a captured step needs it: the same tensor, whose value a replay reads."""
-    step = make(**LINEAR)
+    step = make_step(**LINEAR)
     for optimizer in (step.dis_opt, step.gen_opt):
         make_capturable(optimizer)
     held = step.gen_opt.param_groups[0]["lr"]
@@ -80,8 +66,8 @@ def test_a_rate_on_the_device_is_changed_in_place(make, batch):
     assert found == pytest.approx(RATES[:9])
 
 
-def test_a_restored_step_continues_bitwise(make, batch):
-    step, again = make(**LINEAR), make(**LINEAR)
+def test_a_restored_step_continues_bitwise(make_step, batch):
+    step, again = make_step(**LINEAR), make_step(**LINEAR)
     rates(step, batch, 6)
     again.unit.load_state_dict(copy.deepcopy(step.unit.state_dict()))
     again.load_state_dict(copy.deepcopy(step.state_dict()))
@@ -96,11 +82,11 @@ def test_a_restored_step_continues_bitwise(make, batch):
 
 @pytest.mark.parametrize("before", ["step", "constant", "linear"])
 @pytest.mark.parametrize("after", ["step", "constant", "linear"])
-def test_another_schedule_is_taken_up_where_the_run_stands(before, after, make, batch):
-    old = make(**LINEAR | {"lr_policy": before, "step_size": 2})
+def test_another_schedule_is_taken_up_where_the_run_stands(before, after, make_step, batch):
+    old = make_step(**LINEAR | {"lr_policy": before, "step_size": 2})
     rates(old, batch, 4)
     config = LINEAR | {"lr_policy": after, "step_size": 3, "max_iter": 12, "gamma": 0.1}
-    new = make(**config)
+    new = make_step(**config)
     new.load_state_dict(copy.deepcopy(old.state_dict()))
     new.reset_settings(4)
     wanted = [schedule.rate(new.config, iteration) for iteration in range(5, 9)]

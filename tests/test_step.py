@@ -9,23 +9,9 @@ from collections import Counter
 import pytest
 import torch
 
-from fastunit.config import from_dict
 from fastunit.errors import CheckpointError
 from fastunit.objective import LOSSES, discriminator_losses, generator_losses
-from fastunit.step import TrainStep, frozen
-from fastunit.unit import UNIT
-
-
-@pytest.fixture
-def make(tiny):
-    """Return a maker of training steps, each with networks of its own, all alike."""
-
-    def made(**changes) -> TrainStep:
-        torch.manual_seed(11)
-        config = from_dict(tiny | changes)
-        return TrainStep(UNIT(config), config)
-
-    return made
+from fastunit.step import frozen
 
 
 @pytest.fixture
@@ -42,8 +28,8 @@ def assert_same(mine, wanted):
     assert all(torch.equal(mine[name], wanted[name]) for name in mine)
 
 
-def test_each_update_changes_its_own_networks_only(make, batch):
-    step, before = make(), None
+def test_each_update_changes_its_own_networks_only(make_step, batch):
+    step, before = make_step(), None
     for update, own in ((step.dis_update, "dis_"), (step.gen_update, "gen_")):
         before = weights(step)
         update(*batch)
@@ -54,8 +40,8 @@ def test_each_update_changes_its_own_networks_only(make, batch):
         assert {name.split(".")[0] for name in changed} == {f"{own}a", f"{own}b"}
 
 
-def test_the_generators_update_leaves_the_discriminators_gradients_alone(make, batch):
-    step = make()
+def test_the_generators_update_leaves_the_discriminators_gradients_alone(make_step, batch):
+    step = make_step()
     step.gen_update(*batch)
     assert all(p.grad is None for p in step.unit.discriminators())
     step.dis_update(*batch)
@@ -68,12 +54,12 @@ def test_the_generators_update_leaves_the_discriminators_gradients_alone(make, b
 
 
 @pytest.mark.parametrize("shapes", [((2, 3, 16, 16),) * 2, ((2, 3, 16, 16), (1, 1, 24, 16))])
-def test_sharing_the_fakes_changes_nothing_but_the_noise(shapes, make):
+def test_sharing_the_fakes_changes_nothing_but_the_noise(shapes, make_step):
     domains = {"input_dim_a": shapes[0][1], "input_dim_b": shapes[1][1], "share": {}}
     batch = [torch.rand(shape, dtype=torch.float64) * 2 - 1 for shape in shapes]
     found = []
     for share_fakes in (True, False):
-        step = make(share_fakes=share_fakes, **domains)
+        step = make_step(share_fakes=share_fakes, **domains)
         step.unit.double()
         torch.manual_seed(3)
         for _ in range(3):
@@ -87,10 +73,10 @@ def test_sharing_the_fakes_changes_nothing_but_the_noise(shapes, make):
         torch.testing.assert_close(value, found[1][name], rtol=1e-7, atol=1e-9)
 
 
-def test_sharing_the_fakes_saves_a_pass_of_the_generators(make, batch):
+def test_sharing_the_fakes_saves_a_pass_of_the_generators(make_step, batch):
     calls = Counter()
     for share_fakes in (True, False):
-        step = make(share_fakes=share_fakes)
+        step = make_step(share_fakes=share_fakes)
         for generator in (step.unit.gen_a, step.unit.gen_b):
             layer = generator.enc.model[0]
             layer.register_forward_hook(lambda *_, key=share_fakes: calls.update([key]))
@@ -98,8 +84,8 @@ def test_sharing_the_fakes_saves_a_pass_of_the_generators(make, batch):
     assert calls == {True: 4, False: 6}
 
 
-def test_an_exception_gives_the_discriminators_their_gradients_back(make, batch):
-    step = make()
+def test_an_exception_gives_the_discriminators_their_gradients_back(make_step, batch):
+    step = make_step()
     with pytest.raises(ValueError, match="noise has no"):
         step.gen_update(*batch, noise={})
     assert all(p.requires_grad for p in step.unit.parameters())
@@ -118,8 +104,8 @@ def test_frozen_thaws_only_what_it_froze():
     assert states == [True, False, True, True]
 
 
-def test_gradients_do_not_pile_up_and_adam_gets_them(make, batch):
-    step = make(lr_policy="constant")
+def test_gradients_do_not_pile_up_and_adam_gets_them(make_step, batch):
+    step = make_step(lr_policy="constant")
     for update, losses_of, parameters, key in (
         (step.dis_update, discriminator_losses, step.unit.discriminators(), "discriminator_total"),
         (step.gen_update, generator_losses, step.unit.generators(), "generator_total"),
@@ -137,9 +123,9 @@ def test_gradients_do_not_pile_up_and_adam_gets_them(make, batch):
                 torch.testing.assert_close(parameter.grad, grad, rtol=1e-4, atol=1e-6)
 
 
-def test_adam_as_configured_with_l2_inside_the_gradient(make, batch):
+def test_adam_as_configured_with_l2_inside_the_gradient(make_step, batch):
     settings = {"lr": 0.01, "beta1": 0.3, "beta2": 0.9, "weight_decay": 0.5}
-    step = make(**settings, lr_policy="constant")
+    step = make_step(**settings, lr_policy="constant")
     before = weights(step)
     step.dis_update(*batch)
     for name, parameter in step.unit.dis_a.named_parameters():
@@ -153,8 +139,8 @@ def test_adam_as_configured_with_l2_inside_the_gradient(make, batch):
         assert (group["lr"], group["betas"], group["weight_decay"]) == (0.01, (0.3, 0.9), 0.5)
 
 
-def test_shared_parameters_are_once_in_the_optimiser(make):
-    step = make(share={"enc": 1, "dec": 1})
+def test_shared_parameters_are_once_in_the_optimiser(make_step):
+    step = make_step(share={"enc": 1, "dec": 1})
     for optimizer, parameters in (
         (step.gen_opt, step.unit.generators()),
         (step.dis_opt, step.unit.discriminators()),
@@ -164,8 +150,8 @@ def test_shared_parameters_are_once_in_the_optimiser(make):
         assert held == list(map(id, parameters))
 
 
-def test_a_step_returns_every_loss_detached(make, batch):
-    losses = make()(*batch)
+def test_a_step_returns_every_loss_detached(make_step, batch):
+    losses = make_step()(*batch)
     off = {"perceptual_a", "perceptual_b", "identity_a", "identity_b"}
     assert losses.keys() == LOSSES.keys() - off
     assert all(loss.shape == () and not loss.requires_grad for loss in losses.values())
@@ -185,8 +171,8 @@ def rates_used(step, batch, iterations):
 
 
 @pytest.mark.parametrize("step_size", [1, 2, 3])
-def test_the_schedule_advances_once_before_each_update(step_size, make, batch):
-    step = make(lr=0.01, gamma=0.5, step_size=step_size)
+def test_the_schedule_advances_once_before_each_update(step_size, make_step, batch):
+    step = make_step(lr=0.01, gamma=0.5, step_size=step_size)
     assert step.learning_rate == 0.01
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -200,21 +186,21 @@ def test_the_schedule_advances_once_before_each_update(step_size, make, batch):
     assert step.learning_rate == pytest.approx(wanted[-1], rel=1e-12)
 
 
-def test_a_constant_rate_stays(make, batch):
-    step = make(lr=0.01, lr_policy="constant", step_size=1)
+def test_a_constant_rate_stays(make_step, batch):
+    step = make_step(lr=0.01, lr_policy="constant", step_size=1)
     assert rates_used(step, batch, 3) == [0.01] * 3
 
 
 @pytest.mark.parametrize("policy", ["step", "constant"])
-def test_a_restored_step_continues_bitwise(policy, make, batch):
-    step = make(lr_policy=policy, step_size=2)
+def test_a_restored_step_continues_bitwise(policy, make_step, batch):
+    step = make_step(lr_policy=policy, step_size=2)
     for _ in range(3):
         step(*batch)
     networks, state = copy.deepcopy((step.unit.state_dict(), step.state_dict()))
     torch.manual_seed(5)
     for _ in range(3):
         step(*batch)
-    again = make(lr_policy=policy, step_size=2)
+    again = make_step(lr_policy=policy, step_size=2)
     again.unit.load_state_dict(networks)
     again.load_state_dict(state)
     torch.manual_seed(5)
@@ -225,15 +211,15 @@ def test_a_restored_step_continues_bitwise(policy, make, batch):
 
 
 @pytest.mark.parametrize("state", [{}, {"gen": {}, "dis": {}}, [1], {"gen": 3, "dis": 4}])
-def test_optimisers_of_something_else_are_refused(state, make):
+def test_optimisers_of_something_else_are_refused(state, make_step):
     with pytest.raises(CheckpointError, match=r"optimizer\.pt does not fit the networks"):
-        make().load_release_optimizers(state, 1)
+        make_step().load_release_optimizers(state, 1)
 
 
 @pytest.mark.parametrize("gen", [{"n_res": 2}, {"dim": 8}], ids=["more blocks", "wider"])
-def test_optimisers_of_other_networks_are_refused(gen, make, tiny, batch):
-    other = make(gen=tiny["gen"] | gen)
+def test_optimisers_of_other_networks_are_refused(gen, make_step, tiny, batch):
+    other = make_step(gen=tiny["gen"] | gen)
     other(*batch)
     state = {"gen": other.gen_opt.state_dict(), "dis": other.dis_opt.state_dict()}
     with pytest.raises(CheckpointError, match=r"optimizer\.pt does not fit"):
-        make().load_release_optimizers(state, 1)
+        make_step().load_release_optimizers(state, 1)

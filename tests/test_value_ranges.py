@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fastunit import config, pictures, translate
-from fastunit.data import DomainLoader, iter_images
+from fastunit.data import DomainLoader
 from fastunit.errors import ConfigError, DataError
 from fastunit.images import SizeRule, problem, validate_all
 from fastunit.pictures import Reading
@@ -52,21 +52,13 @@ def check(files: list[Path], reading: Reading) -> None:
 @pytest.mark.parametrize("bounds", [THERMAL, (0, 4095), (0, 65535), (7, 8), (65000, 65535)])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_training_and_translation_map_values_exactly(tmp_path, bounds, suffix, channels):
+def test_training_and_translation_map_values_exactly(
+    tmp_path, as_trained, bounds, suffix, channels
+):
     array = values(0, 65535)
     array[2:] = values(*bounds)[2:]
     file = saved(tmp_path / f"x.{suffix}", array)
-    (image,) = iter_images(
-        [file],
-        channels=channels,
-        batch_size=1,
-        crop=None,
-        new_size=None,
-        device=torch.device("cpu"),
-        threads=0,
-        value_range=bounds,
-    )
-    trained = ((image[0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    trained = as_trained(file, channels, threads=0, value_range=bounds)
     expected = np.repeat(mapped(array, *bounds)[..., None], channels, -1)
     assert np.array_equal(trained, expected)
     reading = Reading(channels, bounds)

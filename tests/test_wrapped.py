@@ -307,7 +307,8 @@ def test_paired_networks(name, grouped, tiny):
 
 def test_hooks_of_networks_and_containers_are_called_in_pairs(tiny):
     unit, seen = UNIT(from_dict(tiny)).double(), []
-    places = [unit.gen_a.enc, unit.gen_a.enc.model, unit.gen_a.dec.model[0], unit.dis_a.cnns[0]]
+    places = [unit.gen_a.enc, unit.gen_a.enc.model, unit.gen_a.dec.model[0]]
+    places += [unit.dis_a, unit.dis_a.cnns[0]]
     for place in places:
         place.register_forward_hook(lambda m, x, y: seen.append(m))
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64)

@@ -90,6 +90,19 @@ def test_draws_fresh_unit_normals():
     assert abs((noise * (second - mu)).mean()) < 0.02
 
 
+def test_normals_are_drawn_in_the_order_of_memory():
+    mu = torch.zeros(2, 5, 3, 4).to(memory_format=torch.channels_last)
+    torch.manual_seed(3)
+    z = reparameterize(mu)[0]
+    assert z.is_contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(3)
+    assert torch.equal(z.permute(0, 2, 3, 1), torch.randn(2, 3, 4, 5))
+    torch.manual_seed(3)
+    z = reparameterize(mu.contiguous())[0]
+    torch.manual_seed(3)
+    assert torch.equal(z, torch.randn(2, 5, 3, 4))
+
+
 def test_a_stream_of_normals_is_philox_through_box_and_muller():
     # The known answer of Philox4x32-10 for counter 0 and key 0, from Salmon et al.'s Random123.
     a, b, c, d = 0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8

@@ -19,6 +19,7 @@ from fastunit.kernels import (
     conv_block_triton,
     conv_checks,
     derivatives,
+    eager,
     runtime,
 )
 from fastunit.kernels.conv_plan import Gradients, Plan, Wants
@@ -75,7 +76,10 @@ def conv_block(
     residual = conv_checks.block(plan, x, w, b, gamma, beta, slope, residual)
     w = w if w.dim() == 5 else w[None]
     b, gamma, beta = (p if p is None or p.dim() == 2 else p[None] for p in (b, gamma, beta))
-    return _forward(x, w, b, gamma, beta, prelu, residual, *plan)[0]
+    tensors = x, w, b, gamma, beta, prelu, residual
+    if eager.is_plain(*tensors):
+        return _Eager.apply(*tensors, *plan)
+    return _forward(*tensors, *plan)[0]
 
 
 def _is_oblong(kind: str, w: Tensor) -> bool:
@@ -83,13 +87,13 @@ def _is_oblong(kind: str, w: Tensor) -> bool:
     return kind != "conv" and w.dim() > 1 and w.shape[-1] != w.shape[-2]
 
 
-def _fprop(*args: Any) -> tuple[Tensor, ...]:
+def _fprop(*args: Any) -> tuple[Tensor | None, ...]:
     tensors, plan = args[:_TENSORS], Plan(*args[_TENSORS:])
     with runtime.no_autocast(tensors[0]):
         y, haloed, raw, mean, rstd = _IMPLEMENTATIONS[plan.impl].fprop(plan, *tensors)
     if plan.norm == "none":
         mean = rstd = None
-    return _filled((y, haloed, raw, mean, rstd), y)
+    return y, haloed, raw, mean, rstd
 
 
 def _filled(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
@@ -97,24 +101,23 @@ def _filled(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...
     return tuple(like.new_empty(0) if tensor is None else tensor for tensor in tensors)
 
 
-def _bprop(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _bprop(dy: Tensor, *args: Any) -> Gradients:
     *given, x, w, sums, residual = args[: -len(Plan._fields)]
     plan, wants = Plan(*args[-len(Plan._fields) :]), Wants(x, w, sums, residual)
     with runtime.no_autocast(dy):
-        found = _IMPLEMENTATIONS[plan.impl].backward(plan, dy, *given, wants)
-    return _filled(found, dy)
+        return _IMPLEMENTATIONS[plan.impl].backward(plan, dy, *given, wants)
 
 
 _forward = torch.library.custom_op(
     "fastunit::conv_block",
-    _fprop,
+    lambda x, *args: _filled(_fprop(x, *args), x),
     mutates_args=(),
     schema=f"(Tensor x, {_PARAMETERS}, Tensor? residual, {_PLAN})"
     " -> (Tensor y, Tensor haloed, Tensor raw, Tensor mean, Tensor rstd)",
 )
 _backward = torch.library.custom_op(
     "fastunit::conv_block_backward",
-    _bprop,
+    lambda dy, *args: _filled(_bprop(dy, *args), dy),
     mutates_args=(),
     schema="(Tensor dy, SymInt[] x_shape, Tensor source, Tensor raw, Tensor mean, Tensor rstd, "
     f"{_PARAMETERS}, bool want_x, bool want_w, bool want_sums, bool has_residual, {_PLAN})"
@@ -161,14 +164,14 @@ def _(dy: Tensor, x_shape: Sequence[int], *args: Any) -> tuple[Tensor, ...]:
     return _filled((dx, dw, *sums, dresidual), dy)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
     x, w, b, gamma, beta, prelu, residual, *settings = inputs
     y, haloed, raw, mean, rstd = output
     plan = ctx.plan = Plan(*settings)
     product = y if plan.fuses_activation(residual is not None, gamma, beta, prelu) else raw
     if not plan.keeps_product(gamma):
-        product = product.new_empty(0)  # so that the result may be changed in place
-    source = haloed if haloed.dim() == 4 else x
+        product = None  # so that the result may be changed in place
+    source = x if haloed is None or haloed.dim() == 1 else haloed
     ctx.saves_x, ctx.x_shape, ctx.has_residual = source is x, x.shape, residual is not None
     ctx.save_for_backward(source, product, mean, rstd, w, b, gamma, beta, prelu)
     ctx.set_materialize_grads(False)
@@ -184,7 +187,11 @@ def _backpropagate(ctx: Any, dy: Tensor | None, *unused: None) -> tuple[Tensor |
     if ctx.saves_x and ctx.plan.impl == "triton":
         # Hooks that keep saved tensors elsewhere (save_on_cpu) may return them in other strides.
         source = source.contiguous(memory_format=torch.channels_last)
-    found = list(_backward(dy, ctx.x_shape, source, *saved, *wants, *ctx.plan))
+    if eager.hides_backward(dy, source, *saved):
+        found = list(_bprop(dy, ctx.x_shape, source, *saved, *wants, *ctx.plan))
+    else:
+        saved[:3] = _filled(saved[:3], dy)
+        found = list(_backward(dy, ctx.x_shape, source, *saved, *wants, *ctx.plan))
     if ctx.plan.halo == 0:
         found[-1] = dy  # an operator may not return its argument
     needed = ctx.needs_input_grad[:_TENSORS]
@@ -198,6 +205,18 @@ def _remember(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 def _refuse(ctx: Any, *gradients: Tensor) -> None:
     also = " (conv_gemm)" if ctx.kind == "conv" else ""
     derivatives.refuse_second(_NAMES[ctx.kind] + also)
+
+
+class _Eager(torch.autograd.Function):
+    """The forward operator in eager mode."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        found = _fprop(*args)
+        _setup_context(ctx, args, found)
+        return found[0]
+
+    backward = staticmethod(_backpropagate)
 
 
 _forward.register_autograd(_backpropagate, setup_context=_setup_context)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastunit.kernels import checks, derivatives
+from fastunit.kernels import checks, derivatives, eager
 from fastunit.kernels.frame import channels_last, dense, memory_format, owned
 from fastunit.kernels.norm_act_aten import (
     Tail,
@@ -105,11 +105,13 @@ def norm_act(
         # Nothing to fuse and nothing to recompute: PyTorch's autograd saves the operator's cost.
         return tail_aten(x, gamma, beta, learnt, residual, Tail(*options))[0]
     derivatives.only_reverse("norm_act", x, gamma, beta, learnt, residual)
-    return _norm_act(x, gamma, beta, learnt, residual, *options, chosen)[0]
+    tensors = x, gamma, beta, learnt, residual
+    if eager.is_plain(*tensors):
+        return _Eager.apply(*tensors, *options, chosen)
+    return _norm_act(*tensors, *options, chosen)[0]
 
 
-@torch.library.custom_op("fastunit::norm_act", mutates_args=())
-def _norm_act(
+def _fprop(
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
@@ -133,6 +135,9 @@ def _norm_act(
     return y.contiguous(memory_format=_result_format(x, impl)), mean, rstd
 
 
+_norm_act = torch.library.custom_op("fastunit::norm_act", _fprop, mutates_args=())
+
+
 @_norm_act.register_fake
 def _(x, gamma, beta, slope, residual, norm, eps, act, negative, halo, pad_mode, impl):
     samples, channels, height, width = x.shape
@@ -143,8 +148,7 @@ def _(x, gamma, beta, slope, residual, norm, eps, act, negative, halo, pad_mode,
     return y, *(x.new_empty(shape, dtype=wide) for _ in range(2))
 
 
-@torch.library.custom_op("fastunit::norm_act_backward", mutates_args=())
-def _norm_act_backward(
+def _bprop(
     dy: Tensor,
     x: Tensor,
     mean: Tensor,
@@ -183,6 +187,9 @@ def _norm_act_backward(
     return dx, *(n if g is None else g for g, n in zip(rest, nothing, strict=True))
 
 
+_norm_act_backward = torch.library.custom_op("fastunit::norm_act_backward", _bprop, mutates_args=())
+
+
 @_norm_act_backward.register_fake
 def _(dy, x, mean, rstd, gamma, beta, slope, residual, sums, *options):
     _, _, _, _, halo, _, impl = options
@@ -197,15 +204,19 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> Non
     x, gamma, beta, slope, _, *ctx.options = inputs
     _, mean, rstd = output
     ctx.save_for_backward(x, mean, rstd, gamma, beta, slope)
-    ctx.mark_non_differentiable(mean, rstd)
 
 
-def _backward(ctx: Any, dy: Tensor, _mean: Tensor, _rstd: Tensor) -> tuple:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _save(ctx, inputs, output)
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx: Any, dy: Tensor, *unused: Tensor) -> tuple:
     halo = ctx.options[4]
     needs = ctx.needs_input_grad[:5]
-    found = _norm_act_backward(
-        dy, *ctx.saved_tensors, needs[4] and halo > 0, any(needs[1:4]), *ctx.options
-    )
+    saved = ctx.saved_tensors
+    backward = _bprop if eager.hides_backward(dy, *saved) else _norm_act_backward
+    found = backward(dy, *saved, needs[4] and halo > 0, any(needs[1:4]), *ctx.options)
     dx, dresidual, *parameters = found
     gradients = (dx, *parameters, dresidual if halo else dy)
     wanted = (g if needed else None for g, needed in zip(gradients, needs, strict=True))
@@ -216,7 +227,19 @@ def _refuse(ctx: Any, *gradients: Tensor) -> tuple:
     derivatives.refuse_second("norm_act (instance_norm_act)")
 
 
-_norm_act.register_autograd(_backward, setup_context=_save)
+class _Eager(torch.autograd.Function):
+    """The forward operator in eager mode."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        found = _fprop(*args)
+        _save(ctx, args, found)
+        return found[0]
+
+    backward = staticmethod(_backward)
+
+
+_norm_act.register_autograd(_backward, setup_context=_setup_context)
 _norm_act_backward.register_autograd(_refuse)
 
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastunit.kernels import checks, derivatives, philox, runtime
+from fastunit.kernels import checks, derivatives, eager, philox, runtime
 
 SIGMAS = ("unit", "softplus", "exp_half")
 KLS = ("mean_square", "normal")
@@ -81,7 +81,9 @@ def reparameterize(
         source = torch.randn(mu.shape, dtype=mu.dtype, device=mu.device)
     elif noise is None:
         source = _normals(mu)
-    return _reparameterize(mu, raw_sigma, source, sigma, kl, impl)
+    tensors = mu, raw_sigma, source
+    apply = _Eager.apply if eager.is_plain(*tensors) else _reparameterize
+    return apply(*tensors, sigma, kl, impl)
 
 
 def _normals(mu: Tensor) -> Tensor:
@@ -354,8 +356,7 @@ def _reparameterize_dgrad_triton(
 # ---- Registration
 
 
-@torch.library.custom_op("fastunit::reparameterize", mutates_args=())
-def _reparameterize(
+def _fprop(
     mu: Tensor, raw: Tensor | None, source: Tensor, sigma: str, kl: str, impl: str
 ) -> tuple[Tensor, Tensor]:
     fprop = _reparameterize_fprop_triton if impl == "triton" else _reparameterize_fprop_aten
@@ -364,13 +365,15 @@ def _reparameterize(
     return fprop(mu, raw, source, sigma, _scale(mu, kl))
 
 
+_reparameterize = torch.library.custom_op("fastunit::reparameterize", _fprop, mutates_args=())
+
+
 @_reparameterize.register_fake
 def _(mu, raw, source, sigma, kl, impl):
     return torch.empty_like(mu), mu.new_empty((), dtype=_wide(mu))
 
 
-@torch.library.custom_op("fastunit::reparameterize_backward", mutates_args=())
-def _reparameterize_backward(
+def _bprop(
     dz: Tensor,
     dkl: Tensor,
     mu: Tensor,
@@ -386,6 +389,11 @@ def _reparameterize_backward(
     return dgrad(dz, dkl, mu, raw, source, sigma, _scale(mu, kl))
 
 
+_reparameterize_backward = torch.library.custom_op(
+    "fastunit::reparameterize_backward", _bprop, mutates_args=()
+)
+
+
 @_reparameterize_backward.register_fake
 def _(dz, dkl, mu, raw, source, sigma, kl, impl):
     return torch.empty_like(mu), mu.new_empty(0) if raw is None else torch.empty_like(mu)
@@ -398,12 +406,26 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, dz, dkl):
     mu, raw, source = ctx.saved_tensors
-    dmu, draw = _reparameterize_backward(dz, dkl, mu, raw, source, *ctx.options)
+    direct = eager.hides_backward(dz, dkl, mu, raw, source)
+    backward = _bprop if direct else _reparameterize_backward
+    dmu, draw = backward(dz, dkl, mu, raw, source, *ctx.options)
     return dmu, None if raw is None else draw, None, None, None, None
 
 
 def _refuse(ctx, *gradients):
     derivatives.refuse_second("reparameterize")
+
+
+class _Eager(torch.autograd.Function):
+    """The forward operator in eager mode."""
+
+    @staticmethod
+    def forward(ctx, *args):
+        found = _fprop(*args)
+        _setup_context(ctx, args, found)
+        return found
+
+    backward = staticmethod(_backward)
 
 
 _reparameterize.register_autograd(_backward, setup_context=_setup_context)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib import import_module
-from importlib.metadata import entry_points, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 
 import pytest
 
@@ -88,5 +88,14 @@ def test_python_dash_m_fastunit_ends_with_the_exit_code():
 def test_every_public_name_is_there():
     assert all(getattr(fastunit, name) is not None for name in fastunit.__all__)
     assert f"fastunit {fastunit.__version__}\n" == VERSION
+    assert set(fastunit.__all__) - {"__version__"} == set().union(*fastunit._MODULES.values())
     with pytest.raises(AttributeError, match=r"module 'fastunit' has no attribute 'nothing'"):
         _ = fastunit.nothing
+
+
+def test_a_checkout_that_is_not_installed_has_no_version(monkeypatch):
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    assert fastunit.__version__ == "unknown"

@@ -14,6 +14,10 @@ BENCH = [*TRAIN, "pytest", "pytest-benchmark"]
 TEST = [*DIGITS, *BENCH]
 DEV = [*TEST, "ruff", "build"]
 
+# To be filled in once the project has a public address; nothing else in the repository names one.
+# Then: {"Source": ..., "Documentation": ..., "Changelog": ..., "Issues": ...}
+URLS: dict[str, str] = {}
+
 # `kernels` is an unrelated package on the public index, hence fastunit.kernels; a wheel can only
 # find the configurations inside a package, hence fastunit.configs.
 MAPPED = {"fastunit.kernels": "kernels", "fastunit.configs": "configs"}
@@ -24,6 +28,7 @@ setup(
     description="Unsupervised image-to-image translation (UNIT), fast and dependable",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    project_urls=URLS,
     license="Apache-2.0",
     license_files=["LICENSE"],
     classifiers=[
@@ -46,6 +51,7 @@ setup(
         "bench": BENCH,
         "dev": DEV,
     },
+    entry_points={"console_scripts": ["fastunit = fastunit.__main__:main"]},
     packages=[*find_packages(include=["fastunit", "fastunit.*"]), *MAPPED],
     package_dir=MAPPED,
     package_data={"fastunit.configs": ["*.yaml"]},

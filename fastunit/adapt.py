@@ -38,24 +38,25 @@ SHOWN = 12  # digits of each domain in the sample grid
 TABLE_KEYS = ("source_accuracy", "target_accuracy")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.adapt") -> int:
     """Parse, check everything, train, measure. Returns the exit code.
 
     0 done; 1 the training diverged; 2 bad input; 130 and 143 ended by Ctrl-C and SIGTERM: a run
     that was stopped leaves its records, but no result and no checkpoint.
     """
-    args = parser().parse_args(argv)
+    args = parser(prog).parse_args(argv)
     cli.setup_logging()
     return cli.guard(lambda: _run(args))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = "python -m fastunit.adapt") -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m fastunit.adapt",
+        prog=prog,
         description="Learn to name the digits of a data set without its labels, from another's.",
     )
     add, names = parser.add_argument, list(digit_files.SHAPES)
+    add("--version", action="version", version=cli.VERSION)
     add("--source", choices=names, default="mnist", help="labelled (default: %(default)s)")
     add(
         "--target",

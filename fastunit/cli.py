@@ -11,8 +11,10 @@ from contextlib import contextmanager, suppress
 
 import torch
 
+from fastunit import __version__
 from fastunit.errors import UserError
 
+VERSION = f"fastunit {__version__}"  # what --version prints
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE

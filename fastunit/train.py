@@ -26,13 +26,13 @@ with cli.needs("train"):
     from fastunit.sources import Domains
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.train") -> int:
     """Parse, check everything, train, measure. Returns the exit code.
 
     0 done; 1 the training diverged; 2 bad input; 130 and 143 ended by Ctrl-C and SIGTERM, with a
     checkpoint saved.
     """
-    args = _parser().parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     cli.setup_logging()
     return cli.guard(lambda: _run(args))
 
@@ -81,12 +81,13 @@ def _train(trainer: Trainer, pairs: paired.Pairs) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m fastunit.train",
+        prog=prog,
         description="Train UNIT on two folders of unpaired images; without options, on the demo.",
     )
     add = parser.add_argument
+    add("--version", action="version", version=cli.VERSION)
     add("--config", metavar="FILE", help="YAML file, or the name of one of ours (default: demo)")
     add(
         "--set",

@@ -21,9 +21,9 @@ from fastunit.sources import EXTENSIONS, image_files
 from fastunit.translator import FileTranslator, Job
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.translate") -> int:
     """Run the command line; 0: all done, 1: some images could not be, 2: a UserError."""
-    args = _parser().parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     cli.setup_logging()
     return cli.guard(lambda: _translate(args))
 
@@ -143,13 +143,14 @@ def _report(failed: dict[Path, str]) -> None:
         print(f"  {file}: {reason}", file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m fastunit.translate",
+        prog=prog,
         description="Translate an image, or all images in a folder, to the other domain.",
         epilog="JPEG is written with quality 95, PNG, BMP, TIFF and WebP without loss. Exit "
         "status: 0, all done; 1, some could not be translated and are listed; 2, another error.",
     )
+    parser.add_argument("--version", action="version", version=cli.VERSION)
     parser.add_argument(
         "checkpoint", type=Path, help="a checkpoint, a run's folder, or a release's gen_*.pt"
     )

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -186,3 +187,14 @@ def test_ci_runs_the_readme_command() -> None:
     assert "command=$(.ci/readme-command test-command)" in code
     assert code[-1] == 'bash -euo pipefail -c "$command"'
     assert not any("pytest" in line for line in code)
+
+
+def test_the_workflow_runs_ci_and_every_python_that_the_metadata_names() -> None:
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    jobs = yaml.safe_load(text)["jobs"]
+    assert jobs["ci"]["steps"][-1] == {"run": "bash .ci/run"}
+    pythons = [step["with"]["python-version"] for step in jobs["ci"]["steps"] if "with" in step]
+    pythons += jobs["pythons"]["strategy"]["matrix"]["python"]
+    classifiers = metadata.metadata("fastunit").get_all("Classifier")
+    named = re.findall(r"Programming Language :: Python :: (3\.\d+)", "\n".join(classifiers))
+    assert sorted(pythons) == sorted(named)

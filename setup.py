@@ -1,6 +1,8 @@
-"""Installation: `fastunit/`, with the top-level `kernels/` and `configs/` mapped into it.
+"""Installation of `fastunit/`, which holds `kernels/` and `configs/` as symlinks.
 
-The version stands here and nowhere else; running code reads it from the installed metadata.
+`kernels` is an unrelated package on the public index, hence fastunit.kernels; a wheel can only
+find the configurations inside a package, hence fastunit.configs. Wheels and sdists hold real
+files. The version stands here and nowhere else; running code reads it from the installed metadata.
 """
 
 from pathlib import Path
@@ -17,10 +19,6 @@ DEV = [*TEST, "ruff", "build"]
 # To be filled in once the project has a public address; nothing else in the repository names one.
 # Then: {"Source": ..., "Documentation": ..., "Changelog": ..., "Issues": ...}
 URLS: dict[str, str] = {}
-
-# `kernels` is an unrelated package on the public index, hence fastunit.kernels; a wheel can only
-# find the configurations inside a package, hence fastunit.configs.
-MAPPED = {"fastunit.kernels": "kernels", "fastunit.configs": "configs"}
 
 setup(
     name="fastunit",
@@ -52,8 +50,7 @@ setup(
         "dev": DEV,
     },
     entry_points={"console_scripts": ["fastunit = fastunit.__main__:main"]},
-    packages=[*find_packages(include=["fastunit", "fastunit.*"]), *MAPPED],
-    package_dir=MAPPED,
-    package_data={"fastunit.configs": ["*.yaml"]},
+    packages=find_packages(include=["fastunit", "fastunit.*"]),
+    package_data={"fastunit": ["py.typed"], "fastunit.configs": ["*.yaml"]},
     zip_safe=False,
 )

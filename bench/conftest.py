@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 
-from fastunit import cli
-from fastunit.errors import DataError
+from fastunit.common import cli
+from fastunit.common.errors import DataError
 
 with cli.needs("bench"):
     import pytest_benchmark  # noqa: F401
     import torch
 
-    from bench import ceilings, machine, opponents, report, selection
-    from bench.progress import Progress
+    from bench.model import peaks
+    from bench.report import machine, markdown, selection
+    from bench.report.progress import Progress
+    from bench.step import contenders
 
 _started = time.monotonic()
 
@@ -76,11 +78,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if (config.getoption("numprocesses", None) or 0) != 0:
         raise pytest.UsageError("benchmarks at the same time disturb each other: leave out -n")
     if given := config.getoption("--ceilings"):
-        ceilings.use(_ceilings(given))
+        peaks.use(_ceilings(given))
     earlier = None
     if path := config.getoption("--compare"):
         try:
-            earlier = report.read(path)
+            earlier = markdown.read(path)
         except DataError as error:
             raise pytest.UsageError(f"--compare: {error}") from None
     if not config.getoption("--benchmark-quiet"):
@@ -90,14 +92,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.benchmark_quiet = not wanted and not selection.names_files(config)
 
 
-def _ceilings(given: str) -> ceilings.Ceilings:
+def _ceilings(given: str) -> peaks.Ceilings:
     try:
         tflop_per_s, gb_per_s = map(float, given.split(","))
     except ValueError:
         raise pytest.UsageError(
             f"--ceilings {given!r} must be two numbers, for instance 800,3000"
         ) from None
-    return ceilings.Ceilings(tflop_per_s, gb_per_s)
+    return peaks.Ceilings(tflop_per_s, gb_per_s)
 
 
 @pytest.hookimpl(trylast=True)  # after -k and -m
@@ -121,7 +123,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def compare(benchmark: Any, pytestconfig: pytest.Config) -> Callable[..., None]:
     """Return `opponents.compare` with the command line's seconds and patience."""
     seconds, patience = map(pytestconfig.getoption, ("--seconds", "--patience"))
-    run = partial(opponents.compare, benchmark, patience=patience or None)
+    run = partial(contenders.compare, benchmark, patience=patience or None)
     if not pytestconfig.getoption("--smoke"):
         return partial(run, seconds=seconds)
 

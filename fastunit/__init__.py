@@ -4,13 +4,13 @@ The public names are imported when they are first used, so that ``fastunit --hel
 that need no networks do not wait for PyTorch.
 """
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastunit.layers import Conv2dBlock, LayerNorm, LinearBlock, ResBlock, ResBlocks
-    from fastunit.networks import MsImageDis, VAEGen
-    from fastunit.unit import UNIT
+    from fastunit.models.layers import Conv2dBlock, LayerNorm, LinearBlock, ResBlock, ResBlocks
+    from fastunit.models.unit import UNIT
+    from fastunit.models.unit2018 import MsImageDis, VAEGen
 
     __version__: str
 
@@ -27,18 +27,15 @@ __all__ = [
 ]
 
 _MODULES = {
-    "fastunit.layers": ("Conv2dBlock", "LayerNorm", "LinearBlock", "ResBlock", "ResBlocks"),
-    "fastunit.networks": ("MsImageDis", "VAEGen"),
-    "fastunit.unit": ("UNIT",),
+    "fastunit.models.layers": ("Conv2dBlock", "LayerNorm", "LinearBlock", "ResBlock", "ResBlocks"),
+    "fastunit.models.unit2018": ("MsImageDis", "VAEGen"),
+    "fastunit.models.unit": ("UNIT",),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        try:
-            return metadata.version("fastunit")
-        except metadata.PackageNotFoundError:  # a checkout that is not installed
-            return "unknown"
+        return import_module("fastunit.common.version").version()
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(module), name)

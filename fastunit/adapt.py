@@ -17,22 +17,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastunit import adaptation, cli, config, digit_files, environment, files
-from fastunit.adaptation import SOURCE, TARGET, Adaptation
-from fastunit.digit_images import normalised
-from fastunit.digit_objective import Settings
-from fastunit.digit_task import SHIFTED, Task, load_task
-from fastunit.errors import ConfigError, TrainingDiverged, UserError
-from fastunit.monitor import LossMonitor, Record
-from fastunit.typed import build
+from fastunit import config
+from fastunit.common import cli, environment, files
+from fastunit.common.errors import ConfigError, TrainingDiverged, UserError
+from fastunit.common.progress import STDERR
+from fastunit.config.fields import build
+from fastunit.digits import datasets, step
+from fastunit.digits.images import normalised
+from fastunit.digits.objective import Settings
+from fastunit.digits.step import SOURCE, TARGET, Adaptation
+from fastunit.digits.task import SHIFTED, Task, load_task
+from fastunit.training.loss_monitor import LossMonitor, Record
 
 with cli.needs("train"):
     import yaml
     from matplotlib.figure import Figure
     from tqdm import tqdm
 
-    from fastunit.loop import Stop, stop_on_signals
-    from fastunit.report import Metrics, read_metrics, save_grid
+    from fastunit.report.grid import save_grid
+    from fastunit.report.metrics import Metrics, read_metrics
+    from fastunit.training.loop import Stop, stop_on_signals
 
 SHOWN = 12  # digits of each domain in the sample grid
 TABLE_KEYS = ("source_accuracy", "target_accuracy")
@@ -55,7 +59,7 @@ def parser(prog: str = "python -m fastunit.adapt") -> argparse.ArgumentParser:
         prog=prog,
         description="Learn to name the digits of a data set without its labels, from another's.",
     )
-    add, names = parser.add_argument, list(digit_files.SHAPES)
+    add, names = parser.add_argument, list(datasets.SHAPES)
     add("--version", action="version", version=cli.VERSION)
     add("--source", choices=names, default="mnist", help="labelled (default: %(default)s)")
     add(
@@ -145,8 +149,8 @@ def train(run: Adaptation, task: Task, folder: Path, stop: Stop) -> dict[str, fl
     TrainingDiverged when a loss is not finite.
     """
     settings, monitor, accuracies = run.settings, LossMonitor(), {}
-    labelled = adaptation.stream(task.source.images, task.source.labels, settings, SOURCE)
-    unlabelled = adaptation.stream(task.target, None, settings, TARGET)
+    labelled = step.stream(task.source.images, task.source.labels, settings, SOURCE)
+    unlabelled = step.stream(task.target, None, settings, TARGET)
     with Metrics(folder) as metrics, _progress_bar(settings.iterations) as bar:
         while run.iteration < settings.iterations and stop.signal is None:
             (x_a, labels), (x_b, _) = next(labelled), next(unlabelled)
@@ -272,7 +276,7 @@ def _print_plan(settings: Settings, task: Task, folder: Path, device: torch.devi
 def _progress_bar(total: int) -> tqdm:
     # In a log file each refresh is a line of its own.
     interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, unit="it", desc="adapting", mininterval=interval, file=cli.STDERR)
+    return tqdm(total=total, unit="it", desc="adapting", mininterval=interval, file=STDERR)
 
 
 if __name__ == "__main__":

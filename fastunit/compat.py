@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastunit import files, optimiser, overrides, plain, release, schedule
-from fastunit.adversary import widened
+from fastunit.common import files
+from fastunit.common.errors import CheckpointError
 from fastunit.config import Config, from_dict
-from fastunit.errors import CheckpointError
-from fastunit.objective import Losses, Noise
-from fastunit.perceptual import Perceptual, as_vgg_takes, load_perceptual
-from fastunit.step import TrainStep
-from fastunit.typed import build
-from fastunit.unit import UNIT
+from fastunit.config.fields import build
+from fastunit.models.discriminator import widened
+from fastunit.models.perceptual import Perceptual, as_vgg_takes, load_perceptual
+from fastunit.models.unit import UNIT
+from fastunit.training import lr_schedule, optim, overrides, plain_objective, release_files
+from fastunit.training.objective import Losses, Noise
+from fastunit.training.step import TrainStep
 
 # The release's attribute for each of ours. Its cyc names say whose cycle, ours whose image.
 ATTRIBUTES = {
@@ -121,7 +122,7 @@ class UNIT_Trainer(nn.Module):
         """
         step = self._ready(hyperparameters)
         if self._changes():
-            how = self.dis_opt, "discriminator_total", plain.discriminator_losses
+            how = self.dis_opt, "discriminator_total", plain_objective.discriminator_losses
             losses = self._plain(*how, x_a, x_b, noise)
         else:
             losses = step.dis_update(x_a, x_b, noise)
@@ -137,7 +138,7 @@ class UNIT_Trainer(nn.Module):
         """Update the generators; `noise` holds unit normals under "a", "b", "ba" and "ab"."""
         step = self._ready(hyperparameters)
         if self._changes():
-            how = self.gen_opt, "generator_total", plain.generator_losses
+            how = self.gen_opt, "generator_total", plain_objective.generator_losses
             losses = self._plain(*how, x_a, x_b, noise)
         else:
             losses = step.gen_update(x_a, x_b, noise)
@@ -153,7 +154,7 @@ class UNIT_Trainer(nn.Module):
                     f"{name}_scheduler too (None: no schedule)",
                     stacklevel=2,
                 )
-        schedule.advance((self.dis_scheduler, self.gen_scheduler))
+        lr_schedule.advance((self.dis_scheduler, self.gen_scheduler))
 
     @torch.no_grad()
     def sample(self, x_a: Tensor, x_b: Tensor) -> tuple[Tensor, ...]:
@@ -189,7 +190,7 @@ class UNIT_Trainer(nn.Module):
     def save(self, snapshot_dir: str | Path, iterations: int) -> None:
         """Write gen_%08d.pt and dis_%08d.pt, numbered iterations + 1, and optimizer.pt."""
         folder = Path(snapshot_dir)
-        release.save_networks(self._unit(), folder, iterations + 1)
+        release_files.save_networks(self._unit(), folder, iterations + 1)
         optimizers = {name: each.state_dict() for name, each in self._optimizers().items()}
         files.save(optimizers, folder / "optimizer.pt")
 
@@ -206,15 +207,15 @@ class UNIT_Trainer(nn.Module):
         """
         folder, unit = Path(checkpoint_dir), self._unit()
         iteration = _newest(folder)
-        release.load_networks(unit, folder / f"gen_{iteration:08d}.pt", expect="gen")
-        release.load_networks(unit, folder / f"dis_{iteration:08d}.pt", expect="dis")
-        optimiser.load(self._optimizers(), files.read(folder / "optimizer.pt"))
+        release_files.load_networks(unit, folder / f"gen_{iteration:08d}.pt", expect="gen")
+        release_files.load_networks(unit, folder / f"dis_{iteration:08d}.pt", expect="dis")
+        optim.load(self._optimizers(), files.read(folder / "optimizer.pt"))
         settings = _with(self._settings, hyperparameters, SCHEDULE)
         for name, optimizer in self._optimizers().items():
-            optimiser.settle(optimizer)
+            optim.settle(optimizer)
             scheduler = getattr(self, f"{name}_scheduler")
             if scheduler is getattr(self._step, f"{name}_scheduler"):
-                scheduler = schedule.scheduler(optimizer, settings)
+                scheduler = lr_schedule.scheduler(optimizer, settings)
                 setattr(self, f"{name}_scheduler", scheduler)
                 setattr(self._step, f"{name}_scheduler", scheduler)
             if scheduler is not None:

@@ -12,18 +12,22 @@ from typing import Any
 
 import torch
 
-from fastunit import allocator, checkpoint, cli, config, environment, files, memory
+from fastunit import config
+from fastunit.common import cli, environment, files
+from fastunit.common.errors import TrainingDiverged, UserError
 from fastunit.config import Config
-from fastunit.errors import TrainingDiverged, UserError
+from fastunit.training import allocator, checkpoint, memory
 
 with cli.needs("train"):
-    from fastunit import datasets, images, paired, sources, summary
-    from fastunit.images import SizeRule
-    from fastunit.loop import Trainer, stop_on_signals
-    from fastunit.pictures import Reading
-    from fastunit.runs import Run, find_run
-    from fastunit.session import Session
-    from fastunit.sources import Domains
+    from fastunit.data import builtin, discovery, validation
+    from fastunit.data.discovery import Domains
+    from fastunit.data.image_io import Reading
+    from fastunit.data.validation import SizeRule
+    from fastunit.report import summary
+    from fastunit.training import held_out
+    from fastunit.training.loop import Trainer, stop_on_signals
+    from fastunit.training.run_dir import Run, find_run
+    from fastunit.training.state import Session
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.train") -> int:
@@ -49,10 +53,10 @@ def _run(args: argparse.Namespace) -> int:
     if device.type == "cpu":
         allocator.keep_freed_memory()
     domains = _checked_files(settings)
-    pairs = paired.find_pairs(domains, settings)
+    pairs = held_out.find_pairs(domains, settings)
     session = Session(settings, device)
     run.restore(session)
-    shown = paired.shown_images(domains, settings, device)
+    shown = held_out.shown_images(domains, settings, device)
     with run.claim() as folder:
         _describe(folder, settings, device)
         print(session.manner(), flush=True)
@@ -60,7 +64,7 @@ def _run(args: argparse.Namespace) -> int:
         return _train(trainer, pairs)
 
 
-def _train(trainer: Trainer, pairs: paired.Pairs) -> int:
+def _train(trainer: Trainer, pairs: held_out.Pairs) -> int:
     session, folder = trainer.session, trainer.run_dir
     try:
         with stop_on_signals() as stop:
@@ -127,14 +131,14 @@ def _configure(args: argparse.Namespace, run: Run) -> Config:
 def _checked_files(settings: Config) -> Domains:
     """Find the images and read every new one; raises DataError listing the bad ones."""
     if settings.data.builtin != "none":
-        root = datasets.demo_root(builtin=settings.data.builtin)
+        root = builtin.demo_root(builtin=settings.data.builtin)
         settings = replace(settings, data_root=str(root))
-    found = sources.find_domains(settings)
+    found = discovery.find_domains(settings)
     wanted = {}
-    for split in sources.SPLITS:
+    for split in discovery.SPLITS:
         wanted[split] = (getattr(found, split), _rule(settings, split))
     return Domains(
-        **images.validate_all(wanted, workers=settings.threads, skip_bad=settings.data.skip_bad)
+        **validation.validate_all(wanted, workers=settings.threads, skip_bad=settings.data.skip_bad)
     )
 
 
@@ -179,17 +183,17 @@ def _image_counts(settings: Config) -> dict[str, int]:
     The demo's are checked by their size alone: they are drawn when training starts.
     """
     if settings.data.builtin != "none":
-        height, width = datasets.size(settings.data.builtin)
-        images.require_dali()
-        for split in sources.SPLITS:
-            images.check_channels(_rule(settings, split).reading.channels)
+        height, width = builtin.size(settings.data.builtin)
+        validation.require_dali()
+        for split in discovery.SPLITS:
+            validation.check_channels(_rule(settings, split).reading.channels)
             if reason := _rule(settings, split).problem(height, width):
                 raise UserError(
                     f"the drawn pictures of data.builtin={settings.data.builtin} are {reason}"
                 )
-        return datasets.DEMO_COUNTS
+        return builtin.DEMO_COUNTS
     checked = _checked_files(settings)
-    return {split: len(getattr(checked, split)) for split in sources.SPLITS}
+    return {split: len(getattr(checked, split)) for split in discovery.SPLITS}
 
 
 def _last_good(run_dir: Path) -> str:

@@ -14,11 +14,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from fastunit import checkpoint, cli, config
-from fastunit.coupled import DIRECTIONS
-from fastunit.errors import ConfigError, DataError
-from fastunit.sources import EXTENSIONS, image_files
-from fastunit.translator import FileTranslator, Job
+from fastunit import config
+from fastunit.common import cli
+from fastunit.common.errors import ConfigError, DataError
+from fastunit.data.discovery import EXTENSIONS, image_files
+from fastunit.models.domain_pair import DIRECTIONS
+from fastunit.training import checkpoint
+
+with cli.needs("train"):
+    from fastunit.inference.translator import FileTranslator, Job
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.translate") -> int:

@@ -1,12 +1,8 @@
-"""Fused operations on images, a public function per file: Triton kernels with plain ATen twins."""
+"""Fused operations on images: Triton kernels with plain ATen twins."""
 
-from fastunit.kernels.conv_gemm import conv_gemm
-from fastunit.kernels.conv_norm_act import conv_norm_act
-from fastunit.kernels.conv_transpose import conv_transpose
-from fastunit.kernels.instance_norm_act import instance_norm_act
-from fastunit.kernels.norm_act import norm_act
-from fastunit.kernels.reparameterize import reparameterize
-from fastunit.kernels.upsample_conv import upsample_conv
+from fastunit.kernels.conv.api import conv_gemm, conv_norm_act, conv_transpose, upsample_conv
+from fastunit.kernels.norm_act.op import instance_norm_act, norm_act
+from fastunit.kernels.sampling.reparameterize import reparameterize
 
 __all__ = [
     "conv_gemm",

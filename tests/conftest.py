@@ -16,9 +16,10 @@ import torch
 import yaml
 from PIL import Image
 
-from fastunit import checkpoint, config
-from fastunit.step import TrainStep
-from fastunit.unit import UNIT
+from fastunit import config
+from fastunit.models.unit import UNIT
+from fastunit.training import checkpoint
+from fastunit.training.step import TrainStep
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -109,7 +110,7 @@ def make_step(tiny: dict[str, Any]) -> Callable[..., TrainStep]:
 @pytest.fixture(scope="session")
 def as_trained() -> Callable[..., np.ndarray]:
     """Return a function that reads a file by the training pipeline: uint8 [H, W, channels]."""
-    from fastunit.data import iter_images
+    from fastunit.data.pipeline import iter_images
 
     def read(file: Path, channels: int, threads: int = 1, **options: object) -> np.ndarray:
         framing = {"batch_size": 1, "crop": None, "new_size": None}

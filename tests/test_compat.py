@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fastunit import compat
+from fastunit.common.errors import CheckpointError, ConfigError
 from fastunit.compat import ATTRIBUTES, UNIT_Trainer
-from fastunit.errors import CheckpointError, ConfigError
-from fastunit.perceptual import Perceptual
+from fastunit.models.perceptual import Perceptual
 
 NETWORKS = ("gen_a", "gen_b", "dis_a", "dis_b")
 LOSSES = [

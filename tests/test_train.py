@@ -13,8 +13,11 @@ import torch
 import yaml
 from PIL import Image
 
-from fastunit import checkpoint, config, datasets, summary, train
-from fastunit.session import Session
+from fastunit import config, train
+from fastunit.data import builtin
+from fastunit.report import summary
+from fastunit.training import checkpoint
+from fastunit.training.state import Session
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
@@ -58,9 +61,9 @@ def test_a_second_run_takes_a_new_folder(command):
 
 
 def test_the_demo_domains_train(tmp_path, monkeypatch, config_file):
-    drawn = datasets.demo_root
+    drawn = builtin.demo_root
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets, "demo_root", lambda builtin: drawn(4, 2, builtin=builtin))
+    monkeypatch.setattr(builtin, "demo_root", lambda builtin: drawn(4, 2, builtin=builtin))
     args = ["--config", str(config_file), "--set", "data.builtin=scenes", "--max-iter", "1"]
     assert train.main(args) == 0
     assert json.loads(Path("runs/tiny/result.json").read_text())["pairs"] == 2

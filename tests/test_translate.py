@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fastunit import checkpoint, config, pictures
-from fastunit.coupled import GeneratorPair
+from fastunit import config
+from fastunit.data import image_io
+from fastunit.models.domain_pair import GeneratorPair
+from fastunit.training import checkpoint
 from fastunit.translate import main
 
 SIZES = [(33, 47), (1, 1), (5, 200), (32, 32)]  # height, width
@@ -29,7 +31,7 @@ def draw(height: int = 8, width: int = 8, channels: int = 3) -> np.ndarray:
 
 def put(*files: Path, size: tuple[int, int] = (8, 8)) -> None:
     for file in files:
-        pictures.write(draw(*size), file)
+        image_io.write(draw(*size), file)
 
 
 def translate(*words: object, direction: str = "a2b") -> int:
@@ -60,7 +62,7 @@ def test_a_folder_is_translated_as_the_network_does(tmp_path, model, direction, 
     assert translate(model, tmp_path / "in", tmp_path / "new/out", direction=direction) == 0
     assert tree(tmp_path / "new/out").keys() == tree(tmp_path / "in").keys()
     for height, width in SIZES:
-        found = pictures.read(tmp_path / f"new/out/{height}/deep/x{width}.png", 3).astype(int)
+        found = image_io.read(tmp_path / f"new/out/{height}/deep/x{width}.png", 3).astype(int)
         expected = by_network(model, draw(height, width), direction)
         assert found.shape == (height, width, 3)
         assert np.abs(found - expected).max() <= 1  # channels_last may round the other way
@@ -85,8 +87,8 @@ def test_every_extension_is_kept_and_is_the_format(tmp_path, model):
     for name, kind in zip(names, formats, strict=True):
         with Image.open(tmp_path / "out" / name) as image:
             assert (image.format, image.size) == (kind, (16, 16))
-        source = pictures.read(tmp_path / "in" / name, 3)
-        difference = pictures.read(tmp_path / "out" / name, 3) - by_network(
+        source = image_io.read(tmp_path / "in" / name, 3)
+        difference = image_io.read(tmp_path / "out" / name, 3) - by_network(
             model, source, "a2b"
         ).astype(float)
         assert np.abs(difference).mean() < (4 if kind == "JPEG" else 0.01)
@@ -96,16 +98,16 @@ def test_every_extension_is_kept_and_is_the_format(tmp_path, model):
 def test_channels_are_those_trained_whatever_comes_in(tmp_path, save_networks, direction, modes):
     model = save_networks(tmp_path / "run", input_dim_b=1)
     put(tmp_path / "in/colour.png")
-    pictures.write(draw(channels=1), tmp_path / "in/gray.png")
+    image_io.write(draw(channels=1), tmp_path / "in/gray.png")
     Image.fromarray(draw()[..., 0].astype(np.uint16) * 257).save(tmp_path / "in/deep.png")
     Image.fromarray(draw()).convert("CMYK").save(tmp_path / "in/print.tif")
     assert translate(model, tmp_path / "in", tmp_path / "out", direction=direction) == 0
     for name in ("colour.png", "gray.png", "deep.png", "print.tif"):
         with Image.open(tmp_path / "out" / name) as image:
             assert image.mode == modes[1]
-        source = pictures.read(tmp_path / "in" / name, len(modes[0]))
+        source = image_io.read(tmp_path / "in" / name, len(modes[0]))
         expected = by_network(model, source, direction)
-        found = pictures.read(tmp_path / "out" / name, len(modes[1]))
+        found = image_io.read(tmp_path / "out" / name, len(modes[1]))
         assert np.abs(found - expected.astype(int)).max() <= 1
 
 
@@ -115,7 +117,7 @@ def test_the_size_is_that_of_the_upright_picture(tmp_path, model):
     Image.fromarray(draw(33, 47)).save(tmp_path / "in.png", exif=exif)
     assert translate(model, tmp_path / "in.png", tmp_path / "out.png") == 0
     expected = by_network(model, np.rot90(draw(33, 47), -1).copy(), "a2b")
-    found = pictures.read(tmp_path / "out.png", 3)
+    found = image_io.read(tmp_path / "out.png", 3)
     assert found.shape == (47, 33, 3)
     assert np.abs(found - expected.astype(int)).max() <= 1
 
@@ -253,7 +255,7 @@ def test_a_precision_changes_the_last_bits_alone(tmp_path, model):
     for precision in ("fp32", "bf16"):
         out = tmp_path / f"{precision}.png"
         assert translate(model, tmp_path / "x.png", out, "--precision", precision) == 0
-    exact, rounded = (pictures.read(tmp_path / f"{p}.png", 3).astype(int) for p in ("fp32", "bf16"))
+    exact, rounded = (image_io.read(tmp_path / f"{p}.png", 3).astype(int) for p in ("fp32", "bf16"))
     assert (exact == by_network(model, draw(32, 32), "a2b")).mean() > 0.99
     difference = np.abs(exact - rounded)
     assert 0 < difference.mean() < 3

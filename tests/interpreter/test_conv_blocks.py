@@ -8,16 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastunit.kernels import (
-    conv_block,
-    conv_gemm,
-    conv_gemm_triton,
-    conv_norm_act,
-    conv_transpose,
-    cudnn,
-    tiles,
-    upsample_conv,
-)
+from fastunit.kernels import conv_gemm, conv_norm_act, conv_transpose, upsample_conv
+from fastunit.kernels.conv import block as blocks
+from fastunit.kernels.conv import gemm, tiles
 
 ACTS = ("none", "relu", "lrelu", "prelu", "selu", "tanh")
 PADS = ("zero", "reflect", "replicate")
@@ -248,29 +241,12 @@ def test_same_bits_every_time():
 def test_only_wanted_gradients_are_computed(monkeypatch):
     tensors = block(1, 4, 8, (3, 3), (6, 6))
     expected = run(conv_norm_act, tensors, torch.float32, "triton", padding=1)[0]
-    monkeypatch.setattr(conv_gemm_triton, "wgrad", None)
+    monkeypatch.setattr(gemm, "wgrad", None)
     x = tensors["x"].requires_grad_()
     y = conv_norm_act(**tensors, padding=1, impl="triton")
     assert torch.equal(y.double(), expected["y"])
     (dx,) = torch.autograd.grad(y.sum(), x)
     assert dx.shape == x.shape
-
-
-def test_cudnn_can_take_any_product(monkeypatch):
-    # On the CPU it is another library's convolution, of the same frames.
-    monkeypatch.setattr(cudnn.Product, "is_faster", lambda *args: True)
-    monkeypatch.setattr(conv_gemm_triton, "_gemm", None)
-    monkeypatch.setattr(conv_gemm_triton, "wgrad", None)
-    tensors = block(4, 5, 8, (3, 3), (6, 7), groups=2)
-    assert_exact(conv_norm_act, tensors, padding=1, pad_mode="reflect", norm="in", act="relu")
-    tensors = block(2, 3, 8, (4, 4), (9, 7))
-    plain = {name: tensors[name] for name in ("x", "w", "b")}
-    assert_exact(conv_norm_act, plain, stride=2, padding=1, act="lrelu", slope=0.2)
-    tensors = block(4, 5, 7, (5, 5), (3, 4), groups=2)
-    assert_exact(upsample_conv, tensors, pad_mode="reflect", norm="ln", act="relu")
-    tensors = block(2, 5, 7, (3, 3), (4, 6))
-    tensors["w"] = tensors["w"].transpose(0, 1)
-    assert_exact(conv_transpose, tensors, padding=1, output_padding=1, norm="in", act="relu")
 
 
 def test_small_tiles_and_splits_as_on_a_gpu(monkeypatch):
@@ -288,13 +264,13 @@ def test_operators_are_registered_correctly():
     for norm, halo in (("none", 0), ("in", 1), ("ln", 0)):
         plan = ("conv", 1, 1, 0, "reflect", norm, 1e-5, "relu", 0.0, halo, "zero", "triton")
         args = (x, w[None], b, gamma, beta, None, residual, *plan)
-        torch.library.opcheck(conv_block._forward, args)
+        torch.library.opcheck(blocks._forward, args)
         with torch.no_grad():
-            y, haloed, raw, mean, rstd = conv_block._forward(*args)
+            y, haloed, raw, mean, rstd = blocks._forward(*args)
         saved = (torch.randn_like(y), x.shape, haloed, raw, mean, rstd, w.detach()[None])
         parameters = (b.detach(), gamma.detach(), beta.detach(), None)
         torch.library.opcheck(
-            conv_block._backward, (*saved, *parameters, True, True, True, True, *plan)
+            blocks._backward, (*saved, *parameters, True, True, True, True, *plan)
         )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastunit.compat import UNIT_Trainer
-from fastunit.kernels.runtime import default_impl
+from fastunit.kernels.common.runtime import default_impl
 
 CASES = ("unit_lsgan_reflect", "unit_nsgan_zero_lrelu_rect")
 NETWORKS = ("gen_a", "gen_b", "dis_a", "dis_b")

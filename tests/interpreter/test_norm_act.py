@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastunit.kernels.frame import Frame, channels_last
-from fastunit.kernels.norm_act import (
+from fastunit.kernels.common.frame import Frame, channels_last
+from fastunit.kernels.norm_act.op import (
     Tail,
     norm_act,
     tail_aten,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastunit.kernels.runtime import default_impl
-from fastunit.paper import COCODis, COCOMsDis, COCOResGen, COCOResGen2, COCOSharedDis
+from fastunit.kernels.common.runtime import default_impl
+from fastunit.models.unit2017 import COCODis, COCOMsDis, COCOResGen, COCOResGen2, COCOSharedDis
 
 BASE = {"ch": 4, "input_dim_a": 3, "input_dim_b": 1}
 GEN = BASE | {"n_enc_front_blk": 2, "n_enc_res_blk": 1, "n_enc_shared_blk": 1}

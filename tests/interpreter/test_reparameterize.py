@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from fastunit.kernels import reparameterize
-from fastunit.kernels.philox import noise_state
+from fastunit.kernels.sampling.philox import noise_state
 
 COUNT = 60_001  # thirty tiles, the last one ragged
 SIGMAS = ("unit", "softplus", "exp_half")

@@ -5,19 +5,19 @@ The step is that of --config photos with pictures of 256x256, in bfloat16.
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-
 import pytest
 import torch
 import triton
 import triton.language as tl
 
+from bench.gpu import aot
+from bench.gpu import compile as machine
 from fastunit import config
-from fastunit.kernels import conv_norm_act, runtime, tiles
-from fastunit.kernels.runtime import Launch
+from fastunit.kernels import conv_norm_act
+from fastunit.kernels.common import runtime
+from fastunit.kernels.common.runtime import Launch
+from fastunit.kernels.conv import tiles
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
 PRODUCTS = {"conv_gemm_kernel", "wgrad_kernel"}
 KERNELS = PRODUCTS | {
     "_reparameterize_fprop_kernel",
@@ -32,20 +32,6 @@ KERNELS = PRODUCTS | {
 pytestmark = pytest.mark.skipif(runtime.INTERPRET, reason="the interpreter compiles nothing")
 
 
-@pytest.fixture(scope="module")
-def aot():
-    """Return bench/aot.py, which imports bench/compile.py beside it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCH)
-        yield importlib.import_module("aot")
-
-
-@pytest.fixture(scope="module")
-def machine(aot):
-    """Return bench/compile.py."""
-    return importlib.import_module(aot.compile_variant.__module__)
-
-
 def is_product(launch):
     return launch.kernel.fn.__name__ in PRODUCTS
 
@@ -54,7 +40,7 @@ def products(rows):
     return [row for row in rows if row.variant.name in PRODUCTS]
 
 
-def require_none(offenders, aot):
+def require_none(offenders):
     """Fail with a table of the offenders, if there are any."""
     assert not offenders, "\n".join(["", *aot.table(offenders)])
 
@@ -62,13 +48,13 @@ def require_none(offenders, aot):
 # ---- The facts
 
 
-def step_launches(aot, arch):
+def step_launches(arch):
     """Return all that a step launches on an H100; elsewhere, to save time, the products."""
     launches = aot.step_launches(config.load("photos", aot.SIZES), arch, torch.bfloat16)
     return launches if arch == 90 else list(filter(is_product, launches))
 
 
-def candidate_launches(aot, arch):
+def candidate_launches(arch):
     """Return the products of a residual block with every tile that autotuning would try."""
 
     def try_all(key, candidates, run, x):
@@ -95,10 +81,10 @@ def candidate_launches(aot, arch):
     ],
     ids=lambda param: f"{param[0].__name__}-{param[1]}",
 )
-def rows(request, aot):
+def rows(request):
     """Return what the launches compile to: variants, their counts and machine code."""
     launches, arch = request.param
-    return aot.compile_launches(launches(aot, arch), arch)
+    return aot.compile_launches(launches(arch), arch)
 
 
 @pytest.fixture(scope="module")
@@ -114,30 +100,30 @@ def test_every_kernel_is_compiled(rows, request):
 
 
 @pytest.mark.slow
-def test_nothing_spills(rows, aot, machine):
+def test_nothing_spills(rows):
     def spills(binary):
         return binary.stack or any(found.mnemonic in machine.LOCAL for found in binary.code)
 
-    require_none([row for row in rows if spills(row.binary)], aot)
+    require_none([row for row in rows if spills(row.binary)])
 
 
 @pytest.mark.slow
-def test_shared_memory_fits(rows, aot, arch):
+def test_shared_memory_fits(rows, arch):
     limit = tiles.SHARED_MEMORY[arch]
-    require_none([row for row in rows if row.binary.shared > limit], aot)
+    require_none([row for row in rows if row.binary.shared > limit])
 
 
 @pytest.mark.slow
-def test_products_run_on_tensor_cores(rows, aot, machine, arch):
+def test_products_run_on_tensor_cores(rows, arch):
     def used(row):
         return {found.mnemonic for found in row.binary.loop or () if found.is_tensor_core}
 
     wanted = {machine.TENSOR_CORE[arch]}
-    require_none([row for row in products(rows) if used(row) != wanted], aot)
+    require_none([row for row in products(rows) if used(row) != wanted])
 
 
 @pytest.mark.slow
-def test_products_load_as_wide_as_channels_allow(rows, aot):
+def test_products_load_as_wide_as_channels_allow(rows):
     """A load moves 16 bytes where the channels' pitch is a multiple of 8, else 8 bytes."""
 
     def narrowest(row):
@@ -147,12 +133,12 @@ def test_products_load_as_wide_as_channels_allow(rows, aot):
         constants = row.variant.constants
         return 16 * min(constants["VEC"], constants.get("VEC_DY", 8))
 
-    require_none([row for row in products(rows) if narrowest(row) < allowed(row)], aot)
+    require_none([row for row in products(rows) if narrowest(row) < allowed(row)])
     assert {128} <= set(map(allowed, products(rows))) <= {64, 128}
 
 
 @pytest.mark.slow
-def test_short_tables_show_the_worst_and_count_all(rows, aot):
+def test_short_tables_show_the_worst_and_count_all(rows):
     def launches(line):
         return int(line.split("|")[1 + list(aot.COLUMNS).index("launches")])
 
@@ -178,7 +164,7 @@ def launch_of(sixteen=48, odd=7, num_warps=4, block=64):
     return Launch(_arguments_kernel, (1,), arguments, {"BLOCK": block}, num_warps, 2)
 
 
-def test_arguments_are_specialised_as_for_a_launch(machine):
+def test_arguments_are_specialised_as_for_a_launch():
     variant = machine.specialise(launch_of(), 90)
     assert variant.arguments == {
         "x_ptr": "*bf16%16",
@@ -196,14 +182,14 @@ def test_arguments_are_specialised_as_for_a_launch(machine):
     assert (variant.options.num_warps, variant.options.num_stages) == (4, 2)
 
 
-def test_launches_of_one_kind_are_one_variant(machine):
+def test_launches_of_one_kind_are_one_variant():
     same = [launch_of(), launch_of(sixteen=16, odd=-3)]
     other = [launch_of(sixteen=8), launch_of(odd=1), launch_of(num_warps=8), launch_of(block=32)]
     found = machine.variants([*same, *other], 90)
     assert list(found.values()) == [2, 1, 1, 1, 1]
 
 
-def test_a_variant_is_compiled_without_a_gpu(machine):
+def test_a_variant_is_compiled_without_a_gpu():
     binary = machine.compile_variant(machine.specialise(launch_of(), 90))
     assert any(found.opcode.startswith("STG") for found in binary.code)
     assert 0 < binary.registers < 64
@@ -234,7 +220,7 @@ SASS = """
 """
 
 
-def test_instructions_are_read(machine):
+def test_instructions_are_read():
     code = machine.parse(SASS)
     assert [found.address for found in code] == list(range(0, 0x100, 0x10))
     assert (code[1].guard, code[1].opcode, code[1].target) == ("@!P0", "BRA", 0x80)
@@ -243,13 +229,13 @@ def test_instructions_are_read(machine):
     assert [code[i].falls_through for i in (0, 1, 10, 13)] == [True, True, False, False]
 
 
-def test_the_main_loop_includes_its_far_blocks(machine):
+def test_the_main_loop_includes_its_far_blocks():
     code = machine.parse(SASS)
     loop = [found.address for found in machine.main_loop(code)]
     assert loop == [0x20, 0x30, 0x40, 0x50, 0x60, 0xB0, 0xC0, 0xD0]
 
 
-def test_without_tensor_cores_the_main_loop_is_the_one_that_loads(machine):
+def test_without_tensor_cores_the_main_loop_is_the_one_that_loads():
     plain = SASS.replace("HGMMA", "FFMA")
     assert machine.main_loop(machine.parse(plain))[0].address == 0x20
     assert machine.main_loop(machine.parse(plain.replace("LDGSTS", "LDS"))) is None
@@ -269,7 +255,7 @@ def test_without_tensor_cores_the_main_loop_is_the_one_that_loads(machine):
         ("STG.E.128", None),
     ],
 )
-def test_widths_of_loads(machine, opcode, bits):
+def test_widths_of_loads(opcode, bits):
     assert machine.Instruction(0, "", opcode, "R2, [R4]").load_bits == bits
 
 
@@ -284,5 +270,5 @@ def test_widths_of_loads(machine, opcode, bits):
         ("FFMA", False),
     ],
 )
-def test_tensor_core_instructions(machine, opcode, is_tensor_core):
+def test_tensor_core_instructions(opcode, is_tensor_core):
     assert machine.Instruction(0, "", opcode, "").is_tensor_core == is_tensor_core

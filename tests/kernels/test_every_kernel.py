@@ -1,4 +1,4 @@
-"""bench/every_kernel.py, which compute-sanitizer looks at: it leaves no kernel out."""
+"""bench/gpu/every_kernel.py, which compute-sanitizer looks at: it leaves no kernel out."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import every_kernel
-from fastunit import cli
-from fastunit.kernels import runtime
+from bench.gpu import every_kernel
+from fastunit.common import cli
+from fastunit.kernels.common import runtime
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 

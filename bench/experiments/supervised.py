@@ -1,0 +1,114 @@
+"""The demo's ceiling: its network trained on pairs, ``python -m bench.experiments.supervised``.
+
+The demo learns from unpaired pictures; how near to the truth its translations could come at all,
+with the same generators, number of iterations, batches, crops, Adam and average, is found by
+descending the mean absolute difference from the true picture in both directions. Its training
+pairs are the scenes of the demo's trainA, drawn by day and by night; it is measured on the demo's
+held-out pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastunit import config
+from fastunit.common import cli
+from fastunit.common.progress import STDERR
+from fastunit.config import Config
+from fastunit.training import allocator
+from fastunit.training.objective import Losses
+from fastunit.training.step import TrainStep
+
+with cli.needs("train"):
+    from tqdm import tqdm
+
+    from fastunit.data import builtin, discovery
+    from fastunit.data.pipeline import DomainLoader
+    from fastunit.report import summary
+    from fastunit.training import evaluate, held_out
+    from fastunit.training.state import Session
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0: done, 2: a UserError."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.experiments.supervised", description=__doc__
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
+    args = parser.parse_args(argv)
+    cli.setup_logging()
+    return cli.guard(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    allocator.keep_freed_memory()
+    for seed in args.seeds:
+        settings = config.load(None, [*args.changes, f"seed={seed}"])
+        print(f"seed {seed}", *summary.lines(ceiling(settings)), sep="\n", flush=True)
+    return 0
+
+
+def ceiling(settings: Config) -> dict:
+    """Train on true pairs as `settings` say; return what `measure.measure` says, and "pairs"."""
+    device = torch.device("cpu")
+    demo = discovery.find_domains(replace(settings, data_root=str(builtin.demo_root())))
+    session = Session(replace(settings, share_fakes=False), device)
+    supervise(session.step)
+    with TemporaryDirectory() as folder:
+        builtin.draw_training_pairs(Path(folder), len(demo.train_a))
+        loaders = [_loader(settings, Path(folder, name)) for name in ("trainA", "trainB")]
+        for _ in tqdm(range(settings.max_iter), f"seed {settings.seed}", file=STDERR):
+            session.advance(*map(next, loaders))
+    pairs = held_out.find_pairs(demo, settings)
+    found = evaluate.measure(session.translator, pairs, demo, settings, device)
+    return found | {"pairs": len(pairs)}
+
+
+def supervise(step: TrainStep) -> None:
+    """Have a step descend the error of both translations; its Adam, rate and average stay.
+
+    The configuration has `share_fakes` off: there are no fakes to be shared.
+    """
+
+    def translations(x_a: Tensor, x_b: Tensor, *_: object) -> Losses:
+        step.gen_opt.zero_grad()
+        losses = {
+            "a2b": F.l1_loss(step.unit.translate(x_a, "a2b"), x_b),
+            "b2a": F.l1_loss(step.unit.translate(x_b, "b2a"), x_a),
+        }
+        # The weight of a reconstruction: beside it, weight decay counts as much as in the demo.
+        (step.config.recon_x_w * sum(losses.values())).backward()
+        step.gen_opt.step()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    step.dis_update = lambda *_: {}
+    step.gen_update = translations
+
+
+def _loader(settings: Config, folder: Path) -> DomainLoader:
+    domain = settings.domain("a")
+    return DomainLoader(
+        discovery.image_files(folder),
+        channels=domain.channels,
+        new_size=domain.new_size,
+        batch_size=settings.batch_size,
+        crop=settings.crop,
+        seed=settings.seed,
+        stream=0,  # of both domains: the same order, crops and flips
+        device=torch.device("cpu"),
+        threads=settings.num_workers,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""The stages of prove.py: each runs commands in its seconds and says what came of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from bench.gpu import measure
+from bench.gpu.workspace import Outcome, Room
+from fastunit.common import cli
+from fastunit.training import checkpoint
+
+TABLE = {"FASTUNIT_AUTOTUNE": "0"}  # tiles by the table: nothing is timed
+# Every allocation is the driver's own, so that what lies beyond one is nobody's.
+CHECKED = TABLE | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+SANITIZER = "compute-sanitizer"
+DALI = "nvidia.dali"
+CUDA = Path("/usr/local/cuda/bin")
+WORKERS = 8  # of pytest: most of the tests' time is Triton's compiler
+CONFIGS = {"emoji_google2twitter": "emoji"}  # by the folder's name; photos for others
+MEASURING = 60  # seconds for the held-out pairs and the page
+
+
+def tests(room: Room) -> Outcome:
+    """Run the tests marked `gpu`, several at a time where pytest-xdist is installed."""
+    junit = room.out / "tests.xml"
+    junit.unlink(missing_ok=True)
+    words = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={junit}"]
+    if importlib.util.find_spec("xdist") is not None:
+        words += ["-n", str(WORKERS)]
+    code = room.run([*words, "-p", "no:cacheprovider"], TABLE)
+    if not junit.is_file():
+        return Outcome.of({"pytest": code or 1}, "it has left no results")
+    counts, passed = counted(junit)
+    return Outcome.of({"pytest": code or int(passed == 0)}, counts)
+
+
+def counted(junit: Path) -> tuple[str, int]:
+    """Return "7 passed, 1 failed, ..." for a file that pytest wrote, and how many passed."""
+    suites = ElementTree.parse(junit).getroot().iter("testsuite")
+    names = ("tests", "failures", "errors", "skipped")
+    totals = dict.fromkeys(names, 0)
+    for suite in suites:
+        for name in names:
+            totals[name] += int(suite.get(name, 0))
+    passed = totals["tests"] - totals["failures"] - totals["errors"] - totals["skipped"]
+    words = f"{passed} passed, {totals['failures']} failed, {totals['errors']} errors"
+    return f"{words}, {totals['skipped']} skipped", passed
+
+
+def sanitize(room: Room) -> Outcome:
+    """Run every kernel alone, then under memcheck, then under racecheck."""
+    program = [sys.executable, "-m", "bench.gpu.every_kernel"]
+    codes = {"every_kernel": room.run(program, TABLE)}  # compiles, too
+    tool = shutil.which(SANITIZER) or shutil.which(SANITIZER, path=CUDA)
+    if codes["every_kernel"]:
+        return Outcome.of(codes)
+    if tool is None:
+        return Outcome.left_out(f"{SANITIZER} is neither on the PATH nor in {CUDA}")
+    options = ["--error-exitcode=1", "--target-processes=application-only", "--print-limit=20"]
+    for check in ("memcheck", "racecheck"):
+        extra = ["--report-api-errors=no"] if check == "memcheck" else []
+        codes[check] = room.run([tool, f"--tool={check}", *options, *extra, *program], CHECKED)
+    return Outcome.of(codes)
+
+
+def report(room: Room, *options: str) -> Outcome:
+    """Write the benchmark report of measure.py, with its options."""
+    # Of its stages: it measures the ceilings first.
+    limit = max(room.left - measure.GRACE, measure.LEAST)
+    words = [sys.executable, "-m", "bench.gpu.measure", "--out", room.out, f"--limit={limit:.0f}"]
+    words += options
+    if _installed(DALI):
+        return Outcome.of({"measure": room.run(words)})
+    words += ["--only", *(name for name in measure.STAGES if name != "data")]
+    return Outcome.of({"measure": room.run(words)}, "without data: NVIDIA DALI is not installed")
+
+
+def tiles(room: Room) -> Outcome:
+    """Write tiles.md: the tiles that autotuning has chosen in the stages before."""
+    words = [sys.executable, "-m", "bench.gpu.tiles_report", "-o", room.out / "tiles.md"]
+    return Outcome.of({"tiles_report": room.run(words)})
+
+
+def profile(room: Room) -> Outcome:
+    """Write profile.md: a training step of 256x256, one image of each domain."""
+    words = [sys.executable, "-m", "bench.step.profile", "--out", room.out / "profile.md"]
+    return Outcome.of({"profile": room.run(words)})
+
+
+def train(room: Room) -> Outcome:
+    """Train on each data folder for its share of the time; keep the last samples and the result."""
+    if not room.data:
+        return Outcome.left_out("no folder to train on; give --data")
+    if not _installed(DALI):
+        return Outcome.left_out("NVIDIA DALI, which reads the pictures, is not installed here")
+    codes = {}
+    for data in room.data:
+        runs = measure.ROOT / "runs" / f"prove-{data.name}-{os.getpid()}"
+        codes[data.name] = _train(room, data.resolve(), runs, room.seconds / len(room.data))
+        for path in _kept(runs):
+            shutil.copyfile(path, room.out / f"{data.name}{path.suffix}")
+    return Outcome.of(codes)
+
+
+def _train(room: Room, data: Path, folder: Path, seconds: float) -> int:
+    """Train for some seconds, then let the run end where it is, which measures the result."""
+    command = [sys.executable, "-m", "fastunit.train"]
+    config = CONFIGS.get(data.name, "photos")
+    fresh = ["--config", config, "--data", data, "--output", folder, "--max-iter", 10**7]
+    alarm = ["timeout", "--signal=INT", "--preserve-status"]
+    code = room.run([*alarm, max(seconds - MEASURING, 1), *command, *fresh])
+    if code != cli.INTERRUPTED:
+        return code or 1  # it cannot have come to its end
+    done = checkpoint.iterations(folder)[-1]
+    return room.run([*command, "--resume", folder, "--max-iter", done], seconds=MEASURING)
+
+
+def _kept(folder: Path) -> list[Path]:
+    """Return the last grid of samples and result.json, where there are any."""
+    return [*sorted(folder.glob("samples/*.png"))[-1:], *folder.glob("result.json")]
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even what it would be in
+        return False

@@ -1,0 +1,238 @@
+"""Ahead-of-time compilation of recorded launches, and what their machine code says; no GPU needed.
+
+Triton's own JIT code specialises the recorded arguments, and its compiler brings ptxas and
+cuobjdump for every architecture: what is compiled here is what such a GPU would run.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from fastunit.kernels.common.runtime import Launch
+
+TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}  # architecture -> its instruction
+LOADS = ("LDG", "LDGSTS")  # from global memory to registers, to shared memory
+LOCAL = ("LDL", "STL")  # what register spills and indexed local arrays become
+
+_INSTRUCTION = re.compile(
+    r"/\*(?P<address>[0-9a-f]+)\*/\s+(?P<guard>@\S+\s+)?(?P<opcode>[A-Z][\w.]*)\s*(?P<operands>[^;]*);"
+)
+_RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One specialisation of a kernel: what Triton compiles for a kind of arguments."""
+
+    source: ASTSource
+    target: GPUTarget
+    options: Any  # the backend's, a dataclass
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def dtype(self) -> str:
+        """Triton's name of the type that the first argument points to: "bf16"."""
+        return next(iter(self.source.signature.values())).removeprefix("*")
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The constexprs by name, and the arguments that Triton treats as such: None and 1."""
+        names = self.source.fn.arg_names
+        return {names[path[0]]: value for path, value in self.source.constants.items()}
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """Every argument by name: a constant's value, or the type and, after %, what divides it."""
+        known = {name: str(value) for name, value in self.constants.items()}
+        divisors = {
+            path[0]: attributes[0][1]
+            for path, attributes in self.source.attrs.items()
+            if attributes
+        }
+        return {
+            name: known.get(name, f"{kind}%{divisors[index]}" if index in divisors else kind)
+            for index, (name, kind) in enumerate(self.source.signature.items())
+        }
+
+    @property
+    def key(self) -> tuple[str, int, int, int]:
+        """What Triton would find this variant by."""
+        options = self.options
+        return self.source.hash(), self.target.arch, options.num_warps, options.num_stages
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of SASS: ``@!P0 BRA 0x1570`` at its address."""
+
+    address: int
+    guard: str
+    opcode: str
+    operands: str
+
+    @property
+    def mnemonic(self) -> str:
+        return self.opcode.split(".")[0]
+
+    @property
+    def is_tensor_core(self) -> bool:
+        return re.fullmatch(r"HMMA|HGMMA|UTC[A-Z]*MMA", self.mnemonic) is not None
+
+    @property
+    def load_bits(self) -> int | None:
+        """How wide a load from global memory is, per thread; None for other instructions."""
+        if self.mnemonic not in LOADS:
+            return None
+        widths = [re.fullmatch(r"[US]?(8|16|64|128|256)", part) for part in self.opcode.split(".")]
+        return next((int(width[1]) for width in widths if width), 32)
+
+    @property
+    def target(self) -> int | None:
+        """The address a branch goes to, where it does."""
+        found = re.search(r"0x([0-9a-f]+)$", self.operands) if self.mnemonic == "BRA" else None
+        return int(found[1], 16) if found else None
+
+    @property
+    def falls_through(self) -> bool:
+        """Whether the next instruction may follow; branches have predicates as operands, too."""
+        if self.guard:
+            return True
+        always = self.mnemonic == "BRA" and self.operands.startswith("0x")
+        return not always and self.mnemonic not in ("EXIT", "RET")
+
+
+Code = tuple[Instruction, ...]
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """What a variant became. Registers and stack bytes are per thread, shared bytes per program."""
+
+    registers: int
+    stack: int
+    shared: int
+    code: Code
+    loop: Code | None  # the body of the main loop, if there is one
+
+
+def variants(launches: Iterable[Launch], arch: int) -> dict[Variant, int]:
+    """Return the different specialisations among recorded launches, with how often each occurs."""
+    found: dict[tuple, Variant] = {}
+    times: Counter[tuple] = Counter()
+    for launch in launches:
+        variant = specialise(launch, arch)
+        found.setdefault(variant.key, variant)
+        times[variant.key] += 1
+    return {variant: times[key] for key, variant in found.items()}
+
+
+def specialise(launch: Launch, arch: int) -> Variant:
+    """Return what Triton's JIT would compile for a launch: types, constants and divisibilities."""
+    kernel, target = launch.kernel, GPUTarget("cuda", arch, 32)
+    backend = make_backend(target)
+    given = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **launch.constexprs}
+    # The three lines of JITFunction.run between the arguments and the compiler. They are Triton's
+    # internals, but the only place where its rules of specialisation are written down.
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialisation, options = bind(*launch.args, **given)
+    packed = kernel._pack_args(backend, given, bound, specialisation, options)
+    options, signature, constexprs, attributes = packed
+    return Variant(ASTSource(kernel, signature, constexprs, attributes), target, options)
+
+
+def compile_variant(variant: Variant) -> MachineCode:
+    """Compile for the variant's architecture; Triton keeps the result in its cache folder."""
+    options = variant.options.__dict__
+    binary = triton.compile(variant.source, target=variant.target, options=options)
+    report = _cuobjdump(binary.asm["cubin"])
+    registers, stack = map(int, _RESOURCES.search(report).groups())
+    code = parse(report)
+    return MachineCode(registers, stack, binary.metadata.shared, code, main_loop(code))
+
+
+def _cuobjdump(cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def parse(sass: str) -> Code:
+    """Return the instructions in cuobjdump's listing of one kernel."""
+    return tuple(
+        Instruction(
+            int(line["address"], 16),
+            (line["guard"] or "").strip(),
+            line["opcode"],
+            line["operands"].strip(),
+        )
+        for line in _INSTRUCTION.finditer(sass)
+    )
+
+
+def main_loop(code: Code) -> Code | None:
+    """Return the innermost loop with the most tensor-core instructions.
+
+    Of a kernel that has none of them, the innermost loop with the most loads. None where no
+    loop contains either.
+    """
+
+    def works(instruction: Instruction) -> bool:
+        return instruction.is_tensor_core if tensor else instruction.load_bits is not None
+
+    tensor = any(instruction.is_tensor_core for instruction in code)
+    bodies = [body for body in loops(code) if any(works(code[index]) for index in body)]
+    innermost = [body for body in bodies if not any(other < body for other in bodies)]
+    if not innermost:
+        return None
+    busiest = max(innermost, key=lambda body: sum(works(code[index]) for index in body))
+    return tuple(code[index] for index in sorted(busiest))
+
+
+def loops(code: Code) -> list[set[int]]:
+    """Return the natural loops, each as the positions of its instructions.
+
+    ptxas moves rarely taken blocks, such as waits, behind the kernel's end. A loop includes
+    those of its own; their jumps back into the kernel are no loops.
+    """
+    position = {instruction.address: index for index, instruction in enumerate(code)}
+    before = _predecessors(code, position)
+    bodies: dict[int, set[int]] = {}
+    for tail, instruction in enumerate(code):
+        head = position.get(instruction.target)
+        if head is None or head > tail:
+            continue
+        body, todo = {head}, [tail]
+        while todo:
+            index = todo.pop()
+            if index not in body:
+                body.add(index)
+                todo += before[index]
+        if head == 0 or 0 not in body:  # else one can get to the tail past the head
+            bodies.setdefault(head, set()).update(body)
+    return list(bodies.values())
+
+
+def _predecessors(code: Code, position: dict[int, int]) -> list[list[int]]:
+    before: list[list[int]] = [[] for _ in code]
+    for index, instruction in enumerate(code):
+        if instruction.falls_through and index + 1 < len(code):
+            before[index + 1].append(index)
+        if (target := position.get(instruction.target)) is not None:
+            before[target].append(index)
+    return before

@@ -1,0 +1,94 @@
+"""The training step's savings, one by one, and how to do without each.
+
+A saving with a configuration key is switched off by it, the others by putting the plain way in
+their place, for good: call `do_without` in a process of its own, before anything is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastunit.kernels import conv_norm_act
+from fastunit.models import discriminator, layers
+from fastunit.models.unit import UNIT
+from fastunit.training import objective, state, step
+from fastunit.training.objective import Decoded, Noise
+
+
+class Saving(NamedTuple):
+    """What switches a saving off: configuration keys, or a function that replaces our code."""
+
+    keys: tuple[str, ...] = ()
+    replace: Callable[[], None] | None = None
+
+
+def do_without(names: Iterable[str]) -> None:
+    """Switch savings without a key off in this process, for good."""
+    for name in names:
+        if (replace := SAVINGS[name].replace) is not None:
+            replace()
+
+
+def keys_without(names: Iterable[str]) -> list[str]:
+    """Return the ``key=value`` overrides that switch the others off."""
+    return [key for name in names for key in SAVINGS[name].keys]
+
+
+def _upsample_first(x: Tensor, w: Tensor, b: Tensor, **options: Any) -> Tensor:
+    return conv_norm_act(F.interpolate(x, scale_factor=2, mode="nearest"), w, b, **options)
+
+
+def _decode_one_by_one(unit: UNIT, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Decoded:
+    noise = noise or {}
+    mu_a, mu_b = unit.encode(x_a, x_b)
+    z_a, kl_a = unit.gen_a.sample(mu_a, noise.get("a"))
+    z_b, kl_b = unit.gen_b.sample(mu_b, noise.get("b"))
+    (x_aa, x_bb), (x_ba, x_ab) = unit.decode(z_a, z_b), unit.decode(z_b, z_a)
+    return Decoded(x_aa, x_ba, x_ab, x_bb, kl_a, kl_b)
+
+
+def _decode_apart() -> None:
+    for module in (objective, step):
+        module.decode_both = _decode_one_by_one
+
+
+def _plain_adam() -> None:
+    def adam(parameters: list, config: Any) -> torch.optim.Adam:
+        betas = config.beta1, config.beta2
+        return torch.optim.Adam(parameters, config.lr, betas, weight_decay=config.weight_decay)
+
+    step.adam = adam
+
+
+SAVINGS = {
+    "fakes shared by both updates": Saving(("share_fakes=false",)),
+    "upsampling in phases": Saving(
+        replace=partial(setattr, layers, "upsample_conv", _upsample_first)
+    ),
+    "both codes decoded in one call": Saving(replace=_decode_apart),
+    "fakes and real images in one pass": Saving(
+        replace=partial(setattr, discriminator.Discriminator, "can_join", lambda *images: False)
+    ),
+    "forms of weights kept": Saving(
+        replace=partial(setattr, step, "keep_filters", lambda weights: nullcontext())
+    ),
+    "fused Adam": Saving(replace=_plain_adam),
+    "channels last": Saving(
+        replace=partial(setattr, state, "MEMORY_FORMAT", torch.contiguous_format)
+    ),
+}
+GPU_SAVINGS = {
+    "domains paired": Saving(("pair_domains=off",)),
+    "CUDA graph": Saving(("graphs=off",)),
+    "compiled glue": Saving(("compile=off",)),
+    "bf16": Saving(("precision=tf32",)),
+}
+if torch.cuda.is_available():
+    SAVINGS |= GPU_SAVINGS

@@ -1,0 +1,34 @@
+"""What each saving is worth: ``python -m pytest bench/step/bench_ablation.py [--full]``.
+
+The release's training step with all of ablations.py, with none, without one at a time and, on
+the CPU, with one alone (contenders.py). Without any it is still made of our
+blocks: bench_step.py compares with the release's step.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.step import ablations
+from bench.step.contenders import Opponent
+from bench.step.tasks import GPU
+from fastunit import config
+
+FIRST, SECOND = ((256, 1), (256, 8)) if GPU else ((64, 1), (128, 1))
+CASES = [FIRST, pytest.param(*SECOND, marks=pytest.mark.full)]
+
+
+@pytest.mark.parametrize(("size", "batch"), CASES)
+def bench_ablation(benchmark, compare, size, batch):
+    benchmark.group = f"ablation {size}x{size}, batch {batch}"
+    keys = {"batch_size": batch, "crop_image_height": size, "crop_image_width": size}
+    variants = {"all on": [], "none": list(ablations.SAVINGS)}
+    variants |= {f"without {name}": [name] for name in ablations.SAVINGS}
+    if not GPU:
+        for name in ablations.SAVINGS:
+            variants[f"only {name}"] = [other for other in ablations.SAVINGS if other != name]
+    found = {}
+    for variant, names in variants.items():
+        settings = config.resolve(dict(keys), ablations.keys_without(names), {})
+        found[variant] = Opponent("fastunit", settings, without=tuple(names))
+    compare("step", found, 2 * batch, together=GPU)

@@ -1,0 +1,170 @@
+"""What a worker's process runs again and again: a training step, a translation, a batch of images.
+
+`begin` makes a task of `TASKS` as one implementation does it, `seconds` times it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from bench.step import ablations, loaders
+from bench.step.baseline import BaselineStep, strongest
+from fastunit.common import precision
+from fastunit.config import Config
+from fastunit.data.pipeline import DomainLoader
+from fastunit.models.unit import UNIT
+from fastunit.training import allocator, state
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+# Of the images, where it is not that of our networks.
+FORMATS = {"baseline": torch.contiguous_format, "strongest": torch.channels_last}
+# Batches before those that are timed, more than any loader keeps ready: it is then not behind.
+SETTLING = 8
+
+_own = SimpleNamespace()  # what a process has: work, before (runs), implementation, start (bytes)
+
+
+def begin(
+    task: str, implementation: str, settings: Config, without: Sequence[str], warm_up: int
+) -> None:
+    """Make what `seconds` is to run, a task of `TASKS` without some of our savings; warm it up."""
+    ablations.do_without(without)
+    if implementation == "fastunit" and not GPU:
+        allocator.keep_freed_memory()  # as fastunit.train
+    torch.backends.cudnn.benchmark = True  # as the release
+    _own.task, _own.implementation, _own.start = task, implementation, memory("VmRSS")
+    # On a GPU a run goes before those that are timed, to have memory again.
+    _own.before = SETTLING if task == "data" else int(GPU)
+    _own.work = TASKS[task](implementation, settings)
+    seconds(warm_up)
+
+
+def seconds(count: int) -> float:
+    """Return the seconds of `count` runs."""
+    if GPU:
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(_own.before):
+        _own.work()
+    if GPU:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(count):
+        _own.work()
+    if GPU:
+        torch.cuda.synchronize()
+    elapsed = time.perf_counter() - start
+    if GPU:
+        torch.cuda.empty_cache()  # for the other processes
+    return elapsed
+
+
+def peak_mib() -> float | None:
+    """Return the peak of memory since `begin`; on a GPU that of the last turn.
+
+    On a GPU what is reserved, for PyTorch does not count what CUDA graphs keep as allocated. None
+    where it cannot be told: a compiler ran in the process, or others work for it.
+    """
+    if _own.task == "data":
+        return None
+    if GPU:
+        return round(torch.cuda.max_memory_reserved() / 2**20)
+    if _own.implementation == "strongest":
+        return None
+    return round((memory("VmHWM") - _own.start) / 2**20)
+
+
+def memory(field: str) -> int:
+    """Return a size in bytes that Linux counts for this process."""
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    return 1024 * int(re.search(rf"^{field}:\s*(\d+) kB", status, re.MULTILINE)[1])
+
+
+def random_images(settings: Config, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return a batch of each domain, [N, C, H, W], uniform in [-1, 1]."""
+    return tuple(
+        torch.rand(settings.batch_size, channels, *settings.crop, device=device).mul(2).sub(1)
+        for channels in (settings.input_dim_a, settings.input_dim_b)
+    )
+
+
+def _images(implementation: str, settings: Config) -> list[Tensor]:
+    form = FORMATS.get(implementation, state.MEMORY_FORMAT)
+    return [x.contiguous(memory_format=form) for x in random_images(settings, DEVICE)]
+
+
+def _step(implementation: str, settings: Config) -> Callable[[], object]:
+    x_a, x_b = _images(implementation, settings)
+    if implementation == "fastunit":
+        step = state.Session(settings, DEVICE).step
+    elif implementation == "baseline":
+        step = BaselineStep(settings).to(DEVICE)
+    else:
+        step = strongest(settings, DEVICE)
+    return lambda: step(x_a, x_b)
+
+
+def _translate(implementation: str, settings: Config) -> Callable[[], object]:
+    """Return the translation of x_a, in the configured precision where it is fastunit's.
+
+    Both have the same weights: those of fastunit's networks at a fixed seed.
+    """
+    x_a, _ = _images(implementation, settings)
+    torch.manual_seed(0)
+    unit = UNIT(settings)
+    if implementation == "fastunit":
+        unit.to(DEVICE, memory_format=torch.channels_last)
+        resolved = precision.resolve(settings.precision, DEVICE)
+
+        def run() -> Tensor:
+            with precision.products(resolved, DEVICE):
+                return unit.translate(x_a, "a2b")
+
+    else:
+        with torch.device("meta"):  # weights are not made twice: memory is measured
+            nets = BaselineStep(settings)
+        nets.load_state_dict(unit.state_dict(), assign=True)
+        nets.to(DEVICE)
+
+        def run() -> Tensor:
+            return nets.gen_b.decode(nets.gen_a.enc(x_a))
+
+    return torch.inference_mode()(run)
+
+
+def _data(implementation: str, settings: Config) -> Callable[[], object]:
+    """Return the reading of a batch of domain a: `num_workers` threads of ours, or processes."""
+    files = sorted(Path(settings.data_root, "trainA").iterdir())
+    new_size = settings.domain("a").new_size
+    if implementation == "fastunit":
+        batches = DomainLoader(
+            files,
+            channels=settings.input_dim_a,
+            batch_size=settings.batch_size,
+            crop=settings.crop,
+            new_size=new_size,
+            seed=settings.seed,
+            stream=0,
+            device=DEVICE,
+            threads=settings.num_workers,
+        )
+    else:
+        batches = loaders.pillow_batches(
+            files,
+            batch_size=settings.batch_size,
+            crop=settings.crop,
+            new_size=new_size,
+            device=DEVICE,
+            workers=settings.num_workers,
+        )
+    return lambda: next(batches)
+
+
+TASKS = {"step": _step, "translate": _translate, "data": _data}

@@ -1,0 +1,1 @@
+"""What every part of fastunit may use; imports nothing of fastunit."""

@@ -1,0 +1,51 @@
+"""What a run's results depend on beside its settings: device, versions, commit, command line."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("fastunit", "torch", "triton", "numpy", "nvidia-dali-cuda130")
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Return the facts about this process on a device, ready for JSON; None where unknown."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    versions |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+        "commit": commit(),
+        "command": sys.argv,
+    }
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout the code runs from, None where it is not one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    """Return a device with the name of its GPU, or the number of threads of the CPU."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)"

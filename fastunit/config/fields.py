@@ -1,0 +1,168 @@
+"""Build a frozen dataclass from a mapping, rejecting wrong keys, types and values by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any, TypeVar
+
+from fastunit.common.errors import ConfigError
+
+T = TypeVar("T")
+_logger = logging.getLogger(__name__)
+
+
+def key(default: Any, doc: str, **limits: Any) -> Any:
+    """Declare a field that `build` fills and checks; what it means, and its limits."""
+    return field(default=default, metadata={"doc": doc, **limits})
+
+
+def section(cls: type, doc: str) -> Any:
+    """Declare a field that is a dataclass of its own."""
+    return field(default_factory=cls, metadata={"doc": doc})
+
+
+def build(cls: type[T], values: Mapping[str, Any], name: str) -> T:
+    """Return `cls` filled from `values`; `name` is the section's dotted name, "" for the root.
+
+    Field metadata may hold `choices`, `low` (inclusive), `high` (inclusive) and `below`
+    (exclusive). Missing keys take their defaults. Keys in the class's `UNUSED`, if it has one, are
+    left out with a word; they may have to be 0 (`Unused.only_zero`). Raises ConfigError.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{name} must be a section of keys, not {values!r}")
+    specs = {spec.name: spec for spec in dataclasses.fields(cls)}
+    values = _without_unused(values, getattr(cls, "UNUSED", {}), name)
+    for key in values:
+        if key not in specs:
+            raise ConfigError(_unknown(cls, str(key), name))
+    hints = typing.get_type_hints(cls)
+    filled = {}
+    for key, value in values.items():
+        full = f"{name}.{key}" if name else key
+        filled[key] = _convert(hints[key], value, full, specs[key].metadata)
+    return cls(**filled)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unused:
+    """A key that other programs' files hold and that has no effect here; what it is there.
+
+    With `only_zero` another value would ask for what is not here, and is refused.
+    """
+
+    meaning: str
+    only_zero: bool = False
+
+
+def _without_unused(
+    values: Mapping[str, Any], unused: Mapping[str, Unused], name: str
+) -> Mapping[str, Any]:
+    found = [key for key in values if key in unused]
+    said: dict[str, list[str]] = {}
+    for key in found:
+        full = f"{name}.{key}" if name else key
+        if unused[key].only_zero and _number(values[key]) != 0:
+            raise ConfigError(
+                f"{full}={values[key]!r} is {unused[key].meaning}; leave it out, or set it to 0"
+            )
+        said.setdefault(unused[key].meaning, []).append(full)
+    for meaning, keys in said.items():
+        _logger.info("%s: read and unused (%s)", ", ".join(keys), meaning)
+    return {key: value for key, value in values.items() if key not in unused}
+
+
+def known_keys(cls: type) -> list[str]:
+    """Return every dotted key of a dataclass tree."""
+    keys = []
+    for spec in dataclasses.fields(cls):
+        keys.append(spec.name)
+        if dataclasses.is_dataclass(spec.default_factory):
+            keys += [f"{spec.name}.{key}" for key in known_keys(spec.default_factory)]
+    return keys
+
+
+def _unknown(cls: type, key: str, name: str) -> str:
+    full = f"{name}.{key}" if name else key
+    where = f"section {name}" if name else "the configuration"
+    near = difflib.get_close_matches(key, known_keys(cls), n=1, cutoff=0.5)
+    if near:
+        hint = f"did you mean {name + '.' if name else ''}{near[0]}?"
+    else:
+        hint = "known keys: " + ", ".join(spec.name for spec in dataclasses.fields(cls))
+    return f"unknown key {full!r} in {where}; {hint}"
+
+
+def _convert(hint: Any, value: Any, key: str, limits: Mapping[str, Any]) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return build(hint, {} if value is None else value, key)
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(option for option in hint.__args__ if option is not type(None))
+    if typing.get_origin(hint) is tuple:
+        return _pair(typing.get_args(hint)[0], value, key, limits)
+    if isinstance(value, bool) and "on" in limits.get("choices", ()):
+        value = "on" if value else "off"  # as YAML 1.1 reads these words
+    value = _typed(hint, value, key)
+    _check(value, key, limits)
+    return value
+
+
+def _pair(hint: type, value: Any, key: str, limits: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return (low, high) of a list of two numbers of which the first is the smaller."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ConfigError(f"{key}={value!r} must be two numbers, [low,high]")
+    low, high = (_typed(hint, number, key) for number in value)
+    for number in (low, high):
+        _check(number, key, limits)
+    if low >= high:
+        raise ConfigError(f"{key}={value!r} must be [low,high] with low below high")
+    return low, high
+
+
+def _typed(hint: type, value: Any, key: str) -> Any:
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint in (int, float) and not isinstance(value, bool):
+        number = _number(value)
+        if number is not None and (hint is float or number.is_integer()):
+            return hint(number)
+    if hint is str and isinstance(value, str):
+        return value
+    kind = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+    raise ConfigError(f"{key}={value!r} must be {kind[hint]}")
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite float. YAML 1.1 reads 1e-4 as text, so text that is a number counts."""
+    if not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _check(value: Any, key: str, limits: Mapping[str, Any]) -> None:
+    choices = limits.get("choices")
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError(f"{key}={value!r} must be one of {', '.join(choices)}{hint}")
+    for limit, broken, words in (
+        ("low", lambda v, x: v < x, "at least"),
+        ("high", lambda v, x: v > x, "at most"),
+        ("below", lambda v, x: v >= x, "below"),
+    ):
+        if limit in limits and broken(value, limits[limit]):
+            raise ConfigError(f"{key}={value!r} must be {words} {limits[limit]}")

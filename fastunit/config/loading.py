@@ -1,0 +1,116 @@
+"""Configurations from YAML, dictionaries and ``key=value``, and back; the table of all keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fastunit.common.errors import ConfigError
+from fastunit.config import rules
+from fastunit.config.fields import build
+from fastunit.config.schema import Config
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Build and check a configuration; raises ConfigError naming the key, value and choices."""
+    config = build(Config, values, "")
+    rules.check(config)
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return the configuration as plain dictionaries, ready for YAML or a checkpoint."""
+    return dataclasses.asdict(config)
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (configs/demo.yaml when None), apply ``key=value`` overrides, check."""
+    return resolve(read_yaml(path), overrides, {})
+
+
+def resolve(values: dict[str, Any], overrides: Sequence[str], extra: Mapping[str, Any]) -> Config:
+    """Apply ``key=value`` overrides, then the top-level keys of `extra`, and check the result."""
+    for text in overrides:
+        _override(values, text)
+    return from_dict(values | dict(extra))
+
+
+def read_yaml(path: str | Path | None) -> dict[str, Any]:
+    """Return a YAML file's top-level mapping.
+
+    A bare name that is no file, such as "photos", is one of our own configurations; None is
+    "demo".
+    """
+    import yaml
+
+    source = _source(path)
+    try:
+        values = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold 'key: value' lines, not {type(values).__name__}")
+    return values
+
+
+def _source(path: str | Path | None) -> Any:
+    """Return the file to read: `path`, or ours of that name (a Path or a package resource)."""
+    name = "demo" if path is None else str(path)
+    own = resources.files("fastunit.configs") / f"{name}.yaml"
+    if path is None or (not Path(path).exists() and "/" not in name and own.is_file()):
+        return own
+    return Path(path)
+
+
+def dump_yaml(config: Config) -> str:
+    """Return the resolved configuration as YAML that `load` reads back to an equal one."""
+    import yaml
+
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    """Set ``section.key=value`` in place; the value is read as YAML."""
+    import yaml
+
+    key, sep, value = text.partition("=")
+    *sections, leaf = key.strip().split(".")
+    if not sep or not leaf:
+        raise ConfigError(f"--set {text!r} must look like key=value, for instance gen.dim=32")
+    for name in sections:
+        if values.get(name) is None:  # absent, or a YAML section without keys
+            values[name] = {}
+        values = values[name]
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {text!r}: {name} is a value, not a section")
+    try:
+        values[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text!r}: {value!r} is not valid YAML") from error
+
+
+def reference() -> str:
+    """Return docs/configuration.md's table of keys, from the dataclasses themselves."""
+    lines = ["| key | default | meaning |", "| --- | --- | --- |"]
+
+    def walk(cls: type, prefix: str) -> None:
+        for item in fields(cls):
+            if dataclasses.is_dataclass(item.default_factory):
+                walk(item.default_factory, f"{prefix}{item.name}.")
+                continue
+            doc = item.metadata["doc"]
+            if choices := item.metadata.get("choices"):
+                doc += f" ({', '.join(choices)})"
+            default = "" if item.default is None else str(item.default)
+            if isinstance(item.default, bool):
+                default = default.lower()
+            lines.append(f"| `{prefix}{item.name}` | {default} | {doc} |")
+
+    walk(Config, "")
+    return "\n".join(lines)

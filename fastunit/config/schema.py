@@ -1,0 +1,248 @@
+"""The typed configuration: the release's YAML keys, ours, and the checks on both.
+
+A configuration is a tree of frozen dataclasses. Every key carries its meaning and its limits in
+the field's metadata, so `from_dict` can reject a wrong key or value by name, and
+docs/configuration.md is printed from the same source (`reference`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from fastunit.common.choices import (
+    ACTIVATIONS,
+    GAN_TYPES,
+    INITS,
+    INITS_B,
+    LATENTS,
+    LR_POLICIES,
+    NETWORKS,
+    NORMS,
+    PAD_TYPES,
+    PRECISIONS,
+    SWITCH,
+)
+from fastunit.config.fields import Unused, key, section
+from fastunit.config.schema2017 import PaperConfig
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    UNUSED: ClassVar = dict.fromkeys(
+        ("mlp_dim", "style_dim"), Unused("MUNIT's style code, which UNIT has not")
+    )
+
+    dim: int = key(64, "channels of the first layer", low=1)
+    activ: str = key("relu", "activation of every block but the last", choices=ACTIVATIONS)
+    n_downsample: int = key(2, "stride-2 layers in the encoder, upsamplings in the decoder", low=0)
+    n_res: int = key(4, "residual blocks in the encoder, and again in the decoder", low=0)
+    pad_type: str = key("reflect", "padding", choices=PAD_TYPES)
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    dim: int = key(64, "channels of the first layer", low=1)
+    norm: str = key("none", "norm of every layer but the first and last", choices=NORMS)
+    activ: str = key("lrelu", "activation", choices=ACTIVATIONS)
+    n_layer: int = key(4, "stride-2 layers per scale", low=1)
+    gan_type: str = key("lsgan", "least squares or non-saturating", choices=GAN_TYPES)
+    num_scales: int = key(3, "image scales, each half the one before", low=1)
+    pad_type: str = key("reflect", "padding", choices=PAD_TYPES)
+
+
+@dataclass(frozen=True)
+class ShareConfig:
+    enc: int = key(0, "last residual blocks of the encoders that both domains share", low=0)
+    dec: int = key(0, "first residual blocks of the decoders that both domains share", low=0)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    builtin: str = key(
+        "none", "built-in demo domains instead of files", choices=("none", "scenes", "scene_maps")
+    )
+    skip_bad: bool = key(False, "leave unreadable and too-small files out instead of refusing")
+    test_crop: str = key(
+        "center",
+        "what of a test image is measured: centre crop or all of it",
+        choices=("center", "full"),
+    )
+    flip: bool = key(True, "mirror half of the training images left to right")
+    range_a: tuple[int, int] | None = key(
+        None, "[low, high] of domain a's 16-bit values that become 0 and 255", low=0, high=65535
+    )
+    range_b: tuple[int, int] | None = key(
+        None, "[low, high] of domain b's 16-bit values that become 0 and 255", low=0, high=65535
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    keep_last: int = key(3, "newest checkpoints kept", low=1)
+    keep_every: int = key(0, "also keep every M-th checkpoint for good; 0: none", low=0)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One domain's images: how they are read and, unless None, their shorter side after resizing.
+
+    `value_range` are the 16-bit values that become 0 and 255; None: 0 and 65535.
+    """
+
+    name: str
+    channels: int
+    new_size: int | None
+    value_range: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on. Defaults are those of the release's 256x256 configurations."""
+
+    UNUSED: ClassVar = {
+        "recon_s_w": Unused(
+            "MUNIT's weight of the style's reconstruction; UNIT has no style", True
+        ),
+        "recon_c_w": Unused(
+            "MUNIT's weight of the content's reconstruction; UNIT has recon_kl_cyc_w instead", True
+        ),
+    }
+
+    # Schedule of the run, in iterations.
+    max_iter: int = key(1_000_000, "iterations to train", low=1)
+    log_iter: int = key(1, "iterations between records in metrics.jsonl and TensorBoard", low=1)
+    image_save_iter: int = key(10_000, "iterations between kept sample grids", low=1)
+    image_display_iter: int = key(100, "iterations between refreshes of samples/latest.png", low=1)
+    snapshot_save_iter: int = key(10_000, "iterations between checkpoints", low=1)
+    display_size: int = key(16, "images of each domain in a sample grid", low=1)
+
+    # Optimisation.
+    batch_size: int = key(1, "images of each domain at a time", low=1)
+    accumulate: int = key(
+        1, "batches whose gradients make one iteration; share_fakes is off above 1", low=1
+    )
+    clip_grad_norm: float = key(
+        0.0, "largest norm of each optimiser's gradient; larger ones are scaled; 0: off", low=0.0
+    )
+    lr: float = key(1e-4, "Adam's learning rate", low=0.0)
+    beta1: float = key(0.5, "Adam's first decay", low=0.0, below=1.0)
+    beta2: float = key(0.999, "Adam's second decay", low=0.0, below=1.0)
+    weight_decay: float = key(1e-4, "L2 penalty inside Adam's gradient", low=0.0)
+    init: str = key("kaiming", "initialisation of the generators", choices=INITS)
+    init_b: str = key(
+        "own",
+        "start of domain b's generator: weights of its own, as the release, or those of a's",
+        choices=INITS_B,
+    )
+    lr_policy: str = key("step", "learning-rate schedule", choices=LR_POLICIES)
+    step_size: int = key(100_000, "iterations between learning-rate steps", low=1)
+    gamma: float = key(0.5, "learning-rate factor of a step", low=0.0)
+    decay_from: float = key(
+        0.5,
+        "share of max_iter after which lr_policy=linear lowers the rate, to 0 at the end",
+        low=0.0,
+        below=1.0,
+    )
+    share_fakes: bool = key(
+        True, "translate once for both updates; false: new noise for each, as the release"
+    )
+    ema_decay: float = key(
+        0.0,
+        "decay of the averaged generators used for samples and translation, after n iterations at "
+        "most (1 + n) / (10 + n); 0: off",
+        low=0.0,
+        below=1.0,
+    )
+    seed: int = key(0, "seed of weights, noise and data order", low=0, below=2**63)
+
+    # Speed.
+    precision: str = key(
+        "auto",
+        "of products; auto: bf16 on GPUs that have it, else fp32; inherit: as PyTorch is set",
+        choices=PRECISIONS,
+    )
+    pair_domains: str = key(
+        "auto", "run both domains' layers in one launch; auto: on GPUs", choices=SWITCH
+    )
+    graphs: str = key("auto", "replay the step as a CUDA graph; auto: on GPUs", choices=SWITCH)
+    compile: str = key(
+        "auto", "torch.compile what is between fused operations; auto: on GPUs", choices=SWITCH
+    )
+    checkpoint_activations: bool = key(
+        False, "save memory for large crops: run blocks again in backward instead of keeping them"
+    )
+
+    # Objective: weights of equations 1-3.
+    gan_w: float = key(1.0, "adversarial terms (lambda 0)", low=0.0)
+    recon_x_w: float = key(10.0, "L1 of the reconstructions (lambda 2)", low=0.0)
+    recon_h_w: float = key(0.0, "read and unused, as in the release", low=0.0)
+    recon_kl_w: float = key(0.01, "KL of the codes (lambda 1)", low=0.0)
+    recon_x_cyc_w: float = key(10.0, "L1 of the cycles (lambda 4); 0 skips the cycle", low=0.0)
+    recon_kl_cyc_w: float = key(0.01, "KL of the re-encoded codes (lambda 3)", low=0.0)
+    identity_w: float = key(
+        0.0, "L1 of each image and what translating it to its own domain makes of it", low=0.0
+    )
+    vgg_w: float = key(0.0, "perceptual term on VGG16 features; needs vgg_model_path", low=0.0)
+    vgg_model_path: str | None = key(
+        None, "VGG16 weights in torchvision's layout, for BGR 0..255 less the mean"
+    )
+
+    # Networks.
+    network: str = key(
+        "release",
+        "the 2018 release's (gen, dis, share) or the paper's own (paper)",
+        choices=NETWORKS,
+    )
+    input_dim_a: int = key(3, "channels of domain a", low=1)
+    input_dim_b: int = key(3, "channels of domain b", low=1)
+    gen: GeneratorConfig = section(GeneratorConfig, "generators")
+    dis: DiscriminatorConfig = section(DiscriminatorConfig, "discriminators")
+    paper: PaperConfig = section(PaperConfig, "the paper's own networks")
+    latent: str = key(
+        "unit", "standard deviation of the codes: 1, as the release, or learned", choices=LATENTS
+    )
+    share: ShareConfig = section(ShareConfig, "weight sharing between the generators")
+
+    # Data.
+    data_root: str | None = key(None, "folder with trainA, trainB and, if any, testA, testB")
+    data_folder_train_a: str | None = key(None, "folder of domain a's training images")
+    data_folder_train_b: str | None = key(None, "folder of domain b's training images")
+    data_folder_test_a: str | None = key(None, "folder of domain a's test images")
+    data_folder_test_b: str | None = key(None, "folder of domain b's test images")
+    data_list_train_a: str | None = key(None, "text file naming files in data_folder_train_a")
+    data_list_train_b: str | None = key(None, "text file naming files in data_folder_train_b")
+    data_list_test_a: str | None = key(None, "text file naming files in data_folder_test_a")
+    data_list_test_b: str | None = key(None, "text file naming files in data_folder_test_b")
+    new_size: int | None = key(None, "shorter side after resizing, both domains", low=1)
+    new_size_a: int | None = key(None, "shorter side after resizing, domain a", low=1)
+    new_size_b: int | None = key(None, "shorter side after resizing, domain b", low=1)
+    crop_image_height: int = key(256, "height of the training crop in pixels", low=1)
+    crop_image_width: int = key(256, "width of the training crop in pixels", low=1)
+    num_workers: int = key(2, "decoding threads per domain; 0 is 1", low=0)
+    data: DataConfig = section(DataConfig, "how files are treated")
+    checkpoint: CheckpointConfig = section(CheckpointConfig, "which checkpoints are kept")
+
+    def domain(self, name: str) -> Domain:
+        """Return what concerns domain "a" or "b" alone."""
+        own = getattr(self, f"new_size_{name}")
+        new_size = own if own is not None else self.new_size
+        value_range = getattr(self.data, f"range_{name}")
+        return Domain(name, getattr(self, f"input_dim_{name}"), new_size, value_range)
+
+    def given_data(self) -> list[str]:
+        """Return the keys that name image files and are set."""
+        return [key for key in DATA_KEYS if getattr(self, key) is not None]
+
+    @property
+    def threads(self) -> int:
+        """Decoding threads per domain: DALI and the check of files decode in none but their own."""
+        return max(1, self.num_workers)
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width of the training crop."""
+        return self.crop_image_height, self.crop_image_width
+
+
+DATA_KEYS = tuple(spec.name for spec in fields(Config) if spec.name.startswith("data_"))

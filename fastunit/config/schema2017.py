@@ -1,0 +1,122 @@
+"""Options of the paper's networks: keys with their meaning and limits, checked by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from fastunit.common.errors import ConfigError
+from fastunit.config.fields import build, key, section
+
+T = TypeVar("T")
+GENERATORS = ("COCOResGen", "COCOResGen2")
+DISCRIMINATORS = ("COCODis", "COCOMsDis", "COCOSharedDis")
+OPTIONAL = ("res_dropout_ratio",)
+
+
+@dataclass(frozen=True)
+class _Images:
+    input_dim_a: int = key(3, "channels of domain a's images", low=1)
+    input_dim_b: int = key(3, "channels of domain b's images", low=1)
+
+
+@dataclass(frozen=True)
+class _ResGen:
+    ch: int = key(64, "channels of the first layer", low=1)
+    n_enc_front_blk: int = key(3, "the first layer and the halvings after it", low=1)
+    n_enc_res_blk: int = key(3, "residual blocks of each encoder", low=0)
+    n_enc_shared_blk: int = key(1, "residual blocks that both encoders share", low=0)
+    n_gen_shared_blk: int = key(1, "residual blocks that both decoders share", low=0)
+    n_gen_res_blk: int = key(3, "residual blocks of each decoder", low=0)
+    n_gen_front_blk: int = key(3, "the doublings and the last layer", low=1)
+    res_dropout_ratio: float = key(
+        0.0, "share of a residual block's values set to 0 in training", low=0.0, below=1.0
+    )
+
+    def __post_init__(self) -> None:
+        if self.n_gen_front_blk != self.n_enc_front_blk:
+            raise ConfigError(
+                f"n_gen_front_blk={self.n_gen_front_blk} must be "
+                f"n_enc_front_blk={self.n_enc_front_blk}, or images would change their size"
+            )
+
+    @property
+    def multiple(self) -> int:
+        """Of which an image's height and width must be multiples."""
+        return 2 ** (self.n_enc_front_blk - 1)
+
+
+@dataclass(frozen=True)
+class _Dis:
+    ch: int = key(64, "channels of the first layer", low=1)
+    n_layer: int = key(5, "stride-2 layers of COCODis and COCOMsDis", low=1)
+
+
+@dataclass(frozen=True)
+class _SharedDis:
+    ch: int = key(64, "channels of the first layer", low=1)
+    n_front_layer: int = key(3, "stride-2 layers of each domain in COCOSharedDis", low=1)
+    n_shared_layer: int = key(2, "stride-2 layers that both domains share there", low=0)
+
+
+@dataclass(frozen=True)
+class ResGenOptions(_Images, _ResGen):
+    """Options of COCOResGen and COCOResGen2."""
+
+
+@dataclass(frozen=True)
+class DisOptions(_Images, _Dis):
+    """Options of COCODis and COCOMsDis."""
+
+
+@dataclass(frozen=True)
+class SharedDisOptions(_Images, _SharedDis):
+    """Options of COCOSharedDis."""
+
+
+@dataclass(frozen=True)
+class PaperGeneratorConfig(_ResGen):
+    """Section paper.gen; the images' channels are not in it."""
+
+    name: str = key("COCOResGen", "the generators' class", choices=GENERATORS)
+
+
+@dataclass(frozen=True)
+class PaperDiscriminatorConfig(_SharedDis, _Dis):
+    """Section paper.dis; the images' channels are not in it."""
+
+    name: str = key("COCOMsDis", "the discriminators' class", choices=DISCRIMINATORS)
+
+
+@dataclass(frozen=True)
+class PaperConfig:
+    """Section paper: the networks of the paper's own release."""
+
+    gen: PaperGeneratorConfig = section(PaperGeneratorConfig, "generators")
+    dis: PaperDiscriminatorConfig = section(PaperDiscriminatorConfig, "discriminators")
+
+
+def read(cls: type[T], params: Mapping[str, Any] | T, name: str, network: str) -> T:
+    """Return checked options from a mapping, or from an instance of `cls`.
+
+    All keys but those in OPTIONAL must be given: the 2017 release has no defaults. `name` may
+    hold the class, which is `network`. Raises ConfigError naming the key in its section ("gen" or
+    "dis"), the value and what it may be: a key is unknown or missing, or a value is of the wrong
+    type or out of range.
+    """
+    values = dataclasses.asdict(params) if isinstance(params, cls) else params
+    if isinstance(values, Mapping) and "name" in values:
+        if values["name"] != network:
+            raise ConfigError(f"{name}.name={values['name']!r} is not this class, {network}")
+        values = {k: v for k, v in values.items() if k != "name"}
+    if isinstance(values, Mapping):
+        names = [spec.name for spec in fields(cls)]
+        required = [each for each in names if each not in OPTIONAL]
+        missing = [each for each in required if each not in values]
+        if missing and all(each in names for each in values):  # `build` names an unknown key
+            raise ConfigError(
+                f"section {name} has no {', '.join(missing)}; it must hold {', '.join(required)}"
+            )
+    return build(cls, values, name)

@@ -1,0 +1,93 @@
+"""What kind of picture a file's header promises, and the kinds that nothing here reads rightly.
+
+Pillow and DALI both misread some of these without an error, in different ways or the same, so no
+comparison of the two would find it; they are refused by what their header says, before decoding.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from fastunit.common.errors import DataError
+
+_PNG, _TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # samples of a TIFF's photometric interpretations
+_WHITE_IS_ZERO, _RGB = 0, 2
+_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+_SAMPLES = {(_FLOAT, 32), *((_UNSIGNED, bits) for bits in (1, 2, 4, 8, 16))}
+_AGAIN = "save it with 8 or 16 bits, unsigned, gray or RGB"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a header says of the samples: 16 bits each (`deep`), compressed with loss (`lossy`)."""
+
+    deep: bool = False
+    lossy: bool = False
+
+
+def kind_of(data: bytes) -> Kind:
+    """Return the kind of a file's picture, from its first header.
+
+    Raises: DataError with the reason for the TIFFs that are not read rightly, which are read by
+        neither training nor translation.
+    """
+    if data[:8] == _PNG:
+        return Kind(deep=data[24:25] == b"\x10")
+    if data[:4] in _TIFF:
+        return _tiff_kind(data)
+    return Kind(lossy=data[:2] == b"\xff\xd8" or data[8:12] == b"WEBP")
+
+
+def _tiff_kind(data: bytes) -> Kind:
+    header = _tiff_header(data)
+    bits, formats = header(258, 1), header(339, _UNSIGNED)
+    photometric, samples, planes = header(262, 0)[0], header(277, 1)[0], header(284, 1)[0]
+    deep = bits[0] == 16
+    if len(set(bits)) > 1 or len(set(formats)) > 1:
+        raise DataError(f"TIFF whose samples differ in depth or format; {_AGAIN}")
+    if formats[0] == _SIGNED or (formats[0] == _UNSIGNED and bits[0] == 32):
+        raise DataError(f"TIFF of 32-bit or signed integers; {_AGAIN}")
+    if (formats[0], bits[0]) not in _SAMPLES:
+        what = "floating-point numbers" if formats[0] == _FLOAT else "samples"
+        raise DataError(f"TIFF of {bits[0]}-bit {what}; {_AGAIN}")
+    if photometric not in _COLOURS:
+        raise DataError(f"TIFF of photometric interpretation {photometric}; {_AGAIN}")
+    colours = _COLOURS[photometric]
+    if samples < colours or (samples > colours and photometric != _RGB):
+        raise DataError(f"TIFF of {samples} samples per pixel, where {colours} are read; {_AGAIN}")
+    if samples > 1 and bits[0] == 32:
+        raise DataError(f"TIFF of 32-bit colours; {_AGAIN}")
+    if samples > colours and header(338, 0)[0] == 1:
+        raise DataError("TIFF whose colours are multiplied by alpha; save it without alpha")
+    if bits[0] > 8 and photometric == _WHITE_IS_ZERO:
+        raise DataError(f"TIFF of {bits[0]} bits whose zero is white; save it with zero for black")
+    if bits[0] > 8 and planes != 1:
+        raise DataError(
+            f"TIFF of {bits[0]} bits in separate planes; save it with its colours interleaved"
+        )
+    return Kind(deep=deep, lossy=header(259, 1)[0] in (6, 7))
+
+
+def _tiff_header(data: bytes) -> Any:
+    """Return a function of (tag, default) that gives a tag's numbers of a TIFF's first picture."""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    try:
+        tags = ImageFileDirectory_v2(data[: 16 if b"+" in data[:4] else 8])
+        stream = io.BytesIO(data)
+        stream.seek(tags.next)
+        tags.load(stream)
+    except Exception as error:  # a dozen kinds on damaged files
+        raise DataError(f"damaged or truncated: {error}") from error
+
+    def numbers(tag: int, default: int) -> tuple[int, ...]:
+        value = tags.get(tag, default)
+        value = value if isinstance(value, tuple) else (value,)
+        if not value or not all(isinstance(number, int) for number in value):
+            raise DataError(f"damaged or truncated: TIFF tag {tag} holds no whole numbers")
+        return value
+
+    return numbers

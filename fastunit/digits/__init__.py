@@ -1,0 +1,1 @@
+"""The paper's domain adaptation between digit sets."""

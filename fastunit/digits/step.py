@@ -1,0 +1,183 @@
+"""Unsupervised adaptation between data sets of digits: the training step.
+
+Domain a is the source, whose labels are known, domain b the target, whose labels are not: nothing
+here takes them but `Adaptation.accuracy`, which measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastunit.common.precision import products, resolve, switches
+from fastunit.digits.images import batches, deform, normalised
+from fastunit.digits.networks import CoDis32x32, CoVAE32x32, copy_own_layers
+from fastunit.digits.objective import (
+    Losses,
+    Settings,
+    discriminator_losses,
+    generate,
+    generator_losses,
+    self_labels,
+    warmup_losses,
+)
+from fastunit.training.ema import Average
+from fastunit.training.optim import adam
+
+SOURCE, TARGET = "a", "b"
+
+
+class Adaptation:
+    """The networks, their optimisers and averages, and one training step after the other.
+
+    Args:
+        settings: what to do.
+        channels: of both domains' images.
+        device: where to.
+        source_only: train the classifier on source images alone; there is no generator.
+
+    Attributes:
+        gen, dis: the networks.
+        judge: the discriminator to classify with: averaged weights where `ema_decay` is on.
+        iteration: how many steps were made.
+    """
+
+    def __init__(
+        self, settings: Settings, channels: int, device: torch.device, source_only: bool = False
+    ) -> None:
+        self.settings, self.device, self.source_only = settings, device, source_only
+        torch.manual_seed(settings.seed)
+        self.gen = CoVAE32x32(settings.gen_ch, *[channels] * 4)
+        self.dis = CoDis32x32(settings.dis_ch, channels, channels)
+        if settings.init_b == "copy":
+            copy_own_layers(self.gen)
+        for network in (self.gen, self.dis):
+            network.to(device, memory_format=torch.channels_last)
+        self._optimizers = [adam(list(n.parameters()), settings) for n in (self.gen, self.dis)]
+        self._average = None
+        if settings.ema_decay:
+            self._average = Average(self.dis, settings.ema_decay)
+        self._precision = resolve(settings.precision, device)
+        self.iteration = 0
+
+    @property
+    def judge(self) -> CoDis32x32:
+        return self.dis if self._average is None else self._average.module
+
+    def advance(self, x_a: Tensor, labels: Tensor, x_b: Tensor) -> Losses:
+        """Make one step with images of both domains and the source's labels."""
+        self._set_rate()
+        with switches(self._precision):
+            if self.source_only:
+                losses = self._update_classifier(x_a, labels)
+            elif self.iteration < self.settings.warmup:
+                losses = self._warm_up(x_a, labels)
+            else:
+                losses = self._update_both(x_a, labels, x_b)
+        if self._average is not None:
+            self._average.update()
+        self.iteration += 1
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _update_classifier(self, x_a: Tensor, labels: Tensor) -> Losses:
+        with self._products():
+            loss = F.cross_entropy(self.dis.classify_a(x_a).float(), labels)
+        self._descend(self._optimizers[1], loss)
+        return {"classification": loss}
+
+    def _warm_up(self, x_a: Tensor, labels: Tensor) -> Losses:
+        with self._products():
+            losses = warmup_losses(self.dis, self.settings, x_a, labels)
+        self._descend(self._optimizers[1], losses["discriminator_total"])
+        return losses
+
+    def _update_both(self, x_a: Tensor, labels: Tensor, x_b: Tensor) -> Losses:
+        """Update the discriminator, then the generator by it; one draw of noise serves both."""
+        with self._products():
+            fakes = generate(self.gen, x_a, x_b) if self.settings.uses_generator else None
+            names = self._names(x_b)
+            losses = discriminator_losses(self.dis, self.settings, x_a, x_b, labels, fakes, names)
+        self._descend(self._optimizers[1], losses["discriminator_total"])
+        if fakes is None:
+            return losses
+        with _frozen(self.dis):
+            with self._products():
+                more = generator_losses(self.dis, self.settings, x_a, x_b, labels, fakes)
+            self._descend(self._optimizers[0], more["generator_total"])
+        return losses | more
+
+    def _names(self, x_b: Tensor) -> Tensor | None:
+        """Return the digits that the average finds in target images, where they train."""
+        if not self.settings.self_label_w:
+            return None
+        self.judge.eval()
+        names = self_labels(self.judge, x_b, self.settings.self_label_threshold)
+        self.judge.train()
+        return names
+
+    def _products(self) -> Any:
+        return products(self._precision, self.device)
+
+    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        if loss.requires_grad:  # not where every weight is 0
+            loss.backward()
+            optimizer.step()
+
+    def _set_rate(self) -> None:
+        settings = self.settings
+        start = settings.decay_from * settings.iterations
+        left = settings.iterations - self.iteration
+        share = min(1.0, left / max(settings.iterations - start, 1))
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * share
+
+    def classifier(self, domain: str) -> Callable[[Tensor], Tensor]:
+        """Return the function that names the digits of a domain's images, "a" or "b"."""
+        if self.source_only:  # what belongs to domain b alone has never been trained
+            return self.judge.classify_a
+        return self.judge.classify_a if domain == SOURCE else self.judge.classify_b
+
+    @torch.no_grad()
+    def accuracy(self, images: Tensor, labels: Tensor, domain: str) -> float:
+        """Return the share of images, uint8 [N, C, 32, 32], whose digit is named right."""
+        self.judge.eval()
+        classify, right = self.classifier(domain), 0
+        with switches(self._precision), self._products():
+            for part, wanted in zip(images.split(500), labels.split(500), strict=True):
+                x = normalised(part).contiguous(memory_format=torch.channels_last)
+                right += (classify(x).argmax(1) == wanted).sum()
+        self.judge.train()
+        return int(right) / len(images)
+
+
+def stream(
+    images: Tensor, labels: Tensor | None, settings: Settings, domain: str
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield deformed batches in [-1, 1] for ever, with their labels where there are any.
+
+    images: uint8 [N, C, 32, 32]. The order and the deformations follow the seed; those of one
+    domain do not depend on the other.
+    """
+    generator = torch.Generator().manual_seed(2 * settings.seed + (domain == TARGET))
+    amounts = {name: getattr(settings, name) for name in ("rotation", "stretch", "shear", "shift")}
+    for index in batches(len(images), settings.batch_size, generator):
+        x = deform(normalised(images[index]), **amounts, generator=generator)
+        x = x.contiguous(memory_format=torch.channels_last)
+        yield x, None if labels is None else labels[index]
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """Keep gradients from a network's weights, though not from what it is given."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)

@@ -1,0 +1,1 @@
+"""Translation of files by trained generators."""

@@ -1,0 +1,1 @@
+"""Networks, as modules: layers, autoencoders, discriminators, and the pairs of both releases."""

@@ -1,0 +1,88 @@
+"""What every discriminator has in common: image scales, and the adversarial loss (equation 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastunit.models.layers import downsample
+from fastunit.models.vae import check_image
+
+
+class Discriminator(nn.Module):
+    """Tells one domain's images from fakes at several scales, each half the one before.
+
+    Args:
+        cnns: a network for each scale, finest first, from images [N, input_dim, H, W] to logits
+            or scores [N, 1, P, Q].
+        input_dim: channels of the images.
+        gan_type: "lsgan", least squares, or "nsgan", non-saturating cross-entropy.
+        mixes_samples: whether a batch's images change each other's scores, as with batch norm.
+        halve: makes the images of a scale from those of the one before.
+    """
+
+    def __init__(
+        self,
+        cnns: Sequence[nn.Module],
+        *,
+        input_dim: int,
+        gan_type: str,
+        mixes_samples: bool = False,
+        halve: Callable[[Tensor], Tensor] = downsample,
+    ) -> None:
+        super().__init__()
+        self.cnns = nn.ModuleList(cnns)
+        self.input_dim, self.gan_type = input_dim, gan_type
+        self.mixes_samples, self.halve = mixes_samples, halve
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return one [N, 1, P, Q] tensor of logits or scores per scale, finest first."""
+        check_image(x, self.input_dim)
+        outputs = []
+        for scale, net in enumerate(self.cnns):
+            if scale:
+                x = self.halve(x)
+            outputs.append(net(x))
+        return outputs
+
+    def calc_dis_loss(self, input_fake: Tensor, input_real: Tensor) -> Tensor:
+        """Return the scalar loss that teaches this network fake from real (equation 2).
+
+        Two passes, as in the release: a subclass may mix a batch's samples.
+        """
+        fake, real = self(input_fake), self(input_real)
+        return self._score(fake, 0.0) + self._score(real, 1.0)
+
+    def can_join(self, input_fake: Tensor, input_real: Tensor) -> bool:
+        """Return whether one pass over both images is the same as two."""
+        return not self.mixes_samples and input_fake.shape[1:] == input_real.shape[1:]
+
+    def calc_gen_loss(self, input_fake: Tensor) -> Tensor:
+        """Return the scalar loss of a generator whose images should be taken for real."""
+        return self.gen_loss(self(input_fake))
+
+    def dis_loss(self, outputs: Sequence[Tensor], fakes: int) -> Tensor:
+        """Return `calc_dis_loss` from the outputs for a batch that begins with the fakes."""
+        fake, real = zip(*(output.tensor_split([fakes]) for output in outputs), strict=True)
+        return self._score(fake, 0.0) + self._score(real, 1.0)
+
+    def gen_loss(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return `calc_gen_loss` from the outputs."""
+        return self._score(outputs, 1.0)
+
+    def _score(self, outputs: Sequence[Tensor], target: float) -> Tensor:
+        outputs = [widened(output) for output in outputs]
+        if self.gan_type == "lsgan":
+            return sum((output - target).square().mean() for output in outputs)
+        return sum(
+            F.binary_cross_entropy_with_logits(output, torch.full_like(output, target))
+            for output in outputs
+        )
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return x in float32 or wider, in which losses are computed."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

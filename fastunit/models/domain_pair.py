@@ -1,0 +1,119 @@
+"""Two domains' networks as the training step and translation see them, whatever they are made of.
+
+A subclass has `gen_a` and `gen_b` (`VAE`), which may share layers, and, where it is trained,
+`dis_a` and `dis_b` (`Discriminator`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastunit.models.discriminator import Discriminator
+from fastunit.models.grouped import Pairing
+from fastunit.models.vae import VAE, check_image
+
+DIRECTIONS = ("a2b", "b2a")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode inside the block, where dropout draws nothing."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+class Translator(nn.Module):
+    """The two generators that together translate, run side by side by `pairing`."""
+
+    gen_a: VAE
+    gen_b: VAE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairing = Pairing()
+
+    def encode(self, x_a: Tensor, x_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the means of both images' codes; as `code` of each generator."""
+        for generator, x in ((self.gen_a, x_a), (self.gen_b, x_b)):
+            generator.check(x)
+        return self.pairing.run(self.gen_a.enc, self.gen_b.enc, x_a, x_b)
+
+    def decode(self, for_a: Tensor, for_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each generator's image of a code of its own; as `decode` of each."""
+        return self.pairing.run(self.gen_a.dec, self.gen_b.dec, for_a, for_b)
+
+    def translate(self, x: Tensor, direction: str) -> Tensor:
+        """Translate images "a2b" or "b2a" without noise; dropout is as the mode says.
+
+        Images [N, C, H, W] in [-1, 1] of any size: sides that the downsampling does not divide
+        are extended by repeating the last pixels, and the result is cut back to [N, K, H, W].
+        """
+        source, target = self.along(direction)
+        check_image(x, source.input_dim)
+        if 0 in x.shape[2:]:
+            raise ValueError(f"an image of shape {tuple(x.shape)} has no pixels")
+        height, width = x.shape[2:]
+        return target.decode(source.code(_extended(x, source.multiple)))[..., :height, :width]
+
+    def along(self, direction: str) -> tuple[VAE, VAE]:
+        """Return the generators whose encoder and whose decoder serve a direction."""
+        if direction not in DIRECTIONS:
+            raise ValueError(f"direction={direction!r} must be one of {', '.join(DIRECTIONS)}")
+        return (self.gen_a, self.gen_b) if direction == "a2b" else (self.gen_b, self.gen_a)
+
+
+class GeneratorPair(Translator):
+    """Two generators that are modules of their own."""
+
+    def __init__(self, gen_a: VAE, gen_b: VAE) -> None:
+        super().__init__()
+        self.gen_a, self.gen_b = gen_a, gen_b
+
+
+class Coupled(Translator):
+    """Generators and discriminators of both domains."""
+
+    dis_a: Discriminator
+    dis_b: Discriminator
+
+    def discriminate(
+        self, x_a: Tensor, x_b: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return each discriminator's outputs, one for each scale; as calling each."""
+        return self.pairing.discriminate(self.dis_a, self.dis_b, x_a, x_b)
+
+    def generators(self) -> list[nn.Parameter]:
+        """Return both generators' parameters, shared ones once."""
+        return _unique(self.gen_a, self.gen_b)
+
+    def discriminators(self) -> list[nn.Parameter]:
+        """Return both discriminators' parameters, shared ones once."""
+        return _unique(self.dis_a, self.dis_b)
+
+    def translator(self) -> Translator:
+        """Return the generators alone, the same modules."""
+        raise NotImplementedError
+
+    def layout(self) -> dict[str, nn.Module | dict[str, nn.Module]]:
+        """Return what the release has in its files of generators "gen" and discriminators "dis"."""
+        raise NotImplementedError
+
+
+def _extended(x: Tensor, multiple: int) -> Tensor:
+    """Extend the bottom and right edges to the next size that the networks take."""
+    height, width = (
+        max(-(-size // multiple) * multiple, 2 * multiple, 4) - size for size in x.shape[2:]
+    )
+    return F.pad(x, (0, width, 0, height), mode="replicate") if height or width else x
+
+
+def _unique(*modules: nn.Module) -> list[nn.Parameter]:
+    return list(dict.fromkeys(p for module in modules for p in module.parameters()))

@@ -1,0 +1,334 @@
+"""Layers of the 2018 release over fused operations: same constructors, same state_dict keys."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastunit.common.choices import ACTIVATIONS, NORMS, PAD_TYPES
+from fastunit.kernels import conv_norm_act, norm_act, upsample_conv
+from fastunit.kernels.common import checks
+from fastunit.models.unfused import plain_convolution, plain_instance_norm, say_plain, untouched
+
+LRELU_SLOPE = 0.2
+
+_PADS = {
+    "zero": nn.ZeroPad2d,
+    "reflect": nn.ReflectionPad2d,
+    "replicate": nn.ReplicationPad2d,
+}
+_ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "lrelu": nn.LeakyReLU,
+    "prelu": nn.PReLU,
+    "selu": nn.SELU,
+    "tanh": nn.Tanh,
+    "none": type(None),
+}
+
+
+class LayerNorm(nn.Module):
+    """The release's layer norm: ``(x - mean) / (std + eps) * gamma + beta`` over (C, H, W).
+
+    The standard deviation is the unbiased one and eps is added to it, not to the variance.
+    `gamma` starts uniform in [0, 1), `beta` at 0; both [C], absent when `affine` is false.
+    Input and result: [N, C, H, W] or [N, C].
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.affine = num_features, eps, affine
+        self.gamma = nn.Parameter(torch.rand(num_features)) if affine else None
+        self.beta = nn.Parameter(torch.zeros(num_features)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = norm_act(_pixels(x), norm="ln", gamma=self.gamma, beta=self.beta, eps=self.eps)
+        return y.view(x.shape) if x.dim() == 2 else y
+
+
+class _RowNorm(nn.Module):
+    """The release's instance norm of a linear layer: over each sample's features [N, C]."""
+
+    eps = 1e-5
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return norm_act(x[:, None, None, :], norm="in", eps=self.eps)[:, 0, 0]
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """Return features [N, C] as images of one pixel, and images as they are."""
+    return x[:, :, None, None] if x.dim() == 2 else x
+
+
+class Weights(NamedTuple):
+    """What a convolutional block learns, each with a leading dimension where it is for groups."""
+
+    weight: Tensor  # [K, C, R, S]
+    bias: Tensor  # [K]
+    gamma: Tensor | None  # [K]
+    beta: Tensor | None  # [K]
+
+
+class _Block(nn.Module):
+    """What convolutional and linear blocks share: checked options, norm and activation modules.
+
+    The modules say what the block computes. While they are as they were built, a fused operation
+    computes it; with hooks, parametrizations or other modules in their place, they are run.
+    """
+
+    def __init__(
+        self, channels: int, norm: str, activation: str, batch_norm: type, instance_norm: type
+    ) -> None:
+        super().__init__()
+        checks.choice("norm", norm, NORMS)
+        checks.choice("activation", activation, ACTIVATIONS)
+        self.norm_name, self.activ_name = norm, activation
+        if norm == "bn":
+            self.norm = batch_norm(channels)
+        elif norm == "ln":
+            self.norm = LayerNorm(channels)
+        else:
+            self.norm = instance_norm(channels) if norm == "in" else None
+        if activation == "lrelu":
+            self.activation = nn.LeakyReLU(LRELU_SLOPE)
+        else:
+            self.activation = None if activation == "none" else _ACTIVATIONS[activation]()
+
+    def _tail(self) -> dict:
+        """Return the keyword arguments of the fused norm and activation."""
+        fused: dict[str, Any] = {"act": self.activ_name}
+        if self.activ_name == "lrelu":
+            fused["slope"] = self.activation.negative_slope
+        elif self.activ_name == "prelu":
+            fused["slope"] = self.activation.weight
+        if self.norm_name != "bn":
+            fused["norm"] = self.norm_name
+        if self.norm_name in ("in", "ln"):
+            fused["eps"] = self.norm.eps
+        if self.norm_name == "ln":
+            fused |= {"gamma": self.norm.gamma, "beta": self.norm.beta}
+        return fused
+
+    def _tail_fuses(self) -> bool:
+        """Return whether `_tail` is what norm and activation compute."""
+        act, norm = self.activation, self.norm
+        if self.activ_name == "none" and act is not None:
+            return False
+        if self.activ_name != "none" and not untouched(act, _ACTIVATIONS[self.activ_name]):
+            return False
+        if self.norm_name == "ln":
+            return untouched(norm, LayerNorm)
+        if self.norm_name == "bn":  # called as it is
+            return norm is not None
+        if self.norm_name == "in":
+            return plain_instance_norm(norm) or untouched(norm, _RowNorm)
+        return norm is None
+
+    def _run_tail(self, x: Tensor) -> Tensor:
+        """Apply norm and activation as the modules they are."""
+        for module in (self.norm, self.activation):
+            x = x if module is None else module(x)
+        return x
+
+
+class Conv2dBlock(_Block):
+    """Pad, convolve, normalise, activate.
+
+    Args:
+        input_dim, output_dim: channels in and out.
+        kernel_size, stride, padding: of the convolution, both axes.
+        norm: "none", "bn", "in" or "ln".
+        activation: "relu", "lrelu" (slope 0.2), "prelu", "selu", "tanh" or "none".
+        pad_type: "zero", "reflect" or "replicate".
+
+    Input [N, input_dim, H, W], result [N, output_dim, P, Q]; `residual`, of the result's shape,
+    is added last. Raises ValueError naming an option, its value and the choices.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        kernel_size: int,
+        stride: int,
+        padding: int = 0,
+        norm: str = "none",
+        activation: str = "relu",
+        pad_type: str = "zero",
+    ) -> None:
+        super().__init__(output_dim, norm, activation, nn.BatchNorm2d, nn.InstanceNorm2d)
+        checks.choice("pad_type", pad_type, PAD_TYPES)
+        self.stride, self.padding, self.pad_type = stride, padding, pad_type
+        self.pad = _PADS[pad_type](padding)
+        self.conv = nn.Conv2d(input_dim, output_dim, kernel_size, stride)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.fuses:
+            return self.run(self.weights(), x, residual)
+        say_plain(type(self).__name__)
+        y = self._run_modules(x)
+        return y if residual is None else y + residual
+
+    @property
+    def fuses(self) -> bool:
+        """Whether a fused operation computes what the modules do."""
+        conv, pad = self.conv, self.pad
+        return (
+            type(conv) is nn.Conv2d
+            and plain_convolution(conv)
+            and conv.stride == (self.stride, self.stride)
+            and conv.padding == (0, 0)
+            and untouched(pad, _PADS[self.pad_type])
+            and pad.padding == (self.padding,) * 4
+            and self._tail_fuses()
+        )
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether samples may have weights of their own; PReLU's slope is for all."""
+        ours = type(self) in (Conv2dBlock, UpsampleConv2dBlock) and untouched(self, type(self))
+        return ours and self.norm_name != "bn" and self.activ_name != "prelu" and self.fuses
+
+    def _run_modules(self, x: Tensor) -> Tensor:
+        return self._run_tail(self.conv(self.pad(x)))
+
+    def weights(self) -> Weights:
+        """Return the weights; those of batch norm and PReLU are not among them."""
+        tail = self._tail()
+        return Weights(self.conv.weight, self.conv.bias, tail.get("gamma"), tail.get("beta"))
+
+    def settings(self) -> tuple:
+        """Return what two blocks that differ in their weights alone have in common."""
+        tail = self._tail()
+        where = self.stride, self.padding, self.pad_type
+        shapes = self.conv.weight.shape, self.conv.bias is None
+        numbers = tail.get("eps"), None if self.activ_name == "prelu" else tail.get("slope")
+        return type(self), *where, self.norm_name, self.activ_name, *numbers, *shapes
+
+    def run(self, weights: Weights, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Apply the block with other weights than its own.
+
+        They may be stacked: with G of each, sample n takes those of group n // (N / G).
+        """
+        tail = self._tail() | {"residual": residual}
+        if weights.gamma is not None:
+            tail |= {"gamma": weights.gamma, "beta": weights.beta}
+        if self.norm_name != "bn":
+            return self._convolve(x, weights, **tail)
+        return norm_act(self.norm(self._convolve(x, weights)), **tail)
+
+    def _convolve(self, x: Tensor, weights: Weights, **tail: Any) -> Tensor:
+        where = {"stride": self.stride, "padding": self.padding, "pad_mode": self.pad_type}
+        return conv_norm_act(x, weights.weight, weights.bias, **where, **tail)
+
+
+class UpsampleConv2dBlock(Conv2dBlock):
+    """`Conv2dBlock` with stride 1 on the input enlarged twice by repetition.
+
+    The result is [N, output_dim, P, Q] with P = 2 * H + 2 * padding - kernel_size + 1.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        kernel_size: int,
+        padding: int = 0,
+        norm: str = "none",
+        activation: str = "relu",
+        pad_type: str = "zero",
+    ) -> None:
+        super().__init__(input_dim, output_dim, kernel_size, 1, padding, norm, activation, pad_type)
+
+    def _convolve(
+        self, x: Tensor, weights: Weights, residual: Tensor | None = None, **tail: Any
+    ) -> Tensor:
+        where = {"padding": self.padding, "pad_mode": self.pad_type}
+        y = upsample_conv(x, weights.weight, weights.bias, **where, **tail)
+        return y if residual is None else y + residual
+
+    def _run_modules(self, x: Tensor) -> Tensor:
+        return super()._run_modules(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class LinearBlock(_Block):
+    """Linear layer, norm, activation. Input [N, input_dim], result [N, output_dim].
+
+    A norm other than batch norm takes each sample's features as one row, as the release does.
+    """
+
+    def __init__(
+        self, input_dim: int, output_dim: int, norm: str = "none", activation: str = "relu"
+    ) -> None:
+        super().__init__(output_dim, norm, activation, nn.BatchNorm1d, _RowNorm)
+        self.fc = nn.Linear(input_dim, output_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        if not self._tail_fuses():
+            say_plain(type(self).__name__)
+            return self._run_tail(y)
+        if self.norm_name == "bn":
+            y = self.norm(y)
+        tail = self._tail()
+        if self.norm_name == "in":  # one row of features: the same as one channel of pixels
+            return norm_act(y[:, None, None, :], **tail)[:, 0, 0]
+        return norm_act(y[:, :, None, None], **tail)[:, :, 0, 0]
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 blocks, the second without activation, plus the input. Shape is kept."""
+
+    def __init__(
+        self, dim: int, norm: str = "in", activation: str = "relu", pad_type: str = "zero"
+    ) -> None:
+        super().__init__()
+        self.model = nn.Sequential(
+            Conv2dBlock(dim, dim, 3, 1, 1, norm, activation, pad_type),
+            Conv2dBlock(dim, dim, 3, 1, 1, norm, "none", pad_type),
+        )
+
+    @property
+    def halves(self) -> tuple[Conv2dBlock, Conv2dBlock] | None:
+        """The two blocks, the second of which adds the input; None where others are there."""
+        if type(self) is not ResBlock or not untouched(self.model, nn.Sequential):
+            return None
+        blocks = tuple(self.model)
+        ours = len(blocks) == 2 and all(untouched(block, Conv2dBlock) for block in blocks)
+        return blocks if ours else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if (halves := self.halves) is None:
+            return self.model(x) + x
+        return halves[1](halves[0](x), residual=x)
+
+
+class ResBlocks(nn.Module):
+    """`num_blocks` residual blocks in a row; none is the identity."""
+
+    def __init__(
+        self,
+        num_blocks: int,
+        dim: int,
+        norm: str = "in",
+        activation: str = "relu",
+        pad_type: str = "zero",
+    ) -> None:
+        super().__init__()
+        self.model = nn.Sequential(
+            *(ResBlock(dim, norm, activation, pad_type) for _ in range(num_blocks))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+def downsample(x: Tensor) -> Tensor:
+    """Halve images for a discriminator's next scale: 3x3 means that count no padding."""
+    return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)

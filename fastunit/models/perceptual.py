@@ -1,0 +1,208 @@
+"""The perceptual term: distance of instance-normalised VGG16 features at relu5_3.
+
+As in the 2018 release, only the first three blocks are followed by pooling. Weights come from a
+file in torchvision's format; `load_perceptual` checks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastunit.common import files
+from fastunit.common.errors import CheckpointError, ConfigError
+from fastunit.kernels import norm_act
+from fastunit.kernels.common import runtime
+from fastunit.kernels.common.weight_cache import kept
+
+# Output channels of the convolutions of VGG16's five blocks (Simonyan and Zisserman 2015).
+BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+POOLED_BLOCKS = 3
+SHRINKS = 2**POOLED_BLOCKS
+MEAN_BGR = (103.939, 116.779, 123.680)
+LARGEST_FILE = 1200 * 10**6  # bytes; all of VGG16, classifier too, is 1,107 MB in float64
+REMEDY = "give vgg_model_path=FILE.pth, or set vgg_w=0 to train without the perceptual term"
+
+
+class Perceptual(nn.Module):
+    """Mean squared difference of two images' instance-normalised VGG16 features.
+
+    Call with images [N, C, H, W] in [-1, 1], C 1 or 3 (one channel is repeated), of at least
+    8x16 or 16x8 pixels; the result is a scalar, differentiable in the first image. Frozen.
+
+    Convolutions run in the images' dtype, or autocast's, but float16 is widened to float32:
+    features of 0..255 images can pass its largest value. Weights follow. Normalisation,
+    difference and result are float32, or float64 for float64 images.
+
+    Several comparisons with one image need its features once: ``distance(output,
+    target_features(target))``. `pair` compares images of two domains together.
+
+    Raises ValueError for other channels, smaller images, or two images of different sizes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers, channels = [], 3
+        for block in BLOCKS:
+            for width in block:
+                layers.append(nn.Conv2d(channels, width, 3, padding=1))
+                channels = width
+        self.convs = nn.ModuleList(layers)
+        self.requires_grad_(False)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return relu5_3's features [N, 512, H / 8, W / 8] of images in [-1, 1]."""
+        _check_images(x)
+        dtype = _dtype(x)
+        with runtime.no_autocast(x):
+            x = as_vgg_takes(x).to(dtype, memory_format=torch.channels_last)
+            convs = iter(self.convs)
+            for index, block in enumerate(BLOCKS):
+                for _ in block:
+                    conv = next(convs)
+                    weight, bias = (kept(_cast, p, dtype) for p in (conv.weight, conv.bias))
+                    x = F.relu(F.conv2d(x, weight, bias, padding=1))
+                if index < POOLED_BLOCKS:
+                    x = F.max_pool2d(x, 2)
+        return x
+
+    @torch.no_grad()
+    def target_features(self, x: Tensor) -> Tensor:
+        """Return the normalised features that `distance` compares with, without gradient."""
+        return self._normalised(x)
+
+    def distance(self, output: Tensor, wanted: Tensor) -> Tensor:
+        """Return the scalar distance of images from `target_features` of others."""
+        return _mean_square(self._normalised(output), wanted)
+
+    def pair(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return ``self(output, target)`` of each output, equal up to rounding.
+
+        Images of one shape but for the batch go through the network together.
+        """
+        wanted = _together(self.target_features, targets)
+        found = _together(self._normalised, outputs)
+        return tuple(_mean_square(*each) for each in zip(found, wanted, strict=True))
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.distance(output, self.target_features(target))
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        features = self.features(x)
+        return norm_act(_widened(features), norm="in")
+
+
+def _check_images(x: Tensor) -> None:
+    channels, height, width = x.shape[1:] if x.dim() == 4 else (0, 0, 0)
+    # Of a single pixel instance norm leaves nothing: the term would always be 0.
+    if channels not in (1, 3) or (height // SHRINKS) * (width // SHRINKS) < 2:
+        raise ValueError(
+            "the perceptual term takes images [N, C, H, W] of 1 or 3 channels and at least 8x16 "
+            f"or 16x8 pixels, not {tuple(x.shape)}; set vgg_w=0 to train without it"
+        )
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """Return what the convolutions of an image run in."""
+    dtype = runtime.autocast(x[:0]).dtype
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def as_vgg_takes(x: Tensor) -> Tensor:
+    """Return images in [-1, 1] as BGR of 0..255 less the mean, in float32 or wider."""
+    x = (_widened(x) + 1) * 127.5
+    planes = reversed(x.expand(-1, 3, -1, -1).unbind(1))
+    return torch.stack([c - mean for c, mean in zip(planes, MEAN_BGR, strict=True)], 1)
+
+
+def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype)
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _mean_square(found: Tensor, wanted: Tensor) -> Tensor:
+    if found.shape != wanted.shape:
+        raise ValueError(
+            f"features of shape {tuple(found.shape)} cannot be compared with ones of shape "
+            f"{tuple(wanted.shape)}: the images must be as many and of one size"
+        )
+    return (found - wanted).square().mean()
+
+
+def _together(run: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return what `run` makes of each batch of images: in one go where they are alike."""
+    if len({(x.shape[1:], x.dtype) for x in images}) > 1:
+        return [run(x) for x in images]
+    return run(torch.cat(list(images))).split([len(x) for x in images])
+
+
+def load_perceptual(path: str | Path | None) -> Perceptual:
+    """Return the term with weights from a torchvision-format VGG16 state_dict file.
+
+    The file's convolutions are `features.N.weight` and `features.N.bias`, of any floating dtype,
+    expecting BGR input of 0..255 minus the mean as the release's do; other keys, such as the
+    classifier's, are passed over. Raises ConfigError when the path is missing or the file is not
+    such a state_dict.
+    """
+    if path is None:
+        raise ConfigError(f"vgg_w is above 0 but vgg_model_path is not set; {REMEDY}")
+    if not Path(path).is_file():
+        raise ConfigError(f"vgg_model_path={str(path)!r} is not a file; {REMEDY}")
+    if (size := Path(path).stat().st_size) > LARGEST_FILE:
+        raise _refusal(path, f"{size / 1e6:,.0f} MB, where VGG16 has at most 1,107")
+    try:
+        state = files.read(Path(path))
+    except CheckpointError as error:
+        raise ConfigError(
+            f"vgg_model_path={str(path)!r} cannot be read: {error}; {REMEDY}"
+        ) from error
+    if not isinstance(state, dict):
+        raise _refusal(path, f"it holds {type(state).__name__}, expected a state_dict")
+    network = Perceptual().to(memory_format=torch.channels_last)
+    for key, parameter in _named(network):
+        with torch.no_grad():
+            parameter.copy_(_checked(state.get(key), key, parameter.shape, path))
+    return network
+
+
+def _named(network: Perceptual) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the network's parameters with torchvision's names for them."""
+    index, convs = 0, iter(network.convs)
+    for block in BLOCKS:
+        for _ in block:
+            for name, parameter in next(convs).named_parameters():
+                yield f"features.{index}.{name}", parameter
+            index += 2  # a convolution and its ReLU
+        index += 1  # the pooling
+
+
+def _checked(value: Any, key: str, shape: torch.Size, path: str | Path) -> Tensor:
+    """Return a value of the file in float32 if it can be the parameter of that name and shape."""
+    expected = f"expected {tuple(shape)}"
+    if value is None:
+        raise _refusal(path, f"{key} is missing, {expected}")
+    if not isinstance(value, Tensor):
+        raise _refusal(path, f"{key} is of type {type(value).__name__}, {expected}")
+    if value.shape != shape:
+        raise _refusal(path, f"{key} is of shape {tuple(value.shape)}, {expected}")
+    if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+        raise _refusal(
+            path,
+            f"{key} is {value.dtype}, {value.layout} on {value.device}, expected floating values",
+        )
+    value = value.to(torch.float32)
+    if not value.isfinite().all():
+        raise _refusal(path, f"{key} holds values that are not finite in float32")
+    return value
+
+
+def _refusal(path: str | Path, reason: str) -> ConfigError:
+    return ConfigError(f"vgg_model_path={str(path)!r} is not VGG16: {reason}; {REMEDY}")

@@ -1,0 +1,117 @@
+"""The coupled networks of both releases: generators, which may share layers, and discriminators."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import Any
+
+from torch import nn
+
+from fastunit.config import Config
+from fastunit.config.schema2017 import DisOptions, ResGenOptions, SharedDisOptions
+from fastunit.models import unit2017
+from fastunit.models.domain_pair import Coupled, GeneratorPair
+from fastunit.models.init import copy_matching, initialise
+from fastunit.models.unit2017 import COCOResGen
+from fastunit.models.unit2018 import MsImageDis, VAEGen
+from fastunit.models.vae import start_sigma
+
+
+def networks(config: Config) -> Coupled:
+    """Return new networks of the kind that ``config.network`` names, initialised."""
+    return PaperUNIT(config) if config.network == "paper" else UNIT(config)
+
+
+class UNIT(Coupled):
+    """Two VAE-GANs with a shared latent space: gen_a, gen_b, dis_a, dis_b.
+
+    With ``config.share`` the last encoder and first decoder residual blocks of both generators
+    are the same modules: once in `parameters()`, in the state_dict of each generator.
+    Initialised as the release: generators by ``config.init``, discriminators N(0, 0.02). With
+    ``config.init_b`` "copy" gen_b starts as gen_a where their shapes agree.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.gen_a = VAEGen(config.input_dim_a, config.gen, config.latent)
+        self.gen_b = VAEGen(config.input_dim_b, config.gen, config.latent)
+        self.dis_a = MsImageDis(config.input_dim_a, config.dis)
+        self.dis_b = MsImageDis(config.input_dim_b, config.dis)
+        for generator in (self.gen_a, self.gen_b):
+            initialise(generator, config.init)
+            if generator.sigma is not None:
+                start_sigma(generator.sigma)
+        for discriminator in (self.dis_a, self.dis_b):
+            initialise(discriminator, "gaussian")
+        if config.init_b == "copy":  # after all draws: what is drawn later does not depend on it
+            copy_matching(self.gen_a, self.gen_b)
+        share_blocks(self.gen_a, self.gen_b, enc=config.share.enc, dec=config.share.dec)
+
+    def translator(self) -> GeneratorPair:
+        return GeneratorPair(self.gen_a, self.gen_b)
+
+    def layout(self) -> dict[str, dict[str, nn.Module]]:
+        return {
+            "gen": {"a": self.gen_a, "b": self.gen_b},
+            "dis": {"a": self.dis_a, "b": self.dis_b},
+        }
+
+
+def share_blocks(gen_a: VAEGen, gen_b: VAEGen, *, enc: int, dec: int) -> None:
+    """Make the last `enc` and first `dec` residual blocks of both generators the same modules.
+
+    With `enc`, learned standard deviations come from one module too. Raises ValueError when there
+    are fewer blocks than that.
+    """
+    for name, count, mine, other in (
+        ("enc", enc, gen_a.enc.res_blocks, gen_b.enc.res_blocks),
+        ("dec", dec, gen_a.dec.res_blocks, gen_b.dec.res_blocks),
+    ):
+        if not 0 <= count <= len(mine):
+            raise ValueError(f"share.{name}={count} must be between 0 and {len(mine)} blocks")
+        start = len(mine) - count if name == "enc" else 0
+        for index in range(start, start + count):
+            other[index] = mine[index]
+    if enc:
+        gen_b.sigma = gen_a.sigma
+
+
+class PaperUNIT(Coupled):
+    """One module of both generators, `gen`, and one of both discriminators, `dis`.
+
+    Generators start as ``config.init`` says, discriminators N(0, 0.02), all biases 0. With
+    ``config.init_b`` "copy" domain b's own layers start as domain a's where their shapes agree.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        generator = getattr(unit2017, config.paper.gen.name)
+        self.gen = generator(_options(ResGenOptions, config.paper.gen, config), config.latent)
+        shared = config.paper.dis.name == "COCOSharedDis"
+        options = SharedDisOptions if shared else DisOptions
+        discriminator = getattr(unit2017, config.paper.dis.name)
+        self.dis = discriminator(_options(options, config.paper.dis, config))
+        initialise(self.gen, config.init)
+        initialise(self.dis, "gaussian")
+        if self.gen.sigma is not None:
+            start_sigma(self.gen.sigma)
+        if config.init_b == "copy":  # after all draws: what is drawn later does not depend on it
+            copy_matching(self.gen_a, self.gen_b)
+
+    gen_a = property(lambda self: self.gen.domains["a"])
+    gen_b = property(lambda self: self.gen.domains["b"])
+    dis_a = property(lambda self: self.dis.domains["a"])
+    dis_b = property(lambda self: self.dis.domains["b"])
+
+    def translator(self) -> COCOResGen:
+        return self.gen
+
+    def layout(self) -> dict[str, nn.Module]:
+        return {"gen": self.gen, "dis": self.dis}
+
+
+def _options(cls: type, section: Any, config: Config) -> Any:
+    """Return a network's options from its section and the images' channels."""
+    channels = {"input_dim_a": config.input_dim_a, "input_dim_b": config.input_dim_b}
+    given = asdict(section) | channels
+    return cls(**{spec.name: given[spec.name] for spec in fields(cls)})

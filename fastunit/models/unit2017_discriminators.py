@@ -1,0 +1,157 @@
+"""The discriminators of the UNIT paper's own release (2017), and the layers of its networks.
+
+One module holds both domains' discriminators; `fastunit.paper` names them together with the
+generators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastunit.config.schema2017 import DisOptions, SharedDisOptions, read
+from fastunit.kernels import norm_act
+from fastunit.models.discriminator import Discriminator, widened
+from fastunit.models.grouped import Pairing
+from fastunit.models.unit2017_layers import ConvBlock, OfDomains
+
+SCALES = (1, 2, 4)
+
+Outputs = tuple[Tensor, ...]
+
+
+class PairDiscriminator(OfDomains):
+    """Both domains' discriminators: what COCODis, COCOMsDis and COCOSharedDis have in common.
+
+    Images are [N, C, H, W] in [-1, 1] of any size and floating dtype, with the domain's number
+    of channels; the two domains' N, H and W may differ. Outputs are logits: of images from their
+    domain they should be high.
+    """
+
+    def __init__(self, options: DisOptions | SharedDisOptions) -> None:
+        super().__init__()
+        self.options, self.pairing = options, Pairing()
+
+    def _networks(self, domain: str) -> list[nn.Module]:
+        """Return the networks of domain "A" or "B", one for a scale."""
+        raise NotImplementedError
+
+    def _make(self) -> dict[str, Discriminator]:
+        channels = {"a": self.options.input_dim_a, "b": self.options.input_dim_b}
+        how = {"gan_type": "nsgan", "halve": blur_downsample}
+        return {
+            name: Discriminator(self._networks(name.upper()), input_dim=channels[name], **how)
+            for name in "ab"
+        }
+
+    def forward(self, x_a: Tensor, x_b: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return each domain's logits as the release does: flattened, one tensor for a scale.
+
+        Raises ValueError for images of other channels than the domain's.
+        """
+        outputs_a, outputs_b = self.discriminate(x_a, x_b)
+        return [y.flatten() for y in outputs_a], [y.flatten() for y in outputs_b]
+
+    def discriminate(self, x_a: Tensor, x_b: Tensor) -> tuple[Outputs, Outputs]:
+        """Return each domain's logits [N, 1, P, Q], finest scale first.
+
+        Layers that both domains share run once, where the sizes allow it.
+        """
+        return self.pairing.discriminate(self.domains["a"], self.domains["b"], x_a, x_b)
+
+    def discriminate_a(self, x: Tensor) -> Outputs:
+        """Return domain a's part of `discriminate`."""
+        return tuple(self.domains["a"](x))
+
+    def discriminate_b(self, x: Tensor) -> Outputs:
+        """Return domain b's part of `discriminate`."""
+        return tuple(self.domains["b"](x))
+
+
+class COCODis(PairDiscriminator):
+    """One patch discriminator for each domain; logits of ceil(H / 2^n_layer) rows.
+
+    params: ch, input_dim_a, input_dim_b, n_layer (a mapping, or DisOptions). Raises ValueError
+    naming a key that is unknown, missing or of a wrong value.
+    """
+
+    def __init__(self, params: Mapping[str, Any] | DisOptions) -> None:
+        super().__init__(read(DisOptions, params, "dis", type(self).__name__))
+        self.model_A = _patch_network(self.options.input_dim_a, self.options)
+        self.model_B = _patch_network(self.options.input_dim_b, self.options)
+        self._couple()
+
+    def _networks(self, domain: str) -> list[nn.Module]:
+        return [getattr(self, f"model_{domain}")]
+
+
+class COCOMsDis(PairDiscriminator):
+    """Three patch discriminators for each domain: of the image, and of it halved once and twice.
+
+    params: as COCODis.
+    """
+
+    def __init__(self, params: Mapping[str, Any] | DisOptions) -> None:
+        super().__init__(read(DisOptions, params, "dis", type(self).__name__))
+        options = self.options
+        for domain, channels in (("A", options.input_dim_a), ("B", options.input_dim_b)):
+            for scale in SCALES:
+                setattr(self, f"model_{scale}_{domain}", _patch_network(channels, options))
+        self._couple()
+
+    def _networks(self, domain: str) -> list[nn.Module]:
+        return [getattr(self, f"model_{scale}_{domain}") for scale in SCALES]
+
+
+class COCOSharedDis(PairDiscriminator):
+    """One patch discriminator for each domain, whose last layers both domains share.
+
+    params: ch, input_dim_a, input_dim_b, n_front_layer, n_shared_layer (a mapping, or
+    SharedDisOptions). Without shared layers each domain has its own logits' layer. Raises
+    ValueError naming a key that is unknown, missing or of a wrong value.
+    """
+
+    def __init__(self, params: Mapping[str, Any] | SharedDisOptions) -> None:
+        super().__init__(read(SharedDisOptions, params, "dis", type(self).__name__))
+        options = self.options
+        self.model_A = _front_network(options.input_dim_a, options)
+        self.model_B = _front_network(options.input_dim_b, options)
+        dim, count = options.ch * 2 ** (options.n_front_layer - 1), options.n_shared_layer
+        self.model_S = nn.Sequential(*_halvings(dim, count))
+        for network in [self.model_S] if count else [self.model_A, self.model_B]:
+            network.append(nn.Conv2d(dim * 2**count, 1, 1))
+        self._couple()
+
+    def _networks(self, domain: str) -> list[nn.Module]:
+        return [nn.Sequential(getattr(self, f"model_{domain}"), self.model_S)]
+
+
+def blur_downsample(x: Tensor) -> Tensor:
+    """Blur with the 3x3 Gaussian of 1/4, 1/2, 1/4 and keep every second pixel, from the first.
+
+    [N, C, H, W] to [N, C, ceil(H / 2), ceil(W / 2)]; the border is replicated. Summed in float32
+    or wider. Not by poolings, which torch.compile (2.13) cannot join for the CPU.
+    """
+    y = widened(norm_act(x, halo=1, pad_mode="replicate"))
+    y = (y[:, :, :-2:2] + 2 * y[:, :, 1:-1:2] + y[:, :, 2::2]) / 4
+    y = (y[..., :-2:2] + 2 * y[..., 1:-1:2] + y[..., 2::2]) / 4
+    return y.to(x.dtype)
+
+
+def _patch_network(channels: int, options: DisOptions) -> nn.Sequential:
+    dim, count = options.ch, options.n_layer - 1
+    first = ConvBlock(nn.Conv2d(channels, dim, 3, 2, 1), "none", "lrelu")
+    return nn.Sequential(first, *_halvings(dim, count), nn.Conv2d(dim * 2**count, 1, 1))
+
+
+def _front_network(channels: int, options: SharedDisOptions) -> nn.Sequential:
+    first = ConvBlock(nn.Conv2d(channels, options.ch, 7, 2, 3), "none", "lrelu")
+    return nn.Sequential(first, *_halvings(options.ch, options.n_front_layer - 1))
+
+
+def _halvings(dim: int, count: int) -> list[nn.Module]:
+    """Return layers from `dim` channels on, each halving the size and doubling the channels."""
+    widths = [dim * 2**i for i in range(count)]
+    return [ConvBlock(nn.Conv2d(w, 2 * w, 3, 2, 1), "none", "lrelu") for w in widths]

@@ -1,0 +1,73 @@
+"""Loss curves of a run as an inline SVG."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+SMOOTH = 40  # a running mean spans a 40th of a curve to either side
+MOST_POINTS = 600  # of a curve: more cannot be seen, and would fill the page
+
+_GROUPS = {
+    "discriminators": ("discriminator_a", "discriminator_b"),
+    "adversarial": ("adversarial_a", "adversarial_b"),
+    "reconstruction (L1)": ("reconstruction_a", "reconstruction_b"),
+    "cycle (L1)": ("cycle_a", "cycle_b"),
+    "identity (L1)": ("identity_a", "identity_b"),
+    "KL of the codes": ("kl_a", "kl_b", "cycle_kl_a", "cycle_kl_b"),
+    "totals": ("generator_total", "discriminator_total"),
+    "perceptual": ("perceptual_a", "perceptual_b"),
+}
+_INK = "#123456"  # stands for the page's text colour, which follows its light or dark theme
+
+
+def curves_svg(records: list[dict[str, Any]]) -> str:
+    """Return the loss curves as an inline SVG: raw values faint, a running mean over them.
+
+    Losses that were not recorded have no panel; values that are not finite are left out.
+    """
+
+    curves = {
+        title: {name: points for name in names if len(points := _points(records, name))}
+        for title, names in _GROUPS.items()
+    }
+    curves = {title: lines for title, lines in curves.items() if lines}
+    rows = max(1, math.ceil(len(curves) / 3))
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "text.color": _INK}):
+        figure = Figure(figsize=(11, 2.7 * rows), layout="constrained")
+        for index, (title, lines) in enumerate(curves.items()):
+            _draw_panel(figure.add_subplot(rows, 3, index + 1), title, lines)
+        figure.savefig(buffer, format="svg", transparent=True)
+    svg = buffer.getvalue().replace(_INK, "currentColor")
+    return svg[svg.index("<svg") :]
+
+
+def _points(records: list[dict[str, Any]], name: str) -> np.ndarray:
+    """Return iterations and finite values of a loss, [points, 2]."""
+    points = [(r["iteration"], r[name]) for r in records if name in r]
+    return np.array([(x, y) for x, y in points if not isinstance(y, str)], float)
+
+
+def _draw_panel(axes: Any, title: str, lines: Mapping[str, np.ndarray]) -> None:
+    axes.set_title(title, fontsize=11)
+    axes.tick_params(labelsize=8, colors=_INK, length=0)
+    axes.grid(alpha=0.15, color=_INK)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set(color=_INK, alpha=0.4)
+    for name, points in lines.items():
+        x, y = points.T
+        window = np.ones(1 + 2 * (len(y) // SMOOTH))
+        # "same" pads with zeros; dividing by how much was inside keeps the ends in place.
+        mean = np.convolve(y, window, "same") / np.convolve(np.ones_like(y), window, "same")
+        shown = slice(None, None, math.ceil(len(y) / MOST_POINTS))
+        (line,) = axes.plot(x[shown], mean[shown], label=name, linewidth=1.6)
+        axes.plot(x[shown], y[shown], color=line.get_color(), alpha=0.3, linewidth=0.8)
+    axes.legend(fontsize=8, frameon=False)

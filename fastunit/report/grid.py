@@ -1,0 +1,58 @@
+"""Sample grids: labelled rows of pictures as one PNG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from fastunit.common import files
+
+GAP = 4  # pixels between pictures
+LABEL = 20  # height of the line that names a row
+SMALLEST = 64  # smaller pictures are enlarged to at least this height
+
+
+def save_grid(rows: Mapping[str, Tensor], path: Path) -> None:
+    """Write a PNG with one labelled row of pictures per entry, atomically.
+
+    Each entry is [N, C, H, W] in [-1, 1], C 1 or 3, on any device; sizes may differ between
+    rows. Small pictures are enlarged by a whole factor to a height of `SMALLEST` or more.
+    """
+    draw_grid({label: to_pixels(images).cpu().numpy() for label, images in rows.items()}, path)
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Return [N, C, H, W] in [-1, 1], C 1 or 3, as uint8 [N, H, W, 3] on the same device."""
+    pixels = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+
+
+def draw_grid(rows: Mapping[str, np.ndarray], path: Path) -> None:
+    """Do what `save_grid` does, for rows of uint8 [N, H, W, 3]; runs no PyTorch operation."""
+    strips = [(label, _strip(pixels)) for label, pixels in rows.items()]
+    width = max(strip.width for _, strip in strips) + 2 * GAP
+    height = sum(strip.height + LABEL + GAP for _, strip in strips) + GAP
+    sheet = Image.new("RGB", (width, height), "white")
+    pen, font, y = ImageDraw.Draw(sheet), ImageFont.load_default(14), GAP
+    for label, strip in strips:
+        pen.text((GAP, y), label, fill="black", font=font)
+        sheet.paste(strip, (GAP, y + LABEL))
+        y += strip.height + LABEL + GAP
+    with files.atomic(path) as temporary:
+        sheet.save(temporary)
+
+
+def _strip(pixels: np.ndarray) -> Image.Image:
+    """Return images side by side as one picture."""
+    count, height, width, _ = pixels.shape
+    scale = max(1, math.ceil(SMALLEST / height))
+    strip = Image.new("RGB", (count * (width * scale + GAP) - GAP, height * scale), "white")
+    for index, picture in enumerate(pixels):
+        large = Image.fromarray(np.repeat(np.repeat(picture, scale, 0), scale, 1))
+        strip.paste(large, (index * (width * scale + GAP), 0))
+    return strip

@@ -1,0 +1,1 @@
+"""The objective, the step, the loop, and what a run leaves behind."""

@@ -1,0 +1,177 @@
+"""Checkpoints: one file with everything a run needs to go on bit for bit.
+
+Beside each `checkpoints/XXXXXXXX.pt` stand gen_XXXXXXXX.pt and dis_XXXXXXXX.pt in the layout of the
+networks' release (the trained weights, not their average).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastunit import config as configuration
+from fastunit.common import files
+from fastunit.common.errors import CheckpointError, ConfigError
+from fastunit.config import Config
+from fastunit.models.domain_pair import Coupled, Translator
+from fastunit.models.unit import networks
+from fastunit.training import release_files
+
+FORMAT = 1
+FOLDER = "checkpoints"
+_NAME = re.compile(r"(\d{8})\.pt")
+_logger = logging.getLogger(__name__)
+
+
+def path_of(run_dir: Path, iteration: int) -> Path:
+    """Return where a run keeps the checkpoint of an iteration."""
+    return run_dir / FOLDER / f"{iteration:08d}.pt"
+
+
+def iterations(run_dir: Path) -> list[int]:
+    """Return the iterations a run has checkpoints of, oldest first."""
+    folder = run_dir / FOLDER
+    names = (_NAME.fullmatch(path.name) for path in folder.glob("*.pt"))
+    return sorted(int(match[1]) for match in names if match)
+
+
+def save(run_dir: Path, state: dict[str, Any], unit: Coupled) -> Path:
+    """Write a run's `state`, which names its "iteration", and the release's files; return its path.
+
+    Each file is written whole or not at all (`files.atomic`); the checkpoint itself comes last.
+    """
+    path = path_of(run_dir, state["iteration"])
+    release_files.save_networks(unit, path.parent, state["iteration"])
+    files.save({"format": FORMAT, **state}, path)
+    return path
+
+
+def prune(run_dir: Path, config: Config, current: int) -> None:
+    """Delete all but the newest `keep_last` and every `keep_every`-th checkpoint.
+
+    A checkpoint is the n-th when its iteration is n times `snapshot_save_iter`. Those after the
+    iteration `current` (damaged ones, which the run has gone back behind) are left alone.
+    """
+    kept = config.checkpoint.keep_every * config.snapshot_save_iter
+    past = [iteration for iteration in iterations(run_dir) if iteration <= current]
+    for iteration in past[: -config.checkpoint.keep_last]:
+        if kept and iteration % kept == 0:
+            continue
+        path = path_of(run_dir, iteration)
+        for name in (path.name, f"gen_{path.name}", f"dis_{path.name}"):
+            path.with_name(name).unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return the state that `save` wrote; raises CheckpointError when it is not one."""
+    state = files.read(path)
+    if not isinstance(state, dict) or "format" not in state:
+        raise CheckpointError(f"{path} is not a checkpoint of fastunit")
+    if state["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {state['format']}, this version of fastunit reads {FORMAT}"
+        )
+    return state
+
+
+def load_newest(run_dir: Path) -> dict[str, Any] | None:
+    """Return the newest checkpoint that can be read, or None when the run has none.
+
+    A damaged one is passed over with a warning; raises CheckpointError when all are.
+    """
+    found = iterations(run_dir)
+    for iteration in reversed(found):
+        try:
+            return load(path_of(run_dir, iteration))
+        except CheckpointError as error:
+            _logger.warning("%s; trying the one before", error)
+    if found:
+        raise CheckpointError(f"none of the {len(found)} checkpoints in {run_dir} can be read")
+    return None
+
+
+def load_generators(path: Path, config: Config | None = None) -> tuple[Translator, Config]:
+    """Return the generators for translating, in evaluation mode on the CPU, and their config.
+
+    Args:
+        path: a checkpoint of fastunit (its averaged generators where it has them), a run's
+            folder (its newest checkpoint), or a gen_*.pt in the release's layout.
+        config: needed for a release's file alone; one in a run's folder finds the run's.
+
+    Raises:
+        CheckpointError: missing, damaged, of other networks, or no configuration is known.
+    """
+    if path.is_dir():
+        state = load_newest(path)
+        if state is None:
+            raise CheckpointError(f"the folder {path} has no {FOLDER}/XXXXXXXX.pt")
+        return _from_state(state, str(path))
+    state = files.read(path)
+    if isinstance(state, dict) and "format" in state:
+        return _from_state(load(path), str(path))
+    config = config or config_beside(path)
+    unit = networks(config)
+    release_files.load_networks(unit, path, expect="gen")
+    return unit.translator().eval(), config
+
+
+def load_modules(modules: dict[str, nn.Module], state: dict[str, Any], source: str) -> None:
+    """Load named modules from a checkpoint's entries of the same names, strictly."""
+    for name, module in modules.items():
+        if name not in state:
+            raise CheckpointError(f"{source} has no {name}")
+        release_files.load_state(module, state[name], f"{name} of {source}")
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the state of the random generators a run on `device` draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Restore `random_state`; a run moved to another kind of device draws other noise."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _from_state(state: dict[str, Any], source: str) -> tuple[Translator, Config]:
+    config = stored_config(state, source)
+    unit = networks(config)
+    pair = unit.translator()
+    if state.get("ema") is not None:
+        load_modules({"ema": pair}, state, source)
+    else:
+        load_modules({"unit": unit}, state, source)
+    return pair.eval(), config
+
+
+def stored_config(state: dict[str, Any], source: str) -> Config:
+    """Return the configuration a checkpoint was written under."""
+    try:
+        return configuration.from_dict(state["config"])
+    except (KeyError, ConfigError) as error:
+        raise CheckpointError(f"the configuration in {source} cannot be used: {error}") from error
+
+
+def run_of(path: Path) -> Path | None:
+    """Return the run's folder that a release's file lies in: the one with a config.yaml."""
+    folders = (path.parent, path.parent.parent)
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+
+
+def config_beside(path: Path) -> Config:
+    """Return the configuration of the run that a release's file lies in."""
+    if folder := run_of(path):
+        return configuration.load(folder / "config.yaml")
+    raise CheckpointError(
+        f"{path} is a release's file without a configuration; give its YAML with --config"
+    )

@@ -1,0 +1,168 @@
+"""How far translations are from the truth, and whether that is any better than no network.
+
+The error alone tells little: one gray picture can be nearer to the truth than a sharp translation
+in wrong colours. So the errors of the input itself and of two predictions from the training sets'
+statistics stand beside it, and whether each translation is recognised among all truths.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastunit.common.progress import STDERR
+from fastunit.config import Config
+from fastunit.data.discovery import Domains
+from fastunit.models.domain_pair import DIRECTIONS, Translator, evaluating
+from fastunit.report.summary import KINDS
+from fastunit.training import baselines, held_out
+from fastunit.training.baselines import Statistics
+from fastunit.training.held_out import Pairs
+
+MOST_TRAINING = 2_000  # training images of a domain that are read for its statistics
+MOST_COMPARED = 2**33  # values subtracted for one retrieval: some 10 s on a CPU core
+RETRIEVED = ("paired", "identity", "statistics")  # a constant picture is at chance
+_SLOW = 2.0  # seconds after which there is a progress bar
+
+
+@torch.no_grad()
+def measure(
+    pair: Translator, pairs: Pairs, domains: Domains, config: Config, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """Return, for "a2b" and "b2a", the translations' errors beside those of no translation.
+
+    ``*_l1`` is the mean absolute difference from the true image on the [-1, 1] scale, averaged
+    over all values of an image, then over images: ``paired_l1`` of the translation,
+    ``identity_l1`` of the input as it is, ``constant_l1`` of one picture, the mean at each place
+    of the target's training images, ``statistics_l1`` of the input given the target's mean and
+    spread at each place (`baselines.restyled`). ``retrieval`` is the share of translations that
+    are nearer to their own truth than to all others (`baselines.retrieved`), ``*_retrieval``
+    that of the others, ``chance`` what guessing gives. ``left_out``, where there is one, says by
+    name why a figure is missing.
+
+    Statistics are those of every k-th training image, framed as test images are, with the least k
+    that leaves `MOST_TRAINING`. Retrieval is among every k-th pair likewise, where comparing all
+    would take more than `MOST_COMPARED` differences.
+
+    Raises: DataError naming a file that cannot be read any more.
+    """
+    crop = config.crop if config.data.test_crop == "center" else None
+    training = {"a": _thinned(domains.train_a), "b": _thinned(domains.train_b)}
+    first = next(held_out.read([pairs[0][0]], config.domain("a"), config, crop, device))
+    pairs, compared = _compared_first(pairs, first[0].numel())
+    files = dict(zip("ab", zip(*pairs, strict=True), strict=True))
+    with _progress_bar(sum(map(len, training.values())) + 2 * (compared + len(pairs))) as bar:
+
+        def read(name: str, files: Sequence[Path]) -> Iterator[Tensor]:
+            for images in held_out.read(files, config.domain(name), config, crop, device):
+                yield images
+                bar.update(len(images))
+
+        of = {name: baselines.statistics(read(name, training[name])) for name in "ab"}
+        truths = {name: _stacked(read(name, files[name][:compared])) for name in "ab"}
+        ways = {way: _Way(of[way[0]], of[way[-1]], truths[way[-1]]) for way in DIRECTIONS}
+        for x_a, x_b in zip(*(read(name, files[name]) for name in "ab"), strict=True):
+            for way, x, truth in zip(DIRECTIONS, (x_a, x_b), (x_b, x_a), strict=True):
+                with evaluating(pair):
+                    ways[way].add(x, pair.translate(x, way), truth)
+    return {name: way.result() for name, way in ways.items()}
+
+
+class _Way:
+    """Sums of one direction, by kind of picture.
+
+    `truths` are those of the first images that are added, [M, C, H, W]; None: no retrieval.
+    """
+
+    def __init__(
+        self, source: Statistics | None, target: Statistics | None, truths: Tensor | None
+    ) -> None:
+        self._source, self._target, self._truths = source, target, truths
+        self._errors, self._counts, self._hits = Counter(), Counter(), Counter()
+        self._done = 0
+
+    def add(self, x: Tensor, translated: Tensor, truth: Tensor) -> None:
+        """Set the pictures made of `x`, [N, C, H, W], against the truth."""
+        compared = 0 if self._truths is None else max(0, len(self._truths) - self._done)
+        for kind, images in self._pictures(x, translated).items():
+            difference = (images.double() - truth.double()).abs()
+            self._errors[kind] += difference.mean((1, 2, 3)).sum().item()
+            self._counts[kind] += len(x)
+            if compared and kind in RETRIEVED:
+                chosen = images[:compared]
+                self._hits[kind] += baselines.retrieved(chosen, self._truths, self._done)
+        self._done += len(x)
+
+    def _pictures(self, x: Tensor, translated: Tensor) -> dict[str, Tensor]:
+        pictures = {"paired": translated, "identity": x}
+        if _fits(self._target, x):
+            pictures["constant"] = self._target.mean.expand(x.shape)
+            if _fits(self._source, x):
+                pictures["statistics"] = baselines.restyled(x, self._source, self._target)
+        return pictures
+
+    def result(self) -> dict[str, Any]:
+        """Return the figures by name, without those that some of the images do not have."""
+        found, left_out = {}, {}
+        several = self._truths is not None and len(self._truths) > 1
+        for kind in KINDS:
+            if self._counts[kind] < self._done:
+                left_out[f"{kind}_l1"] = "training and held-out images differ in size"
+                continue
+            found[f"{kind}_l1"] = self._errors[kind] / self._done
+            if several and kind in RETRIEVED:
+                name = "retrieval" if kind == "paired" else f"{kind}_retrieval"
+                found[name] = self._hits[kind] / len(self._truths)
+        if several:
+            found["chance"] = 1 / len(self._truths)
+        elif self._truths is None:
+            left_out["retrieval"] = "held-out images differ in size"
+        else:
+            left_out["retrieval"] = "there is only one pair"
+        return found | ({"left_out": left_out} if left_out else {})
+
+
+def _fits(statistics: Statistics | None, x: Tensor) -> bool:
+    return statistics is not None and statistics.mean.shape == x.shape[1:]
+
+
+def _thinned(files: Sequence[Path]) -> Sequence[Path]:
+    return files[:: math.ceil(len(files) / MOST_TRAINING)]
+
+
+def _compared_first(pairs: Pairs, values: int) -> tuple[Pairs, int]:
+    """Put every k-th pair in front, those that retrieval is among; return their number, too."""
+    most = max(2, math.isqrt(MOST_COMPARED // values))
+    step = math.ceil(len(pairs) / most)
+    return [pair for start in range(step) for pair in pairs[start::step]], len(pairs[::step])
+
+
+def _stacked(batches: Iterator[Tensor]) -> Tensor | None:
+    """Return the images of all batches as one tensor, None where they differ in size."""
+    found: list[Tensor] = []
+    for images in batches:
+        if found and images.shape[1:] != found[0].shape[1:]:
+            return None
+        found.append(images)
+    return torch.cat(found)
+
+
+def _progress_bar(images: int) -> tqdm:
+    # In a log file each refresh is a line of its own.
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(
+        total=images,
+        unit="image",
+        desc="measuring",
+        delay=_SLOW,
+        mininterval=interval,
+        file=STDERR,
+    )

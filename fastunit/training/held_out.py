@@ -1,0 +1,112 @@
+"""The held-out images: which are true pairs, which are shown, and how they are read."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from fastunit.config import Config, Domain
+from fastunit.data.discovery import Domains
+from fastunit.data.pipeline import iter_images
+
+BATCH = 16
+
+Pairs = list[tuple[Path, Path]]
+Images = Iterator[torch.Tensor]
+_logger = logging.getLogger(__name__)
+
+
+def find_pairs(domains: Domains, config: Config) -> Pairs:
+    """Return the test images that show the same thing in both domains, as (a, b) files.
+
+    They are told by equal paths below testA and testB, the suffix aside: when at least nine
+    tenths of both sets have a partner, those are the pairs. Otherwise, or where the domains'
+    channels, or a pair's sizes after resizing, differ, the result is empty.
+    """
+    a, b = _by_path(domains.test_a), _by_path(domains.test_b)
+    names = sorted(a.keys() & b.keys())
+    if not names or len(names) < 0.9 * max(len(a), len(b)):
+        return []
+    pairs = [(a[name], b[name]) for name in names]
+    return pairs if _comparable(pairs, config) else []
+
+
+def shown_images(
+    domains: Domains, config: Config, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the centre crops for the sample grids, [N, C, H, W] of each domain.
+
+    Test images, or training ones without a test set; `display_size` at most, as many of each
+    domain as both have.
+    """
+    if domains.test_a and domains.test_b:
+        chosen = domains.test_a, domains.test_b
+    else:
+        chosen = domains.train_a, domains.train_b
+    count = min(config.display_size, *map(len, chosen))
+    x_a, x_b = (
+        torch.cat(list(read(files[:count], config.domain(name), config, config.crop, device)))
+        for files, name in zip(chosen, "ab", strict=True)
+    )
+    return x_a, x_b
+
+
+def _by_path(files: Sequence[Path]) -> dict[str, Path]:
+    if not files:
+        return {}
+    root = os.path.commonpath([file.parent for file in files])
+    return {str(file.relative_to(root).with_suffix("")): file for file in files}
+
+
+def _comparable(pairs: Pairs, config: Config) -> bool:
+    """Tell whether images of a pair can be subtracted; a warning says why they cannot."""
+    if config.input_dim_a != config.input_dim_b:
+        _logger.warning("no paired error: the domains have different channels")
+        return False
+    images = zip(pairs, *_both(pairs, config, None, torch.device("cpu")), strict=True)
+    for (file_a, file_b), x_a, x_b in images:
+        if x_a.shape != x_b.shape:
+            sizes = " and ".join("x".join(map(str, x.shape[2:])) for x in (x_a, x_b))
+            _logger.warning(
+                "no paired error: %s and %s are a pair by name, but %s pixels after resizing",
+                *(file_a, file_b, sizes),
+            )
+            return False
+    return True
+
+
+def _both(
+    pairs: Pairs, config: Config, crop: tuple[int, int] | None, device: torch.device
+) -> tuple[Images, Images]:
+    files_a, files_b = zip(*pairs, strict=True)
+    return (
+        read(files_a, config.domain("a"), config, crop, device),
+        read(files_b, config.domain("b"), config, crop, device),
+    )
+
+
+def read(
+    files: Sequence[Path],
+    domain: Domain,
+    config: Config,
+    crop: tuple[int, int] | None,
+    device: torch.device,
+) -> Images:
+    """Yield images of one domain in batches [N, C, H, W], cropped at the centre; None: whole.
+
+    Whole images come alone, as they may differ in size.
+    """
+    return iter_images(
+        files,
+        channels=domain.channels,
+        batch_size=BATCH,
+        crop=crop,
+        new_size=domain.new_size,
+        device=device,
+        threads=config.threads,
+        value_range=domain.value_range,
+    )

@@ -1,0 +1,141 @@
+"""Adam as the training step uses it: fused, over weights as they lie in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from fastunit.common.errors import CheckpointError
+from fastunit.config import Config
+from fastunit.training import lr_schedule
+
+FUSED = ("cpu", "cuda")  # devices
+
+
+class LayoutAdam(Adam):
+    """PyTorch's Adam for weights of any memory format.
+
+    Its fused update on the CPU pairs values by their place in memory, so gradients and moments
+    must lie there as their weights do; it silently mixes them up otherwise (2.13). It also
+    copies what is not contiguous, so channels_last weights are shown to it as they lie. Weights
+    with gaps between their values it gets wrong, copied or not: they are a ValueError.
+    """
+
+    def _init_group(
+        self, group: dict, parameters: list, gradients: list, means: list, squares: list, *others
+    ) -> bool:
+        found = super()._init_group(group, parameters, gradients, means, squares, *others)
+        for index, parameter in enumerate(parameters):
+            _check_dense(parameter)
+            state = self.state[parameter]
+            gradients[index] = _laid_out_as(parameter, gradients[index])
+            means[index] = state["exp_avg"] = _laid_out_as(parameter, means[index])
+            squares[index] = state["exp_avg_sq"] = _laid_out_as(parameter, squares[index])
+            if parameter.dim() == 4 and not parameter.is_contiguous():
+                for tensors in (parameters, gradients, means, squares):
+                    tensors[index] = tensors[index].permute(0, 2, 3, 1)
+        return found
+
+
+def _check_dense(parameter: Tensor) -> None:
+    span = 1 + sum(
+        (n - 1) * step for n, step in zip(parameter.shape, parameter.stride(), strict=True)
+    )
+    if parameter.numel() and span != parameter.numel():
+        raise ValueError(
+            f"a weight of shape {tuple(parameter.shape)} has strides {parameter.stride()}, with "
+            "gaps or overlaps in memory; make it contiguous() before it is trained"
+        )
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    same = value.stride() == parameter.stride()
+    return value if same else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def adam(parameters: list[nn.Parameter], config: Config) -> Adam:
+    """Return the release's optimiser: L2 penalty inside the gradient, betas from the config."""
+    return LayoutAdam(
+        parameters,
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=_can_fuse(parameters),
+    )
+
+
+def differences(optimizer: Optimizer, config: Config, iteration: int) -> list[str]:
+    """Return where a restored optimiser is not as a configuration has it, "lr 0.1 -> 0.2"."""
+    group, wanted = optimizer.param_groups[0], optimizer.defaults
+    wanted = wanted | {"lr": lr_schedule.rate(config, iteration)}
+    return [
+        f"{name} {group[name]} -> {wanted[name]}"
+        for name in ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")
+        if not _alike(group[name], wanted[name])
+    ]
+
+
+def _alike(value: Any, other: Any) -> bool:
+    """Return whether two settings are the same, as rates reached in many steps may be rounded."""
+    pairs = zip(value, other, strict=True) if isinstance(value, (tuple, list)) else [(value, other)]
+    return all(math.isclose(x, y, rel_tol=1e-9) for x, y in pairs)
+
+
+def load(optimizers: Mapping[str, Optimizer], state: Any) -> None:
+    """Restore optimisers from the release's optimizer.pt, {"gen": ..., "dis": ...}.
+
+    Raises CheckpointError when it is of other networks or of another kind of optimiser.
+    """
+    try:
+        for name, optimizer in optimizers.items():
+            needed = optimizer.param_groups[0].keys() - {"initial_lr"}
+            optimizer.load_state_dict(state[name])
+            for group in optimizer.param_groups:
+                if missing := sorted(needed - group.keys()):
+                    raise ValueError(f"{name} is of another kind, without {', '.join(missing)}")
+            if isinstance(optimizer, Adam):
+                check_moments(optimizer)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"optimizer.pt does not fit the networks: {error}") from error
+
+
+def settle(optimizer: Optimizer) -> None:
+    """Undo what `load_state_dict` takes from a state about how, not what, is computed.
+
+    Optimisers that are not ours are left as they are.
+    """
+    if not isinstance(optimizer, LayoutAdam):
+        return
+    for group in optimizer.param_groups:
+        group["lr"], group["capturable"] = float(group["lr"]), False
+        group["fused"], group["foreach"] = _can_fuse(group["params"]), None
+    for parameter, state in optimizer.state.items():
+        state["step"] = state["step"].to(parameter.device, torch.float32)
+
+
+def _can_fuse(parameters: list[nn.Parameter]) -> bool:
+    return all(p.device.type in FUSED for p in parameters)
+
+
+def make_capturable(optimizer: Adam) -> None:
+    """Let a CUDA graph capture the updates: the rate becomes a tensor on the device."""
+    for group in optimizer.param_groups:
+        device = group["params"][0].device
+        group["capturable"] = True
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
+
+
+def check_moments(optimizer: Adam) -> None:
+    """Raise ValueError for moments of another shape than their weights: loading lets them pass."""
+    for parameter, moments in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if moments[name].shape != parameter.shape:
+                raise ValueError(
+                    f"{name} of shape {tuple(moments[name].shape)} for a weight of shape "
+                    f"{tuple(parameter.shape)}"
+                )

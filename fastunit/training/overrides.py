@@ -1,0 +1,99 @@
+"""What has been changed in networks since fastunit built them, named.
+
+A training step runs whole networks side by side, layer by layer, without calling `encode`,
+`decode`, `calc_dis_loss` and so on. That is right only for networks that are as they were built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from fastunit.models import layers, perceptual, unit2018
+
+
+@cache
+def methods(cls: type) -> dict[str, object]:
+    """Return a class's `forward`, `__call__` and the functions that fastunit gives it, by name."""
+    own = [base for base in cls.__mro__ if base.__module__.startswith("fastunit.")]
+    names = {name for base in own for name, value in vars(base).items() if callable(value)}
+    return {name: getattr(cls, name) for name in (names | {"forward", "__call__"}) - {"__init__"}}
+
+
+def remember(*modules: object) -> None:
+    """Note the methods of all classes in Python modules, for what is put in their place later."""
+    for value in (value for module in modules for value in vars(module).values()):
+        if isinstance(value, type) and issubclass(value, nn.Module):
+            methods(value)
+
+
+remember(layers, unit2018, perceptual)
+
+
+class AsBuilt:
+    """Networks as they are now, by name, to find later changes in these or in their successors."""
+
+    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+        self._layouts = {name: _layout(network) for name, network in networks.items()}
+        self._halve = {name: vars(network).get("halve") for name, network in networks.items()}
+
+    def changes(self, networks: Mapping[str, nn.Module]) -> list[str]:
+        """Return what is no longer as it was, such as "gen_a.encode" or "hooks of dis_b.cnns.0"."""
+        found = ["PyTorch's hooks of all modules"] if torch_module._has_any_global_hook() else []
+        for name, network in networks.items():
+            if _layout(network) != self._layouts[name]:
+                found.append(name)
+            elif vars(network).get("halve") is not self._halve[name]:
+                found.append(f"{name}.halve")
+            found += _changes(network, name)
+        return found
+
+
+def changes(network: object, cls: type, name: str) -> list[str]:
+    """Return what in a network is not as `cls` has it."""
+    if not isinstance(network, nn.Module):
+        return [name]
+    return ([] if type(network) is cls else [name]) + list(_changes(network, name))
+
+
+def replaced(owner: object, originals: Mapping[str, object]) -> list[str]:
+    """Return which methods of an object are others than `originals`.
+
+    Raises ValueError where a module has a method's name: Python goes on to call the method.
+    """
+    shadowed = _shadowed(owner, originals)
+    return sorted({*shadowed, *_replaced(type(owner), originals)})
+
+
+def _shadowed(owner: object, originals: Mapping[str, object]) -> set[str]:
+    for name in originals.keys() & getattr(owner, "_modules", {}).keys():
+        raise ValueError(
+            f"{name} of {type(owner).__name__} is a method, and stays so when a module is assigned "
+            f"to it; assign the module's forward, or override {name} in a subclass"
+        )
+    return originals.keys() & vars(owner).keys()
+
+
+def _replaced(cls: type, originals: Mapping[str, object]) -> list[str]:
+    return [name for name, value in originals.items() if getattr(cls, name) is not value]
+
+
+def _layout(network: nn.Module) -> list[tuple[str, type]]:
+    return [(name, type(part)) for name, part in network.named_modules()]
+
+
+def _changes(network: nn.Module, name: str) -> Iterator[str]:
+    classes = {}
+    for path, part in network.named_modules(prefix=name):
+        cls = type(part)
+        if cls not in classes:
+            classes[cls] = _replaced(cls, methods(cls))
+        for method in (*classes[cls], *_shadowed(part, methods(cls))):
+            yield f"{path}.{method}"
+        if part._forward_hooks or part._forward_pre_hooks:
+            yield f"hooks of {path}"
+        elif part._backward_hooks or part._backward_pre_hooks:
+            yield f"backward hooks of {path}"

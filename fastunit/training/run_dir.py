@@ -1,0 +1,189 @@
+"""Which folder a run writes to, and which checkpoint it continues."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastunit import config
+from fastunit.common.errors import CheckpointError, ConfigError, UserError
+from fastunit.training import checkpoint
+from fastunit.training.state import Session
+
+ROOT = Path("runs")
+_LOCK = ".lock"
+_RELEASE = re.compile(r"gen_\d{8}\.pt")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and what it continues, if anything.
+
+    `state` is a checkpoint of ours; `weights` a gen_*.pt of the release; `source` names either.
+    With `numbered` the folder's name is ours to choose.
+    """
+
+    folder: Path
+    source: str = ""
+    state: dict[str, Any] | None = None
+    weights: Path | None = None
+    numbered: bool = False
+
+    def restore(self, session: Session) -> None:
+        """Bring a fresh session to where the run continues."""
+        if self.state is not None:
+            session.restore(self.state, self.source)
+        elif self.weights is not None:
+            session.restore_release(self.weights)
+        if self.source:
+            _logger.info("continuing %s at iteration %d", self.source, session.iteration)
+
+    def values(self, path: str | None) -> dict[str, Any]:
+        """Return the configuration's values: of the file at `path`, else of what is continued."""
+        if path is None and self.state is not None:
+            return config.to_dict(checkpoint.stored_config(self.state, self.source))
+        if path is None and self.weights is not None:
+            return config.to_dict(checkpoint.config_beside(self.weights))
+        return config.read_yaml(path)
+
+    @contextmanager
+    def claim(self) -> Iterator[Path]:
+        """Make the folder, and keep other trainings out of it while the block runs.
+
+        Raises UserError when one is under way there.
+        """
+        folder = self.folder
+        while self.numbered:
+            try:
+                folder.mkdir(parents=True)
+                break
+            except FileExistsError:  # another run was faster
+                folder = _free(re.sub(r"-\d+$", "", folder.name))
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / _LOCK, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"another process is training in {folder}") from error
+            yield folder
+
+
+def find_run(output: str | None, resume: str | None, config_path: str | None) -> Run:
+    """Return the run that the command line's --output, --resume and --config ask for.
+
+    Without --output the folder is runs/NAME, NAME being the configuration's, or that of the run
+    which a release's file to be continued lies in; a fresh run takes
+    the first of NAME, NAME-2, ... that is free. `--resume auto` continues the newest checkpoint
+    of --output, or of NAME, NAME-2, ..., or without --config of any folder in runs; where there
+    is none, it starts a run. Nothing is written.
+
+    Raises ConfigError for a folder that would lose something, and CheckpointError when there is
+    nothing to continue.
+    """
+    name = Path(config_path).stem if config_path else _run_of(resume) or "demo"
+    fresh = Run(_fresh(Path(output))) if output and not resume else Run(_free(name), numbered=True)
+    if resume is None:
+        return fresh
+    if resume == "auto":
+        folder = Path(output) if output else _latest(name if config_path else None)
+        run = folder and _continue_folder(folder)
+        if not run:
+            _logger.info("nothing to continue in %s: starting afresh", folder or f"{ROOT}/")
+        return run or (Run(Path(output)) if output else fresh)
+    run = _continue_path(Path(resume), fresh)
+    if output is None or _same(Path(output), run.folder):
+        _refuse_to_rewind(run)
+        return run
+    return replace(run, folder=_fresh(Path(output)), numbered=False)
+
+
+def _continue_folder(folder: Path) -> Run | None:
+    state = checkpoint.load_newest(folder)
+    if state is None:
+        return None
+    return Run(folder, str(checkpoint.path_of(folder, state["iteration"])), state)
+
+
+def _continue_path(path: Path, fresh: Run) -> Run:
+    if path.is_dir():
+        run = _continue_folder(path)
+        if run is None:
+            raise CheckpointError(f"--resume {path}: this folder has no checkpoints/XXXXXXXX.pt")
+        return run
+    if _RELEASE.fullmatch(path.name):
+        return replace(fresh, source=str(path), weights=path)
+    state = checkpoint.load(path)
+    if path.parent.name == checkpoint.FOLDER:
+        return Run(path.parent.parent, str(path), state)
+    return replace(fresh, source=str(path), state=state)
+
+
+def _run_of(resume: str | None) -> str | None:
+    """Return the NAME of the run whose configuration stands beside a release's file, if any."""
+    if resume is None or not _RELEASE.fullmatch(Path(resume).name):
+        return None
+    folder = checkpoint.run_of(Path(resume))
+    return folder and re.sub(r"-\d+$", "", folder.resolve().name)
+
+
+def _refuse_to_rewind(run: Run) -> None:
+    """Refuse to go on in a folder from one of its earlier checkpoints, which would mix two runs."""
+    newest = checkpoint.load_newest(run.folder) if run.state is not None else None
+    if newest is not None and newest["iteration"] > run.state["iteration"]:
+        raise ConfigError(
+            f"{run.folder} has later checkpoints than {run.source} (up to iteration "
+            f"{newest['iteration']}); give a new folder with --output, or delete them first"
+        )
+
+
+def _fresh(folder: Path) -> Path:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {folder} is a file; give a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(
+            f"--output {folder} is not empty; continue that run with --resume, or give another "
+            "folder"
+        )
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"--output {folder} cannot be made: {existing} is not a writable folder")
+    return folder
+
+
+def _same(folder: Path, other: Path) -> bool:
+    return folder.exists() and other.exists() and folder.samefile(other)
+
+
+def _numbered(name: str) -> dict[int, Path]:
+    """Return the folders runs/NAME (number 1), runs/NAME-2, ... that exist."""
+    pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
+    folders = ROOT.iterdir() if ROOT.is_dir() else ()
+    matches = ((path, pattern.fullmatch(path.name)) for path in folders)
+    return {int(match[1] or 1): path for path, match in matches if match}
+
+
+def _free(name: str) -> Path:
+    number = max(_numbered(name), default=0) + 1
+    return ROOT / (name if number == 1 else f"{name}-{number}")
+
+
+def _latest(name: str | None) -> Path | None:
+    """Return the folder with the newest checkpoint of those called NAME, or of all for None."""
+    if name is not None:
+        folders = list(_numbered(name).values())
+    else:
+        folders = list(ROOT.iterdir()) if ROOT.is_dir() else []
+    written = {
+        checkpoint.path_of(folder, found[-1]).stat().st_mtime_ns: folder
+        for folder in folders
+        if (found := checkpoint.iterations(folder))
+    }
+    return written[max(written)] if written else None

@@ -1,0 +1,205 @@
+"""The state of a training run: networks, optimisers, average, data position, random numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastunit import config
+from fastunit.common import files, precision
+from fastunit.common.errors import CheckpointError, TrainingDiverged
+from fastunit.config import Config
+from fastunit.data.discovery import Domains
+from fastunit.data.pipeline import DomainLoader
+from fastunit.models.domain_pair import Translator
+from fastunit.models.perceptual import load_perceptual
+from fastunit.models.unit import networks
+from fastunit.training import checkpoint, release_files
+from fastunit.training.ema import Average
+from fastunit.training.objective import Losses
+from fastunit.training.step import TrainStep
+
+ADAM_KEYS = ("lr", "beta1", "beta2", "weight_decay")
+SCHEDULE_KEYS = {"step": ("step_size", "gamma"), "linear": ("decay_from", "max_iter")}
+MEMORY_FORMAT = torch.channels_last  # of the networks
+_logger = logging.getLogger(__name__)
+
+
+class Session:
+    """Everything that a training run changes, and its way to and from a checkpoint.
+
+    Seeds PyTorch's default generators with `config.seed`. Networks are channels_last on `device`.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config, self.device, self.iteration = config, device, 0
+        self.positions = {"a": 0, "b": 0}  # samples of each domain trained on
+        self.files = {"a": "", "b": ""}  # fingerprints of the domains' file lists
+        self.spent = {"seconds": 0.0, "loop_seconds": 0.0}  # by all processes of the run
+        precision.resolve(config.precision, device)  # before anything is made
+        torch.manual_seed(config.seed)
+        perceptual = load_perceptual(config.vgg_model_path) if config.vgg_w > 0 else None
+        self.unit = networks(config).to(device, memory_format=MEMORY_FORMAT)
+        self._pair = self.unit.translator()
+        self._average = Average(self._pair, config.ema_decay) if config.ema_decay else None
+        perceptual = perceptual and perceptual.to(device)
+        self.step = TrainStep(self.unit, config, perceptual, self._average)
+        if config.graphs == "on" or (config.graphs == "auto" and device.type == "cuda"):
+            self.step.use_graphs(required=config.graphs == "on")
+
+    @property
+    def translator(self) -> Translator:
+        """The generators to look at: averaged ones where `ema_decay` is on."""
+        return self._average.module if self._average is not None else self._pair
+
+    def manner(self) -> str:
+        """Say how steps are computed: precision, CUDA graph, compiler; why not, where off."""
+        settings, gpu = self.config, self.device.type == "cuda"
+        graphs = compiled = "on"
+        if not self.step.uses_graphs:
+            graphs = "off (graphs=off)" if gpu else "off (no GPU)"
+        if not self.step.compiled.is_on(self.device):
+            why = "compile=off" if settings.compile == "off" else "compile=auto is for GPUs"
+            why = "it failed" if self.step.compiled.failed else why
+            compiled = f"off ({why})"
+        name = precision.resolve(settings.precision, self.device)
+        return f"precision {name}; CUDA graph {graphs}; torch.compile {compiled}"
+
+    def advance(self, x_a: Tensor, x_b: Tensor) -> Losses:
+        """Train on one batch of each domain; returns detached scalars on the device."""
+        losses = self.step(x_a, x_b)
+        self.iteration += 1
+        self.positions["a"] += len(x_a)
+        self.positions["b"] += len(x_b)
+        return losses
+
+    def loaders(self, domains: Domains) -> tuple[DomainLoader, ...]:
+        """Open both domains' training streams where this session stands in them."""
+        self._compare_files(domains)
+        return tuple(
+            DomainLoader(
+                files,
+                channels=domain.channels,
+                new_size=domain.new_size,
+                batch_size=self.config.batch_size * self.config.accumulate,
+                crop=self.config.crop,
+                seed=self.config.seed,
+                stream=stream,
+                device=self.device,
+                threads=self.config.threads,
+                position=self.positions[domain.name],
+                flip=self.config.data.flip,
+                value_range=domain.value_range,
+            )
+            for stream, (domain, files) in enumerate(
+                zip(map(self.config.domain, "ab"), (domains.train_a, domains.train_b), strict=True)
+            )
+        )
+
+    def _compare_files(self, domains: Domains) -> None:
+        """Warn where the images are not those the run was begun with: their order then differs."""
+        for name, paths in (("a", domains.train_a), ("b", domains.train_b)):
+            names = "\n".join(path.name for path in paths)
+            digest = f"{len(paths)} files, {hashlib.sha1(names.encode()).hexdigest()}"
+            if self.files[name] not in ("", digest):
+                _logger.warning(
+                    "domain %s has other files than when the run was stopped; their order differs",
+                    name,
+                )
+            self.files[name] = digest
+
+    def save(self, run_dir: Path) -> Path:
+        """Write a checkpoint; raises TrainingDiverged rather than keep bad weights."""
+        for name, parameter in self.unit.named_parameters():
+            if not parameter.isfinite().all():
+                raise TrainingDiverged(f"{name} is not finite after iteration {self.iteration}")
+        return checkpoint.save(run_dir, self.state(), self.unit)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds: tensors and plain values."""
+        average = self._average
+        return {
+            "iteration": self.iteration,
+            "config": config.to_dict(self.config),
+            "unit": self.unit.state_dict(),
+            "step": self.step.state_dict(),
+            "ema": average.module.state_dict() if average is not None else None,
+            "ema_updates": int(average.updates) if average is not None else 0,
+            "random": checkpoint.random_state(self.device),
+            "positions": dict(self.positions),
+            "files": dict(self.files),
+            "spent": dict(self.spent),
+        }
+
+    def restore(self, state: dict[str, Any], source: str) -> None:
+        """Continue from what `state` returned; raises CheckpointError when it does not fit."""
+        checkpoint.load_modules({"unit": self.unit}, state, source)
+        try:
+            self.iteration, self.positions = state["iteration"], dict(state["positions"])
+            self.files, self.spent = dict(state["files"]), dict(state["spent"])
+            self.step.load_state_dict(state["step"])
+            self._follow_settings(checkpoint.stored_config(state, source))
+            checkpoint.restore_random_state(state["random"], self.device)
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"{source} does not fit this configuration: {error}") from error
+        self._restore_average(state, source)
+
+    def restore_release(self, path: Path) -> None:
+        """Continue from a gen_XXXXXXXX.pt of the release and the files beside it.
+
+        dis_XXXXXXXX.pt must be there; optimizer.pt is used where it is. The file's name gives the
+        iteration, and with the configuration the learning rate; what else optimizer.pt says
+        about settings gives way to the configuration, with a word. Random numbers and data start
+        afresh.
+        """
+        match = re.fullmatch(r"gen_(\d{8})\.pt", path.name)
+        if match is None:
+            raise CheckpointError(
+                f"{path} is neither a checkpoint of fastunit nor named like gen_00010000.pt"
+            )
+        release_files.load_networks(self.unit, path, expect="gen")
+        release_files.load_networks(self.unit, path.with_name(f"dis_{match[1]}.pt"), expect="dis")
+        optimizers, self.iteration = path.with_name("optimizer.pt"), int(match[1])
+        if optimizers.is_file():
+            changes = self.step.load_release_optimizers(files.read(optimizers), self.iteration)
+            if changes:
+                said = "the configuration wins over %s: %s"
+                _logger.info(said, optimizers, ", ".join(changes))
+        else:
+            self.step.reset_settings(self.iteration)
+            _logger.warning(
+                "%s is not there: Adam starts afresh, at a learning rate of %g",
+                optimizers,
+                self.step.learning_rate,
+            )
+        self._restore_average({"ema": None, "ema_updates": 0}, str(path))
+
+    def _follow_settings(self, before: Config) -> None:
+        """Let changed optimiser settings win over the restored ones, saying so."""
+        own = SCHEDULE_KEYS.get(self.config.lr_policy, ())
+        keys = [
+            key
+            for key in (*ADAM_KEYS, "lr_policy", *own)
+            if getattr(before, key) != getattr(self.config, key)
+        ]
+        if keys:
+            self.step.reset_settings(self.iteration)
+            changes = (f"{k} {getattr(before, k)} -> {getattr(self.config, k)}" for k in keys)
+            _logger.info("going on with changed settings: %s", ", ".join(changes))
+
+    def _restore_average(self, state: dict[str, Any], source: str) -> None:
+        average = self._average
+        if average is None:
+            return
+        if state["ema"] is None:
+            _logger.warning("%s has no averaged generators: the average starts here", source)
+            average.restart()
+        else:
+            checkpoint.load_modules({"ema": average.module}, state, source)
+            average.updates.fill_(state["ema_updates"])

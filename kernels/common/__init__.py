@@ -1,0 +1,1 @@
+"""What the operations share: where they run, argument checks, memory formats, weight layouts."""

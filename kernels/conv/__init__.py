@@ -1,0 +1,1 @@
+"""Convolutional blocks: pad, convolve, normalise, activate, add."""

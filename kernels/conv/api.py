@@ -1,0 +1,200 @@
+"""The public convolutions: blocks of padding, convolution, normalisation and activation.
+
+Forward is three or four launches: the haloed input, the product with the norm's per-tile
+statistics, their merge, and one pass for everything after them. A bias and an activation alone
+are the product's epilogue. Backward: two passes over pixels for the tail, the product's two
+gradients, and one pass that folds the halo. Saved: the haloed input, the raw product, mean and
+rstd; without a norm the haloed input and the result, which then may not be changed in place
+before backward; of a bare convolution the haloed input alone.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastunit.kernels.conv.block import conv_block
+from fastunit.kernels.conv.phases import REFLECT_LIMIT
+
+
+def conv_norm_act(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    pad_mode: str = "zero",
+    norm: str = "none",
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    eps: float = 1e-5,
+    act: str = "none",
+    slope: float | Tensor = 0.2,
+    residual: Tensor | None = None,
+    halo: int = 0,
+    halo_mode: str = "zero",
+    impl: str = "auto",
+) -> Tensor:
+    """Apply ``act(gamma * norm(conv(pad(x), w) + b) + beta) + residual``.
+
+    Args:
+        x: [N, C, H, W], floating dtype, any memory format; channels_last is not copied.
+        w: [K, C, R, S], or [G, K, C, R, S] where G divides N: sample n then uses the filters
+            n // (N / G), so that one launch serves two domains. b: [K] or [G, K]. Both of x's
+            dtype, or float32, which half-precision networks keep for their optimiser.
+        stride: of the convolution, both axes.
+        padding: pixels added on each side; pad_mode "zero", "reflect" or "replicate".
+        norm, gamma, beta, eps, act, slope: as in `norm_act`.
+        residual: [N, K, P, Q], added after the activation.
+        halo: pixels then added around the result, by halo_mode, for a convolution that follows
+            with padding=0.
+        impl: "auto", "triton" or "aten"; see `runtime`.
+
+    Returns:
+        [N, K, P, Q] with P = (H + 2 * padding - R) // stride + 1, likewise Q, both enlarged by
+        2 * halo; x's dtype (autocast's where that is on). channels_last from Triton, else in
+        x's memory format. Products and statistics are accumulated in fp32 or wider.
+
+    Differentiable, once and in reverse mode, in every tensor argument; gradients have the dtypes
+    of their tensors.
+    Same bits for same inputs. Compiles into a full graph; captured by CUDA graphs.
+
+    Raises:
+        ValueError: shapes do not fit, a padding mode, norm or activation is unknown, or
+            impl="triton" cannot take x.
+        NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
+        RuntimeError: on a second derivative.
+    """
+    return conv_block(
+        "conv", x, w, b, gamma, beta, residual, slope, stride=stride, padding=padding,
+        pad_mode=pad_mode, norm=norm, eps=eps, act=act, halo=halo, halo_mode=halo_mode, impl=impl,
+    )  # fmt: skip
+
+
+def conv_gemm(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    *,
+    stride: int = 1,
+    act: str = "none",
+    slope: float = 0.2,
+    impl: str = "auto",
+) -> Tensor:
+    """Apply ``act(conv(x, w) + b)`` where every window lies inside x: one matrix product.
+
+    A 3x3 window of a channels-last image is three runs of consecutive values, so the product
+    reads its windows in place.
+
+    Args:
+        x: [N, C, H, W], floating dtype. Not copied where it is channels_last, C a multiple of 8
+            (or 4), and H and W multiples of the stride.
+        w: [K, C, R, S] or [G, K, C, R, S]; b: [K] or [G, K]; stride; impl: as in `conv_norm_act`.
+        act: "none", "relu", "lrelu", "selu" or "tanh"; slope: lrelu's.
+
+    Returns:
+        [N, K, P, Q] with P = (H - R) // stride + 1, likewise Q. Otherwise as `conv_norm_act`.
+
+    Differentiable, once, in x, w and b. Saved: x and, with an activation, the result.
+
+    Raises:
+        ValueError, NotImplementedError, RuntimeError: as `conv_norm_act`.
+    """
+    return conv_block(
+        "conv", x, w, b, slope=slope, stride=stride, act=act, impl=impl, name="conv_gemm"
+    )
+
+
+def upsample_conv(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    *,
+    padding: int = 2,
+    pad_mode: str = "zero",
+    norm: str = "none",
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    eps: float = 1e-5,
+    act: str = "none",
+    slope: float | Tensor = 0.2,
+    impl: str = "auto",
+) -> Tensor:
+    """Double x's height and width by repetition, then apply `conv_norm_act` with stride 1.
+
+    The product runs on the small image, in four phases of fewer taps (36 products where 5x5
+    filters take 100); phases.py has the algebra, and the corrections that reflect padding needs
+    along the border. Filters are summed in fp32.
+
+    Args:
+        x: [N, C, H, W], floating dtype, any memory format, any H and W.
+        w: [K, C, R, S] or [G, K, C, R, S], b: [K] or [G, K]. The Triton implementation takes
+            square filters; "auto" runs others on ATen.
+        padding: pixels added on each side *after* upsampling; pad_mode as in `conv_norm_act`.
+            Reflect padding of more than 2 builds the large image.
+        norm, gamma, beta, eps, act, slope, impl: as in `conv_norm_act`.
+
+    Returns:
+        [N, K, P, Q] with P = 2 * H + 2 * padding - R + 1, likewise Q. Otherwise as
+        `conv_norm_act`.
+
+    Differentiable, once, in every tensor argument.
+
+    Raises:
+        ValueError, NotImplementedError, RuntimeError: as `conv_norm_act`.
+    """
+    kind = "upsample"
+    if pad_mode == "reflect" and padding > REFLECT_LIMIT:
+        kind, x = "conv", F.interpolate(x, scale_factor=2, mode="nearest")
+    return conv_block(
+        kind, x, w, b, gamma, beta, None, slope, padding=padding, pad_mode=pad_mode, norm=norm,
+        eps=eps, act=act, impl=impl, name="upsample_conv",
+    )  # fmt: skip
+
+
+def conv_transpose(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    *,
+    stride: int = 2,
+    padding: int = 0,
+    output_padding: int = 0,
+    norm: str = "none",
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    eps: float = 1e-5,
+    act: str = "none",
+    slope: float | Tensor = 0.2,
+    residual: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Apply ``act(gamma * norm(conv_transpose(x, w) + b) + beta) + residual``, by phases.
+
+    Each output pixel of a transposed convolution of stride s meets one of s * s subsets of the
+    filter's taps, its phase; a product per phase over the small image computes all of them
+    without multiplying by the zeros that a stride inserts. It is the kernel of a convolution's
+    input gradient, and its gradient is a strided convolution.
+
+    Args:
+        x: [N, C, H, W], floating dtype, any memory format.
+        w: [C, K, R, S], as in `torch.nn.functional.conv_transpose2d`, or [G, C, K, R, S]; b:
+            [K] or [G, K]. The Triton implementation takes square filters; "auto"
+            runs others on ATen.
+        stride, padding, output_padding: as PyTorch's, both axes; output_padding < stride.
+        norm, gamma, beta, eps, act, slope, residual, impl: as in `conv_norm_act`.
+
+    Returns:
+        [N, K, P, Q] with P = (H - 1) * stride - 2 * padding + R + output_padding, likewise Q.
+        Otherwise as `conv_norm_act`.
+
+    Differentiable, once, in every tensor argument.
+
+    Raises:
+        ValueError, NotImplementedError, RuntimeError: as `conv_norm_act`.
+    """
+    return conv_block(
+        "transpose", x, w, b, gamma, beta, residual, slope, stride=stride, padding=padding,
+        output_padding=output_padding, norm=norm, eps=eps, act=act, impl=impl,
+    )  # fmt: skip

@@ -1,0 +1,216 @@
+"""The one operator behind every convolutional block: convolve, normalise, activate, add.
+
+It is registered for PyTorch's dispatcher, autograd and compiler. Forward and backward are in
+`aten` and `launch` (Triton); the public functions in `api`, the checks of their arguments in
+`arguments`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastunit.kernels.common import checks, derivatives, eager, runtime
+from fastunit.kernels.conv import arguments, aten, launch
+from fastunit.kernels.conv.plan import Gradients, Plan, Wants
+
+_IMPLEMENTATIONS = {"aten": aten, "triton": launch}
+
+# The fields of Plan, in order.
+_PLAN = (
+    "str kind, int stride, int padding, int output_padding, str pad_mode, str norm, float eps, "
+    "str act, float slope, int halo, str halo_mode, str impl"
+)
+_NAMES = {"conv": "conv_norm_act", "transpose": "conv_transpose", "upsample": "upsample_conv"}
+_PARAMETERS = "Tensor w, Tensor? b, Tensor? gamma, Tensor? beta, Tensor? prelu"
+_TENSORS = 7  # that the forward operator takes
+
+
+def conv_block(
+    kind: str,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    residual: Tensor | None = None,
+    slope: float | Tensor = 0.0,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    output_padding: int = 0,
+    pad_mode: str = "zero",
+    norm: str = "none",
+    eps: float = 1e-5,
+    act: str = "none",
+    halo: int = 0,
+    halo_mode: str = "zero",
+    impl: str = "auto",
+    name: str | None = None,
+) -> Tensor:
+    """Check the arguments and run a block; `kind` is "conv", "transpose" or "upsample".
+
+    The public functions say what the arguments are; `name` is the one that was called, where it
+    does not follow from `kind`.
+    """
+    checks.image("x", x)
+    name = name or _NAMES.get(kind, kind)
+    derivatives.only_reverse(name, x, w, b, gamma, beta, slope, residual)
+    x = runtime.autocast(x)
+    prelu = slope if act == "prelu" and isinstance(slope, Tensor) else None
+    plan = Plan(
+        kind, stride, padding, output_padding, pad_mode, norm, float(eps), act,
+        float(slope) if act == "lrelu" and not isinstance(slope, Tensor) else 0.0, halo, halo_mode,
+        "aten" if impl == "auto" and _is_oblong(kind, w) else runtime.choose_impl(impl, x),
+    )  # fmt: skip
+    residual = arguments.block(plan, x, w, b, gamma, beta, slope, residual)
+    w = w if w.dim() == 5 else w[None]
+    b, gamma, beta = (p if p is None or p.dim() == 2 else p[None] for p in (b, gamma, beta))
+    tensors = x, w, b, gamma, beta, prelu, residual
+    if eager.is_plain(*tensors):
+        return _Eager.apply(*tensors, *plan)
+    return _forward(*tensors, *plan)[0]
+
+
+def _is_oblong(kind: str, w: Tensor) -> bool:
+    """Return whether these are transposed filters that the kernels do not take."""
+    return kind != "conv" and w.dim() > 1 and w.shape[-1] != w.shape[-2]
+
+
+def _fprop(*args: Any) -> tuple[Tensor | None, ...]:
+    tensors, plan = args[:_TENSORS], Plan(*args[_TENSORS:])
+    with runtime.no_autocast(tensors[0]):
+        y, haloed, raw, mean, rstd = _IMPLEMENTATIONS[plan.impl].fprop(plan, *tensors)
+    if plan.norm == "none":
+        mean = rstd = None
+    return y, haloed, raw, mean, rstd
+
+
+def _filled(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """Put an empty tensor in the place of each None, which an operator cannot return."""
+    return tuple(like.new_empty(0) if tensor is None else tensor for tensor in tensors)
+
+
+def _bprop(dy: Tensor, *args: Any) -> Gradients:
+    *given, x, w, sums, residual = args[: -len(Plan._fields)]
+    plan, wants = Plan(*args[-len(Plan._fields) :]), Wants(x, w, sums, residual)
+    with runtime.no_autocast(dy):
+        return _IMPLEMENTATIONS[plan.impl].backward(plan, dy, *given, wants)
+
+
+_forward = torch.library.custom_op(
+    "fastunit::conv_block",
+    lambda x, *args: _filled(_fprop(x, *args), x),
+    mutates_args=(),
+    schema=f"(Tensor x, {_PARAMETERS}, Tensor? residual, {_PLAN})"
+    " -> (Tensor y, Tensor haloed, Tensor raw, Tensor mean, Tensor rstd)",
+)
+_backward = torch.library.custom_op(
+    "fastunit::conv_block_backward",
+    lambda dy, *args: _filled(_bprop(dy, *args), dy),
+    mutates_args=(),
+    schema="(Tensor dy, SymInt[] x_shape, Tensor source, Tensor raw, Tensor mean, Tensor rstd, "
+    f"{_PARAMETERS}, bool want_x, bool want_w, bool want_sums, bool has_residual, {_PLAN})"
+    f" -> ({', '.join(f'Tensor d{name}' for name in Gradients._fields)})",
+)
+
+
+@_forward.register_fake
+def _(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    prelu: Tensor | None,
+    residual: Tensor | None,
+    *settings: Any,
+) -> tuple[Tensor, ...]:
+    plan = Plan(*settings)
+    shape = (x.shape[0], plan.channels_out(w), *map(plan.size_out, x.shape[2:], w.shape[3:]))
+    y, haloed, raw = _IMPLEMENTATIONS[plan.impl].outputs(plan, x, w, shape)
+    if plan.fuses_activation(residual is not None, gamma, beta, prelu):
+        raw = None
+    mean = rstd = None
+    if plan.norm != "none":
+        wide = torch.promote_types(x.dtype, torch.float32)
+        mean, rstd = (x.new_empty(shape[:2], dtype=wide) for _ in range(2))
+    return _filled((y, haloed, raw, mean, rstd), x)
+
+
+@_backward.register_fake
+def _(dy: Tensor, x_shape: Sequence[int], *args: Any) -> tuple[Tensor, ...]:
+    source, _, _, _, w, *parameters = args[:9]
+    want_x, want_w, want_sums, has_residual, *settings = args[9:]
+    plan = Plan(*settings)
+    form = _IMPLEMENTATIONS[plan.impl].result_format(source, w)
+    dx = dy.new_empty(x_shape).to(memory_format=form) if want_x else None
+    dw = torch.empty_like(w) if want_w else None
+    sums = [p.new_empty(p.shape) if want_sums and p is not None else None for p in parameters]
+    dresidual = None
+    if has_residual and plan.halo:
+        rows, columns = (length - 2 * plan.halo for length in dy.shape[2:])
+        dresidual = dy.new_empty(*dy.shape[:2], rows, columns).to(memory_format=form)
+    return _filled((dx, dw, *sums, dresidual), dy)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
+    x, w, b, gamma, beta, prelu, residual, *settings = inputs
+    y, haloed, raw, mean, rstd = output
+    plan = ctx.plan = Plan(*settings)
+    product = y if plan.fuses_activation(residual is not None, gamma, beta, prelu) else raw
+    if not plan.keeps_product(gamma):
+        product = None  # so that the result may be changed in place
+    source = x if haloed is None or haloed.dim() == 1 else haloed
+    ctx.saves_x, ctx.x_shape, ctx.has_residual = source is x, x.shape, residual is not None
+    ctx.save_for_backward(source, product, mean, rstd, w, b, gamma, beta, prelu)
+    ctx.set_materialize_grads(False)
+
+
+def _backpropagate(ctx: Any, dy: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
+    nones = (None,) * len(Plan._fields)
+    if dy is None:
+        return (None,) * _TENSORS + nones
+    x, w, *sums, _ = ctx.needs_input_grad[:_TENSORS]
+    wants = x, w, any(sums), ctx.has_residual
+    source, *saved = ctx.saved_tensors
+    if ctx.saves_x and ctx.plan.impl == "triton":
+        # Hooks that keep saved tensors elsewhere (save_on_cpu) may return them in other strides.
+        source = source.contiguous(memory_format=torch.channels_last)
+    if eager.hides_backward(dy, source, *saved):
+        found = list(_bprop(dy, ctx.x_shape, source, *saved, *wants, *ctx.plan))
+    else:
+        saved[:3] = _filled(saved[:3], dy)
+        found = list(_backward(dy, ctx.x_shape, source, *saved, *wants, *ctx.plan))
+    if ctx.plan.halo == 0:
+        found[-1] = dy  # an operator may not return its argument
+    needed = ctx.needs_input_grad[:_TENSORS]
+    return *(g if need else None for g, need in zip(found, needed, strict=True)), *nones
+
+
+def _remember(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    ctx.kind = Plan(*inputs[-len(Plan._fields) :]).kind
+
+
+def _refuse(ctx: Any, *gradients: Tensor) -> None:
+    also = " (conv_gemm)" if ctx.kind == "conv" else ""
+    derivatives.refuse_second(_NAMES[ctx.kind] + also)
+
+
+class _Eager(torch.autograd.Function):
+    """The forward operator in eager mode."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        found = _fprop(*args)
+        _setup_context(ctx, args, found)
+        return found[0]
+
+    backward = staticmethod(_backpropagate)
+
+
+_forward.register_autograd(_backpropagate, setup_context=_setup_context)
+_backward.register_autograd(_refuse, setup_context=_remember)

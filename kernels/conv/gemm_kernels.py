@@ -1,0 +1,217 @@
+"""Implicit-GEMM convolution on haloed channels-last frames: the Triton kernels.
+
+The taps of one filter row over all channels are S*C consecutive values of a channels-last
+buffer, so GEMM_K = R runs of S*C values, each a pointer shift away: no index is computed per
+element and nothing is bounds-checked, because the halo is in memory. Products accumulate in
+fp32; no atomics. Strides come in units of the widest load, so that the compiler can prove
+that loads are wide.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastunit.kernels.common.activations import activate
+
+
+@triton.jit
+def _operand(x, UPCAST: tl.constexpr):
+    """Give the interpreter, whose bf16 products are wrong, fp32 operands."""
+    return x.to(tl.float32) if UPCAST else x
+
+
+@triton.jit
+def conv_gemm_kernel(
+    x_ptr,  # [N, rows, columns, pitch], haloed
+    w_ptr,  # [G, UP * UP, R, run, ld_w]
+    b_ptr,  # [G, K], or None
+    ring_ptr,  # [N, 2 * Q + 2 * P, K] fp32 to add on the border of the output, or None
+    y_ptr,  # [N, P, Q, K]
+    partial_ptr,  # [N, UP * UP * tiles_m, 3, K] fp32: mean, M2 and count per tile, or None
+    tiles_m,
+    tiles_n,
+    windows,  # windows of a sample, window_columns of them in a row
+    window_columns,
+    P,
+    Q,
+    K,
+    R,
+    run_v,  # S * C; this and the strides of x are in units of VEC values
+    shift_v,  # of the first window from x_ptr
+    stride_xn_v,
+    stride_window_row_v,
+    stride_window_v,
+    stride_tap_row_v,
+    ld_w,
+    samples_per_group,
+    crop,  # output rows and columns before the image, which are not stored
+    slope,
+    ACT: tl.constexpr,
+    UP: tl.constexpr,
+    VEC: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    # Neighbouring programs share their windows: column tiles vary fastest.
+    pid = tl.program_id(0)
+    column_tile = pid % (tiles_n * UP * UP)
+    row_tile = pid // (tiles_n * UP * UP)
+    sample = row_tile // tiles_m
+    tile = row_tile % tiles_m
+    phase = column_tile // tiles_n
+    group = sample // samples_per_group
+
+    offs_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = (column_tile % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK_K)
+    row = offs_m // window_columns
+    column = offs_m % window_columns
+    inside = offs_m < windows
+    # Rows past the end read the sample's first window instead, so that loads need no mask.
+    window_v = tl.where(inside, row * stride_window_row_v + column * stride_window_v, 0)
+
+    run = run_v * VEC
+    x_sample = x_ptr + (sample.to(tl.int64) * stride_xn_v + shift_v) * VEC
+    x_ptrs = x_sample + (window_v * VEC)[:, None] + offs_k[None, :]
+    w_phase = w_ptr + (group * UP * UP + phase).to(tl.int64) * R * run * ld_w
+    w_ptrs = w_phase + offs_k[:, None] * ld_w + offs_n[None, :]
+    next_row = (stride_tap_row_v - run_v) * VEC + BLOCK_K
+    steps = tl.cdiv(run, BLOCK_K)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    k = 0
+    for _ in range(R * steps):
+        if EVEN_K:
+            x = tl.load(x_ptrs)
+            w = tl.load(w_ptrs)
+        else:
+            x = tl.load(x_ptrs, mask=(offs_k < run - k)[None, :], other=0.0)
+            w = tl.load(w_ptrs, mask=(offs_k < run - k)[:, None], other=0.0)
+        acc = tl.dot(_operand(x, UPCAST), _operand(w, UPCAST), acc, input_precision=PRECISION)
+        last = k + BLOCK_K >= run
+        if EVEN_K:
+            x_ptrs += tl.where(last, next_row, BLOCK_K)
+            w_ptrs += BLOCK_K * ld_w
+        else:
+            x_ptrs += tl.where(last, stride_tap_row_v * VEC - k, BLOCK_K)
+            w_ptrs += tl.where(last, run - k, BLOCK_K) * ld_w
+        k = tl.where(last, 0, k + BLOCK_K)
+
+    if b_ptr is not None:
+        bias = tl.load(b_ptr + group * K + offs_n, mask=offs_n < K, other=0.0)
+        acc += bias.to(tl.float32)[None, :]
+    out_row = row * UP + phase // UP - crop
+    out_column = column * UP + phase % UP - crop
+    inside = inside & (out_row >= 0) & (out_row < P) & (out_column >= 0) & (out_column < Q)
+    mask = inside[:, None] & (offs_n < K)[None, :]
+    if ring_ptr is not None:
+        ring = tl.where(out_column == 0, 2 * Q + out_row, 2 * Q + P + out_row)
+        ring = tl.where(out_row == P - 1, Q + out_column, ring)
+        ring = tl.where(out_row == 0, out_column, ring)
+        border = (out_row == 0) | (out_row == P - 1) | (out_column == 0) | (out_column == Q - 1)
+        ring_sample = ring_ptr + sample.to(tl.int64) * (2 * Q + 2 * P) * K
+        ring_ptrs = ring_sample + ring[:, None] * K + offs_n[None, :]
+        acc += tl.load(ring_ptrs, mask=mask & border[:, None], other=0.0)
+
+    # Storing before the statistics takes 128 registers, after them 238.
+    y_sample = y_ptr + sample.to(tl.int64) * P * Q * K
+    y_ptrs = y_sample + ((out_row * Q + out_column) * K)[:, None] + offs_n[None, :]
+    y = activate(acc, slope, ACT).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptrs, y, mask=mask)
+    if partial_ptr is not None:
+        acc = y.to(tl.float32)  # as it will be read: its rounding is no spread of a flat image
+        count = tl.sum(inside.to(tl.float32), 0)
+        mean = tl.sum(tl.where(inside[:, None], acc, 0.0), 0) / tl.maximum(count, 1.0)
+        spread = tl.where(inside[:, None], acc - mean[None, :], 0.0)
+        m2 = tl.sum(spread * spread, 0)
+        index = (sample.to(tl.int64) * UP * UP + phase) * tiles_m + tile
+        partial_ptrs = partial_ptr + index * 3 * K + offs_n
+        tl.store(partial_ptrs, mean, mask=offs_n < K)
+        tl.store(partial_ptrs + K, m2, mask=offs_n < K)
+        tl.store(partial_ptrs + 2 * K, tl.zeros_like(m2) + count, mask=offs_n < K)
+
+
+@triton.jit
+def wgrad_kernel(
+    x_ptr,  # [N, stride * rows, stride * columns, pitch], haloed
+    dy_ptr,  # [N, rows, columns, pitch_dy], zeros around the gradient
+    dw_ptr,  # [SPLIT_K, G, R, run, pitch_dy] fp32
+    pixels,  # of a group, up to its last one that is not halo
+    pixels_per_group,
+    columns,
+    run_v,  # S * C; this and the strides of x are in units of VEC values
+    R,
+    K,  # pitch_dy, in units of VEC_DY values
+    stride_row_v,  # between the windows of neighbouring rows and columns of dy
+    stride_column_v,
+    stride_tap_row_v,
+    split,  # pixels per split, a multiple of BLOCK_M
+    tiles_l,
+    tiles_n,
+    FLAT: tl.constexpr,  # a window's offset is proportional to the pixel's number
+    EVEN: tl.constexpr,  # tiles divide the run and the channels
+    VEC: tl.constexpr,
+    VEC_DY: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    column_tile = pid % tiles_n
+    run_tile = (pid // tiles_n) % tiles_l
+    r = pid // (tiles_n * tiles_l)
+    group = tl.program_id(2)
+    first = tl.program_id(1) * split
+    size = tl.minimum(split, pixels - first)
+
+    run = run_v * VEC
+    offs_m = tl.arange(0, BLOCK_M)
+    offs_l = run_tile * BLOCK_L + tl.arange(0, BLOCK_L)
+    offs_n = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_l = offs_l < run
+    in_n = offs_n < K * VEC_DY
+
+    start = group.to(tl.int64) * pixels_per_group + first
+    start_row = start // columns
+    dy_ptrs = dy_ptr + start * K * VEC_DY + (offs_m * K * VEC_DY)[:, None] + offs_n[None, :]
+    x_run = x_ptr + (start_row * stride_row_v + r * stride_tap_row_v) * VEC + offs_l[None, :]
+    row = (start % columns).to(tl.int32) + offs_m
+    column = row % columns
+    row = row // columns
+    acc = tl.zeros((BLOCK_L, BLOCK_N), tl.float32)
+    if FLAT:
+        x_run += (start % columns) * stride_column_v * VEC
+    m = 0
+    for _ in range(tl.cdiv(size, BLOCK_M)):
+        inside = offs_m < size - m
+        if FLAT:
+            window_v = (offs_m + m) * stride_column_v
+        else:
+            window_v = row * stride_row_v + column * stride_column_v
+        x_ptrs = x_run + tl.where(inside, window_v, 0)[:, None] * VEC
+        if EVEN:
+            x = tl.load(x_ptrs)
+            dy = tl.load(dy_ptrs, mask=inside[:, None], other=0.0)
+        else:
+            x = tl.load(x_ptrs, mask=in_l[None, :], other=0.0)
+            dy = tl.load(dy_ptrs, mask=inside[:, None] & in_n[None, :], other=0.0)
+        acc = tl.dot(
+            tl.trans(_operand(x, UPCAST)), _operand(dy, UPCAST), acc, input_precision=PRECISION
+        )
+        if not FLAT:
+            column += BLOCK_M % columns
+            carry = column >= columns
+            column = tl.where(carry, column - columns, column)
+            row += BLOCK_M // columns + carry.to(tl.int32)
+        dy_ptrs += BLOCK_M * K * VEC_DY
+        m += BLOCK_M
+
+    index = (tl.program_id(1) * tl.num_programs(2) + group).to(tl.int64) * R + r
+    dw_ptrs = dw_ptr + index * run * K * VEC_DY + (offs_l * K * VEC_DY)[:, None] + offs_n[None, :]
+    tl.store(dw_ptrs, acc, mask=in_l[:, None] & in_n[None, :])

@@ -1,0 +1,1 @@
+"""What follows a convolution: normalise, activate, add, pad."""

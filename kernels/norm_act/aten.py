@@ -1,0 +1,266 @@
+"""The tail of a block, ``pad(act(gamma * norm(x) + beta) + residual)``: its options and ATen twin.
+
+`Tail` describes it; the Triton kernels are in `norm_act_triton`, the public operation in
+`norm_act`. The twin takes every floating dtype and computes in at least fp32. Its backward is
+derived by hand: with dpre the gradient before the activation, xhat the normalised x and sums
+over the pixels of a channel ("in") or of a sample ("ln"),
+
+    dx = a * dpre - b - c * xhat        a = rstd * gamma
+
+    norm   b                       c
+    none   0                       0
+    in     a * mean(dpre)          a * mean(dpre * xhat)
+    ln     rstd * mean(g)          sum(g * xhat) / ((M - 1) * std)     g = gamma * dpre, M = C*H*W
+
+Only x and the statistics are needed: xhat and the activation's mask are recomputed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastunit.kernels.common.checks import PAD_MODES
+
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+PIXELS = (2, 3)
+_UNPAD = {
+    "reflect": torch.ops.aten.reflection_pad2d_backward,
+    "replicate": torch.ops.aten.replication_pad2d_backward,
+}
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The options of the operation. `slope` is lrelu's; prelu's is a tensor beside x."""
+
+    norm: str = "none"
+    eps: float = 1e-5
+    act: str = "none"
+    slope: float = 0.0
+    halo: int = 0
+    pad_mode: str = "zero"
+
+    @property
+    def folds(self) -> bool:
+        """Return whether the halo's gradient comes back to the image."""
+        return self.halo > 0 and self.pad_mode != "zero"
+
+    def tiny(self, dtype: torch.dtype) -> float:
+        """Return the std below which std = 1 / rstd - eps is rounding; "ln" takes it as 0."""
+        return 4 * torch.finfo(dtype).eps * self.eps
+
+
+class TailGradients(NamedTuple):
+    """Gradients of a tail; those of parameters per sample: see `per_row` for their sum."""
+
+    dx: Tensor  # as x; in a frame on the Triton path
+    dresidual: Tensor | None  # as x; None without a residual or halo, where it is dy itself
+    dgamma: Tensor | None  # [N, C], as the rest
+    dbeta: Tensor | None
+    dslope: Tensor | None
+    dshift: Tensor | None  # sum of dx over pixels: a conv bias's gradient; None for "in": zero
+
+
+def per_row(sums: Tensor, parameter: Tensor) -> Tensor:
+    """Sum [N, C] over the samples of each row of a parameter [C] or [G, C], or all for [1]."""
+    if parameter.shape == (1,) and sums.shape[1] != 1:
+        return sums.sum().to(parameter.dtype).view(1)
+    rows = parameter.shape[0] if parameter.dim() == 2 else 1
+    samples, channels = sums.shape
+    grouped = sums.reshape(rows, samples // rows if rows else 0, channels)
+    return grouped.sum(1).to(parameter.dtype).view(parameter.shape)
+
+
+def tail_aten(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    slope: Tensor | None,
+    residual: Tensor | None,
+    tail: Tail,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y [N, C, H + 2 * halo, W + 2 * halo] and mean, rstd [N, C] in at least fp32.
+
+    For "ln" the statistics hold the sample's value in every channel, and rstd = 1 / (std + eps);
+    for "none" they are empty, and autograd may follow. y is x itself where nothing is to be done.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale, shift = _planes(gamma, wide), _planes(beta, wide)
+    mean, rstd = wide.new_empty(0), wide.new_empty(0)
+    y = wide
+    # A normalised y is a new tensor, free to be changed: half the time of making another.
+    own = tail.norm != "none"
+    if own:
+        y, mean, rstd = _normalise(wide, scale, tail)
+    elif scale is not None:
+        y = wide * scale
+    if shift is not None:
+        y = y.add_(shift) if own else y + shift
+    y = _activate(y, tail, _planes(slope, wide), own)
+    if residual is not None:
+        y = y.add_(residual) if own else y + residual
+    if tail.halo:
+        y = F.pad(y, (tail.halo,) * 4, mode=PAD_MODES[tail.pad_mode])
+    return y.to(x.dtype), mean, rstd
+
+
+def _planes(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    """Return a parameter [1], [C] or [G, C] as [1 or N, 1 or C, 1, 1] of x's dtype."""
+    if parameter is None:
+        return None
+    rows = parameter.to(x.dtype)
+    if rows.dim() == 2:
+        rows = rows.repeat_interleave(x.shape[0] // max(len(rows), 1), 0)
+    else:
+        rows = rows[None]
+    return rows[..., None, None]
+
+
+def _normalise(x: Tensor, scale: Tensor | None, tail: Tail) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scale * norm(x) as a new tensor, and the statistics."""
+    # In passes of its own: as accurate as var_mean, and vectorised on the CPU, which it is not.
+    over = PIXELS if tail.norm == "in" else (1, *PIXELS)
+    count = x.shape[2] * x.shape[3] * (1 if tail.norm == "in" else x.shape[1])
+    mean = x.mean(over, keepdim=True)
+    y = x - mean
+    rest = y.mean(over, keepdim=True)  # the mean's rounding, where that dwarfs the spread
+    y.sub_(rest)
+    mean = mean + rest
+    m2 = y.square().sum(over, keepdim=True)
+    if tail.norm == "in":
+        rstd = (m2 / count + tail.eps).rsqrt()
+    else:
+        rstd = 1 / ((m2 / (count - 1)).sqrt() + tail.eps)
+    y.mul_(rstd if scale is None else rstd * scale)
+    shape = x.shape[:2]
+    return y, mean[..., 0, 0].expand(shape).clone(), rstd[..., 0, 0].expand(shape).clone()
+
+
+def _activate(x: Tensor, tail: Tail, slope: Tensor | None, inplace: bool) -> Tensor:
+    if tail.act == "relu":
+        return F.relu(x, inplace)
+    if tail.act == "lrelu":
+        return F.leaky_relu(x, tail.slope, inplace)
+    if tail.act == "prelu":
+        return torch.ops.aten._prelu_kernel(x, slope)  # which autocast leaves in x's dtype
+    if tail.act == "selu":
+        return F.selu(x, inplace)
+    if tail.act == "tanh":
+        return x.tanh_() if inplace else x.tanh()
+    return x
+
+
+def tail_backward_aten(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    slope: Tensor | None,
+    tail: Tail,
+    from_output: bool = False,
+    residual: bool = False,
+    sums: bool = True,
+) -> TailGradients:
+    """Return the gradients for dy [N, C, H + 2 * halo, W + 2 * halo], that of the haloed y.
+
+    Args:
+        from_output: x holds the activation's result instead (norm "none", no gamma or beta, act
+            "none", "relu", "lrelu" with slope >= 0, "selu" or "tanh").
+        residual: return dresidual.
+        sums: return the gradients of the parameters and dshift.
+    """
+    g = fold_halo(dy.to(torch.promote_types(x.dtype, torch.float32)), tail)
+    xhat = x.to(g.dtype)
+    if tail.norm != "none":
+        xhat = (xhat - mean[..., None, None]).mul_(rstd[..., None, None])
+    scale, shift = _planes(gamma, xhat), _planes(beta, xhat)
+    pre = xhat if scale is None else xhat * scale
+    if shift is not None:
+        pre = pre + shift
+    dpre, dslope = _activate_backward(g, pre, tail, _planes(slope, xhat), from_output)
+    del pre  # the size of x
+    normed = tail.norm != "none"
+    total = dpre.sum(PIXELS) if normed or sums else None
+    total_xhat = (dpre * xhat).sum(PIXELS) if normed or (sums and gamma is not None) else None
+    if normed:
+        dx = _normalise_backward(dpre, xhat, rstd, scale, total, total_xhat, tail)
+    else:
+        dx = dpre if scale is None else dpre * scale
+    return TailGradients(
+        dx=dx.to(x.dtype),
+        dresidual=g.to(x.dtype) if residual and tail.halo else None,
+        dgamma=total_xhat if sums and gamma is not None else None,
+        dbeta=total if sums and beta is not None else None,
+        dslope=dslope.sum(PIXELS) if sums and dslope is not None else None,
+        dshift=dx.sum(PIXELS) if sums and tail.norm != "in" else None,
+    )
+
+
+def fold_halo(dy: Tensor, tail: Tail) -> Tensor:
+    """Return the gradient [N, C, H, W] of an image from that of its haloed form."""
+    if tail.folds and dy.device.type == "cpu":
+        inside = dy[:, :, tail.halo : -tail.halo, tail.halo : -tail.halo]
+        return _UNPAD[tail.pad_mode](dy, inside, [tail.halo] * 4)
+    # On a GPU PyTorch's own adjoint of padding is not deterministic.
+    own = False
+    for axis in PIXELS if tail.halo else ():
+        size = dy.shape[axis] - 2 * tail.halo
+        before, dy, after = dy.split((tail.halo, size, tail.halo), axis)
+        if tail.folds and not own:
+            dy, own = dy.clone(), True
+        if tail.pad_mode == "reflect":
+            dy.narrow(axis, 1, tail.halo).add_(before.flip(axis))
+            dy.narrow(axis, size - 1 - tail.halo, tail.halo).add_(after.flip(axis))
+        elif tail.pad_mode == "replicate":
+            dy.narrow(axis, 0, 1).add_(before.sum(axis, keepdim=True))
+            dy.narrow(axis, size - 1, 1).add_(after.sum(axis, keepdim=True))
+    return dy
+
+
+def _activate_backward(
+    dy: Tensor, pre: Tensor, tail: Tail, slope: Tensor | None, from_output: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return dy * act'(pre) and, for prelu, dslope per pixel. ATen's own, fused, not where()."""
+    aten = torch.ops.aten
+    if tail.act == "relu":
+        return aten.threshold_backward(dy, pre, 0), None
+    if tail.act == "lrelu":
+        return aten.leaky_relu_backward(dy, pre, tail.slope, False), None
+    if tail.act == "prelu":
+        return aten._prelu_kernel_backward(dy, pre, slope)
+    if tail.act == "selu":
+        return aten.elu_backward(dy, SELU_ALPHA, SELU_SCALE, 1, from_output, pre), None
+    if tail.act == "tanh":
+        return aten.tanh_backward(dy, pre if from_output else pre.tanh()), None
+    return dy, None
+
+
+def _normalise_backward(
+    dpre: Tensor,
+    xhat: Tensor,
+    rstd: Tensor,
+    scale: Tensor | None,
+    total: Tensor,
+    total_xhat: Tensor,
+    tail: Tail,
+) -> Tensor:
+    """Return dx = a * dpre - b - c * xhat, made in xhat's memory; the totals are [N, C]."""
+    gamma = 1 if scale is None else scale[..., 0, 0]
+    a, pixels = rstd * gamma, dpre.shape[2] * dpre.shape[3]
+    if tail.norm == "in":
+        b, c = a * total / pixels, a * total_xhat / pixels
+    else:
+        count = dpre.shape[1] * pixels
+        std = 1 / rstd - tail.eps
+        b = rstd * (gamma * total).sum(1, keepdim=True) / count
+        c = (gamma * total_xhat).sum(1, keepdim=True) / ((count - 1) * std)
+        c = torch.where(std > tail.tiny(std.dtype), c, 0)
+    a, b, c = (value[..., None, None] for value in (a, b, c))
+    return xhat.mul_(-c).sub_(b).addcmul_(dpre, a)

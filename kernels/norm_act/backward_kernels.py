@@ -1,0 +1,317 @@
+"""Backward kernels of a block's tail on channels-last images.
+
+Sums over tiles of pixels, their merge into the coefficients of ``dx = a * dpre - b - c * xhat``
+(derived in `norm_act_aten`), and one pass that writes dx. The halo's gradient is folded where it
+is read: the sums need no fold, since a padded pixel j of source i counts as dy[j] * f(x[i]); dx
+gathers the copies of each pixel. Accumulation and order are as in `norm_act_kernels`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastunit.kernels.common.activations import SELU_ALPHA, SELU_SCALE
+from fastunit.kernels.norm_act.forward_kernels import (
+    affine,
+    load_row,
+    load_slope,
+    locate,
+    normalise,
+    source,
+)
+
+
+@triton.jit
+def _activate_backward(dy, pre, slope, ACT: tl.constexpr, FROM_OUTPUT: tl.constexpr):
+    """Return dy * act'(pre); with FROM_OUTPUT, pre holds act's result."""
+    if ACT == "relu":
+        return tl.where(pre <= 0, 0.0, dy)
+    elif ACT == "lrelu" or ACT == "prelu":
+        return tl.where(pre > 0, dy, dy * slope)
+    elif ACT == "selu":
+        if FROM_OUTPUT:
+            below = pre + SELU_SCALE * SELU_ALPHA
+        else:
+            below = SELU_SCALE * SELU_ALPHA * tl.exp(tl.where(pre > 0, 0.0, pre))
+        return dy * tl.where(pre > 0, SELU_SCALE, below)
+    elif ACT == "tanh":
+        if FROM_OUTPUT:
+            return dy * (1.0 - pre * pre)
+        e = tl.exp(-2.0 * tl.abs(pre))  # 1 - tanh^2 would cancel
+        return dy * (4.0 * e / ((1.0 + e) * (1.0 + e)))
+    else:
+        return dy
+
+
+@triton.jit
+def backward_reduce_kernel(
+    dy_ptr,  # [N, H + 2 * halo, W + 2 * halo, C], channel stride 1
+    x_ptr,  # [N, H, W, C], any strides
+    mean_ptr,  # [N, C] fp32, or None
+    rstd_ptr,  # [N, C] fp32, or None
+    gamma_ptr,  # [G, C], or None
+    beta_ptr,  # [G, C], or None
+    slope_ptr,  # [1] or [C], or None
+    sums_ptr,  # [N, tiles, SUMS, C] fp32: of dpre, dpre * xhat, "ln": xhat, prelu: its slope
+    H,
+    W,
+    C,
+    stride_dyn,
+    stride_dyh,
+    stride_dyw,
+    stride_xn,
+    stride_xh,
+    stride_xw,
+    stride_xc,
+    samples_per_gamma,
+    samples_per_beta,
+    slope_step,
+    slope,
+    halo,
+    tiles,
+    tiles_c,
+    PAD_MODE: tl.constexpr,
+    NORM: tl.constexpr,
+    ACT: tl.constexpr,
+    FROM_OUTPUT: tl.constexpr,
+    SUMS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    sample, tile, offs_m, offs_c = locate(tiles, tiles_c, BLOCK_M, BLOCK_C)
+    row = offs_m // (W + 2 * halo)
+    column = offs_m % (W + 2 * halo)
+    h, _ = source(row - halo, H, halo, PAD_MODE)
+    w, _ = source(column - halo, W, halo, PAD_MODE)
+    in_c = offs_c < C
+    mask = (row < H + 2 * halo)[:, None] & in_c[None, :]
+    offs_x = (h * stride_xh + w * stride_xw)[:, None] + (offs_c * stride_xc)[None, :]
+    xhat = tl.load(x_ptr + sample * stride_xn + offs_x, mask=mask, other=0.0).to(tl.float32)
+    offs_dy = (row * stride_dyh + column * stride_dyw)[:, None] + offs_c[None, :]
+    dy = tl.load(dy_ptr + sample * stride_dyn + offs_dy, mask=mask, other=0.0).to(tl.float32)
+
+    xhat = normalise(xhat, mean_ptr, rstd_ptr, sample, C, offs_c)
+    pre = affine(xhat, gamma_ptr, beta_ptr, samples_per_gamma, samples_per_beta, sample, C, offs_c)
+    slopes = load_slope(slope, slope_ptr, slope_step, C, offs_c)
+    dpre = _activate_backward(dy, pre, slopes, ACT, FROM_OUTPUT)
+    sums_ptrs = sums_ptr + (sample * tiles + tile) * SUMS * C + offs_c
+    tl.store(sums_ptrs, tl.sum(dpre, 0), mask=in_c)
+    tl.store(sums_ptrs + C, tl.sum(dpre * xhat, 0), mask=in_c)
+    if NORM == "ln":  # over the image: each pixel once, not its copies
+        image = (row - halo == h) & (column - halo == w)
+        image = tl.where(image[:, None] & mask, xhat, 0.0)
+        tl.store(sums_ptrs + 2 * C, tl.sum(image, 0), mask=in_c)
+    if ACT == "prelu":
+        below = tl.where(pre > 0, 0.0, dy * pre)
+        tl.store(sums_ptrs + (SUMS - 1) * C, tl.sum(below, 0), mask=in_c)
+
+
+@triton.jit
+def _sum_tiles(sums_ptrs, in_c, tiles, stride, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Return the sum over tiles, `stride` values apart, in order."""
+    offs_t = tl.arange(0, BLOCK_T)
+    tile_ptrs = sums_ptrs[None, :] + (offs_t * stride)[:, None]
+    acc = tl.zeros((BLOCK_C,), tl.float32)
+    for start in range(0, tiles, BLOCK_T):
+        mask = (offs_t < tiles - start)[:, None] & in_c[None, :]
+        acc += tl.sum(tl.load(tile_ptrs, mask=mask, other=0.0), 0)
+        tile_ptrs += BLOCK_T * stride
+    return acc
+
+
+@triton.jit
+def backward_merge_kernel(
+    sums_ptr,  # [N, tiles, SUMS, C] fp32
+    rstd_ptr,  # [N, C] fp32, or None
+    gamma_ptr,  # [G, C], or None
+    total_ptr,  # [N, SUMS, C] fp32
+    coefficient_ptr,  # [N, 3, C] fp32: b, c and the sum of dx
+    tiles,
+    C,
+    pixels,  # of the image
+    samples_per_gamma,
+    eps,
+    tiny,
+    tiles_c,
+    NORM: tl.constexpr,
+    SUMS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    sample, _, _, offs_c = locate(1, tiles_c, BLOCK_T, BLOCK_C)
+    in_c = offs_c < C
+    sums_ptrs = sums_ptr + sample * tiles * SUMS * C + offs_c
+    total_ptrs = total_ptr + sample * SUMS * C + offs_c
+    coefficient_ptrs = coefficient_ptr + sample * 3 * C + offs_c
+    dpre = _sum_tiles(sums_ptrs, in_c, tiles, SUMS * C, BLOCK_T, BLOCK_C)
+    dpre_xhat = _sum_tiles(sums_ptrs + C, in_c, tiles, SUMS * C, BLOCK_T, BLOCK_C)
+    tl.store(total_ptrs, dpre, mask=in_c)
+    tl.store(total_ptrs + C, dpre_xhat, mask=in_c)
+    for extra in tl.static_range(2, SUMS):
+        total = _sum_tiles(sums_ptrs + extra * C, in_c, tiles, SUMS * C, BLOCK_T, BLOCK_C)
+        tl.store(total_ptrs + extra * C, total, mask=in_c)
+
+    gamma = tl.full((BLOCK_C,), 1.0, tl.float32)
+    rstd = tl.full((BLOCK_C,), 1.0, tl.float32)
+    if gamma_ptr is not None:
+        gamma = tl.sum(load_row(gamma_ptr, sample, samples_per_gamma, C, offs_c), 0)
+    if rstd_ptr is not None:
+        rstd = tl.load(rstd_ptr + sample * C + offs_c, mask=in_c, other=1.0)
+    if NORM == "in":
+        tl.store(coefficient_ptrs, rstd * gamma * dpre / pixels, mask=in_c)
+        tl.store(coefficient_ptrs + C, rstd * gamma * dpre_xhat / pixels, mask=in_c)
+    elif NORM == "ln":
+        count = pixels * 1.0 * C
+        std = 1.0 / rstd - eps
+        b = rstd * (tl.sum(gamma * dpre, 0) / count)
+        c = tl.sum(gamma * dpre_xhat, 0) / ((count - 1.0) * std)
+        c = tl.where(std > tiny, c, 0.0)
+        xhat = _sum_tiles(sums_ptrs + 2 * C, in_c, tiles, SUMS * C, BLOCK_T, BLOCK_C)
+        tl.store(coefficient_ptrs, b, mask=in_c)
+        tl.store(coefficient_ptrs + C, c, mask=in_c)
+        dshift = rstd * gamma * dpre - b * pixels - c * xhat
+        tl.store(coefficient_ptrs + 2 * C, dshift, mask=in_c)
+    else:
+        tl.store(coefficient_ptrs + 2 * C, gamma * dpre, mask=in_c)
+
+
+@triton.jit
+def _copies(k, size, halo, PAD_MODE: tl.constexpr):
+    """Return (base, sign, low, high): lines low..high have a k-th copy at base + sign * line."""
+    base, sign, low, high = halo, 1, 0, size - 1
+    if PAD_MODE == "reflect":
+        base = tl.where(k == 2, halo + 2 * (size - 1), halo)
+        sign = tl.where(k == 0, 1, -1)
+        low = tl.where(k == 1, 1, tl.where(k == 2, size - 1 - halo, 0))
+        high = tl.where(k == 1, halo, tl.where(k == 2, size - 2, size - 1))
+    elif PAD_MODE == "replicate":
+        base = tl.where(k == 0, halo, tl.where(k <= halo, k - 1, size + k - 1))
+        sign = tl.where(k == 0, 1, 0)
+        low = tl.where(k > halo, size - 1, 0)
+        high = tl.where((k == 0) | (k > halo), size - 1, 0)
+    return base, sign, low, high
+
+
+@triton.jit
+def _load_folded(
+    dy_ptrs,  # [1, BLOCK_C], of the sample's first padded pixel
+    h,
+    w,
+    mask,
+    H,
+    W,
+    stride_dyh,
+    stride_dyw,
+    halo,
+    copies,  # per axis, the pixel itself among them
+    first_h,
+    last_h,
+    first_w,
+    last_w,
+    PAD_MODE: tl.constexpr,
+):
+    """Return the sum of dy over the copies of each pixel (h, w), of those in the ranges."""
+    acc = tl.zeros(mask.shape, tl.float32)
+    for k in range(copies * copies):
+        base_h, sign_h, low_h, high_h = _copies(k // copies, H, halo, PAD_MODE)
+        base_w, sign_w, low_w, high_w = _copies(k % copies, W, halo, PAD_MODE)
+        # Most tiles have no mirrored rows; they skip them as a whole.
+        some = (first_h <= high_h) & (last_h >= low_h) & (first_w <= high_w) & (last_w >= low_w)
+        if some:
+            found = (h >= low_h) & (h <= high_h) & (w >= low_w) & (w <= high_w)
+            offs = (base_h + sign_h * h) * stride_dyh + (base_w + sign_w * w) * stride_dyw
+            dy = tl.load(dy_ptrs + offs[:, None], mask=mask & found[:, None], other=0.0)
+            acc += dy.to(tl.float32)
+    return acc
+
+
+@triton.jit
+def backward_apply_kernel(
+    dy_ptr,  # [N, H + 2 * halo, W + 2 * halo, C], channel stride 1
+    x_ptr,  # [N, H, W, C], any strides
+    mean_ptr,  # [N, C] fp32, or None
+    rstd_ptr,  # [N, C] fp32, or None
+    gamma_ptr,  # [G, C], or None
+    beta_ptr,  # [G, C], or None
+    slope_ptr,  # [1] or [C], or None
+    coefficient_ptr,  # [N, 3, C] fp32, or None without statistics
+    dx_ptr,  # [N, pixels, pitch], rows of `width` pixels
+    dresidual_ptr,  # [N, H, W, C], or None
+    H,
+    W,
+    C,
+    stride_dyn,
+    stride_dyh,
+    stride_dyw,
+    stride_xn,
+    stride_xh,
+    stride_xw,
+    stride_xc,
+    samples_per_gamma,
+    samples_per_beta,
+    slope_step,
+    slope,
+    halo,
+    copies,
+    lead,
+    pixels,
+    width,
+    pitch_v,  # in units of VEC channels
+    tiles,
+    tiles_c,
+    PAD_MODE: tl.constexpr,
+    ACT: tl.constexpr,
+    FROM_OUTPUT: tl.constexpr,
+    VEC: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    sample, tile, offs_m, offs_c = locate(tiles, tiles_c, BLOCK_M, BLOCK_C)
+    h = offs_m // width - lead
+    w = offs_m % width - lead
+    inside = (h >= 0) & (h < H) & (w >= 0) & (w < W)
+    in_c = offs_c < C
+    mask = inside[:, None] & in_c[None, :]
+    offs_x = (h * stride_xh + w * stride_xw)[:, None] + (offs_c * stride_xc)[None, :]
+    xhat = tl.load(x_ptr + sample * stride_xn + offs_x, mask=mask, other=0.0).to(tl.float32)
+    first = tile * BLOCK_M
+    last = first + BLOCK_M - 1
+    one_row = first // width == last // width
+    dy = _load_folded(
+        (dy_ptr + sample * stride_dyn + offs_c)[None, :],
+        h,
+        w,
+        mask,
+        H,
+        W,
+        stride_dyh,
+        stride_dyw,
+        halo,
+        copies,
+        first // width - lead,
+        last // width - lead,
+        tl.where(one_row, first % width - lead, 0),
+        tl.where(one_row, last % width - lead, W - 1),
+        PAD_MODE,
+    )
+    if dresidual_ptr is not None:
+        offs_r = ((h * W + w) * C)[:, None] + offs_c[None, :]
+        dresidual_ptrs = dresidual_ptr + sample * H * W * C + offs_r
+        tl.store(dresidual_ptrs, dy.to(dresidual_ptr.dtype.element_ty), mask=mask)
+
+    xhat = normalise(xhat, mean_ptr, rstd_ptr, sample, C, offs_c)
+    pre = affine(xhat, gamma_ptr, beta_ptr, samples_per_gamma, samples_per_beta, sample, C, offs_c)
+    slopes = load_slope(slope, slope_ptr, slope_step, C, offs_c)
+    dx = _activate_backward(dy, pre, slopes, ACT, FROM_OUTPUT)
+    if gamma_ptr is not None:
+        dx *= load_row(gamma_ptr, sample, samples_per_gamma, C, offs_c)
+    if mean_ptr is not None:
+        dx *= load_row(rstd_ptr, sample, 1, C, offs_c)
+        dx -= load_row(coefficient_ptr, sample * 3, 1, C, offs_c)
+        dx -= load_row(coefficient_ptr, sample * 3 + 1, 1, C, offs_c) * xhat
+    dx = tl.where(mask, dx, 0.0)
+    pitch = pitch_v * VEC
+    dx_ptrs = dx_ptr + sample * pixels * pitch + (offs_m * pitch)[:, None] + offs_c[None, :]
+    stored = (offs_m < pixels)[:, None] & (offs_c < pitch)[None, :]
+    tl.store(dx_ptrs, dx.to(dx_ptr.dtype.element_ty), mask=stored)

@@ -1,0 +1,309 @@
+"""y = pad(act(gamma * norm(x) + beta) + residual): what follows a convolution, in one operation.
+
+Norms: "in" is instance norm (Ulyanov et al. 2016; biased variance, eps under the root); "ln" is
+the UNIT release's layer norm, over (C, H, W) of each sample with the *unbiased* standard
+deviation and eps added to it. With gamma and beta per sample, "in" is AdaIN (Huang and Belongie
+2017). On a GPU forward is three launches (statistics, their merge, everything else; the last
+alone without a norm), backward too. Backward saves x and the statistics and recomputes the rest.
+
+The pieces, which the convolution blocks use too: `Tail` holds the options, `tail_aten` and
+`tail_backward_aten` are plain PyTorch, `tail_triton` and `tail_backward_triton` launch kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastunit.kernels.common import checks, derivatives, eager
+from fastunit.kernels.common.frame import channels_last, dense, memory_format, owned
+from fastunit.kernels.common.runtime import choose_impl
+from fastunit.kernels.norm_act.aten import (
+    Tail,
+    TailGradients,
+    per_row,
+    tail_aten,
+    tail_backward_aten,
+)
+from fastunit.kernels.norm_act.launch import tail_backward_triton, tail_triton
+
+__all__ = [
+    "Tail",
+    "TailGradients",
+    "norm_act",
+    "per_row",
+    "tail_aten",
+    "tail_backward_aten",
+    "tail_backward_triton",
+    "tail_triton",
+]
+
+
+def norm_act(
+    x: Tensor,
+    *,
+    norm: str = "none",
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    eps: float = 1e-5,
+    act: str = "none",
+    slope: float | Tensor = 0.2,
+    residual: Tensor | None = None,
+    halo: int = 0,
+    pad_mode: str = "zero",
+    impl: str = "auto",
+) -> Tensor:
+    """Normalise, scale, activate, add: ``pad(act(gamma * norm(x) + beta) + residual)``.
+
+    Args:
+        x: [N, C, H, W], floating dtype, any memory format.
+        norm: "none", "in" (over H, W) or "ln" (over C, H, W); see the module's docstring.
+        gamma, beta: scale and shift after the norm, of x's dtype or float32: [C], or [G, C]
+            with G dividing N, where sample n takes row n // (N // G). None leaves them out.
+        eps: added to the variance ("in") or the standard deviation ("ln").
+        act: "none", "relu", "lrelu", "prelu", "selu" or "tanh".
+        slope: negative slope; a float for lrelu, a tensor [1] or [C], of x's dtype or float32,
+            for prelu.
+        residual: of x's shape and dtype, added after the activation. Under autocast it is cast.
+        halo: pixels to add on each side of the result.
+        pad_mode: what they hold: "zero", "reflect" or "replicate".
+        impl: "auto", "triton" or "aten"; see `fastunit.kernels.common.runtime`.
+
+    Returns:
+        [N, C, H + 2 * halo, W + 2 * halo] of x's dtype: channels_last from Triton, else in x's
+        memory format. x itself where nothing is to be done.
+
+    Statistics, sums and everything between load and store are fp32, or float64 for a float64 x.
+    Differentiable in x, gamma, beta, slope (as a tensor) and residual, with gradients in their
+    dtypes; once and in reverse mode, except that "aten" without norm and halo is PyTorch's own
+    operations, with all their derivatives. Saves x and two numbers per sample and channel.
+    Triton copies an x that is not channels_last. The same inputs give the same bits. Compiles
+    with ``fullgraph=True``; may be captured in a CUDA
+    graph.
+
+    Raises:
+        ValueError: a shape, a dtype, an option or impl is not one of the above.
+        NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
+        RuntimeError: on a second derivative.
+    """
+    checks.image("x", x)
+    checks.choice("norm", norm, checks.NORMS)
+    checks.choice("act", act, checks.ACTS)
+    checks.slope(x, act, slope)
+    checks.parameter_rows(x, gamma=gamma, beta=beta)
+    checks.padding(x, halo, pad_mode)
+    residual = checks.residual(x, residual)
+    chosen = choose_impl(impl, x)
+    learnt = slope if act == "prelu" else None
+    if norm == act == "none" and gamma is beta is residual is None and not halo:
+        return x
+    fixed = float(slope) if act == "lrelu" else 0.0
+    options = (norm, float(eps), act, fixed, halo, pad_mode)
+    if chosen == "aten" and norm == "none" and not halo:
+        # Nothing to fuse and nothing to recompute: PyTorch's autograd saves the operator's cost.
+        return tail_aten(x, gamma, beta, learnt, residual, Tail(*options))[0]
+    derivatives.only_reverse("norm_act", x, gamma, beta, learnt, residual)
+    tensors = x, gamma, beta, learnt, residual
+    if eager.is_plain(*tensors):
+        return _Eager.apply(*tensors, *options, chosen)
+    return _norm_act(*tensors, *options, chosen)[0]
+
+
+def instance_norm_act(
+    x: Tensor,
+    *,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    act: str = "none",
+    slope: float | Tensor = 0.2,
+    residual: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Return ``act(weight * (x - mean) / sqrt(var + eps) + bias) + residual``, for any network.
+
+    PyTorch's own instance norm drops the channels_last memory format and normalises in one pass,
+    activates in another and adds in a third. `norm_act` is the same operation under UNIT's names.
+
+    Mean and biased variance are those of each sample and channel, over (H, W): what
+    ``nn.InstanceNorm2d`` computes in training and, without running statistics, in evaluation.
+
+    Args:
+        x: [N, C, H, W], floating dtype; channels_last is fastest on a GPU.
+        weight, bias: [C], of x's dtype or float32; see `arguments_of`.
+        eps, act, slope, residual, impl: as in `norm_act`, as are the result, its memory format,
+            dtypes, derivatives and determinism.
+
+    Raises:
+        ValueError, NotImplementedError, RuntimeError: as `norm_act`.
+    """
+    derivatives.only_reverse("instance_norm_act", x, weight, bias, slope, residual)
+    return norm_act(
+        x,
+        norm="in",
+        gamma=weight,
+        beta=bias,
+        eps=eps,
+        act=act,
+        slope=slope,
+        residual=residual,
+        impl=impl,
+    )
+
+
+def arguments_of(module: nn.InstanceNorm2d) -> dict[str, Tensor | float | None]:
+    """Return weight, bias and eps of a module, for `instance_norm_act`.
+
+    Raises:
+        ValueError: the module tracks running statistics, which would be ignored.
+    """
+    if module.track_running_stats:
+        raise ValueError(
+            "track_running_stats=True: instance_norm_act normalises by each image's own "
+            "statistics; use nn.InstanceNorm2d(..., track_running_stats=False)"
+        )
+    return {"weight": module.weight, "bias": module.bias, "eps": module.eps}
+
+
+def _fprop(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    slope: Tensor | None,
+    residual: Tensor | None,
+    norm: str,
+    eps: float,
+    act: str,
+    negative: float,
+    halo: int,
+    pad_mode: str,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y and the statistics mean, rstd [N, C], which are empty for norm "none"."""
+    tail = Tail(norm, eps, act, negative, halo, pad_mode)
+    if impl == "triton":
+        skip = None if residual is None else _pixels(residual)
+        y, mean, rstd = tail_triton(_pixels(x), gamma, beta, slope, skip, tail)
+        return channels_last(y), mean, rstd
+    y, mean, rstd = tail_aten(x, gamma, beta, slope, residual, tail)
+    return y.contiguous(memory_format=_result_format(x, impl)), mean, rstd
+
+
+_norm_act = torch.library.custom_op("fastunit::norm_act", _fprop, mutates_args=())
+
+
+@_norm_act.register_fake
+def _(x, gamma, beta, slope, residual, norm, eps, act, negative, halo, pad_mode, impl):
+    samples, channels, height, width = x.shape
+    shape = (samples, channels, height + 2 * halo, width + 2 * halo)
+    y = x.new_empty(shape).contiguous(memory_format=_result_format(x, impl))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    shape = (0,) if norm == "none" else (samples, channels)
+    return y, *(x.new_empty(shape, dtype=wide) for _ in range(2))
+
+
+def _bprop(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    slope: Tensor | None,
+    residual: bool,
+    sums: bool,
+    norm: str,
+    eps: float,
+    act: str,
+    negative: float,
+    halo: int,
+    pad_mode: str,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return dx, dresidual, dgamma, dbeta and dslope; empty where there is none."""
+    tail = Tail(norm, eps, act, negative, halo, pad_mode)
+    saved = (mean, rstd, gamma, beta, slope, tail)
+    wanted: dict[str, Any] = {"residual": residual, "sums": sums}
+    if impl == "triton":
+        found = tail_backward_triton(dense(dy), _pixels(x), *saved, **wanted)
+        dx = channels_last(found.dx)
+        dresidual = None if found.dresidual is None else channels_last(found.dresidual)
+    else:
+        found = tail_backward_aten(dy, x, *saved, **wanted)
+        dx = owned(found.dx, memory_format(x), dy)
+        dresidual = found.dresidual
+        if dresidual is not None:
+            dresidual = owned(dresidual, memory_format(x), dy, dx)
+    parameters = zip((found.dgamma, found.dbeta, found.dslope), (gamma, beta, slope), strict=True)
+    gradients = (None if g is None else per_row(g, parameter) for g, parameter in parameters)
+    nothing = (x.new_empty(0) for _ in range(4))
+    rest = (dresidual, *gradients)
+    return dx, *(n if g is None else g for g, n in zip(rest, nothing, strict=True))
+
+
+_norm_act_backward = torch.library.custom_op("fastunit::norm_act_backward", _bprop, mutates_args=())
+
+
+@_norm_act_backward.register_fake
+def _(dy, x, mean, rstd, gamma, beta, slope, residual, sums, *options):
+    _, _, _, _, halo, _, impl = options
+    dx = torch.empty_like(x, memory_format=_result_format(x, impl))
+    dresidual = torch.empty_like(dx) if residual and halo else x.new_empty(0)
+    parameters = ((p if sums else None) for p in (gamma, beta, slope))
+    rest = (x.new_empty(0) if p is None else p.new_empty(p.shape) for p in parameters)
+    return dx, dresidual, *rest
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, gamma, beta, slope, _, *ctx.options = inputs
+    _, mean, rstd = output
+    ctx.save_for_backward(x, mean, rstd, gamma, beta, slope)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _save(ctx, inputs, output)
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx: Any, dy: Tensor, *unused: Tensor) -> tuple:
+    halo = ctx.options[4]
+    needs = ctx.needs_input_grad[:5]
+    saved = ctx.saved_tensors
+    backward = _bprop if eager.hides_backward(dy, *saved) else _norm_act_backward
+    found = backward(dy, *saved, needs[4] and halo > 0, any(needs[1:4]), *ctx.options)
+    dx, dresidual, *parameters = found
+    gradients = (dx, *parameters, dresidual if halo else dy)
+    wanted = (g if needed else None for g, needed in zip(gradients, needs, strict=True))
+    return *wanted, *(None for _ in ctx.options)
+
+
+def _refuse(ctx: Any, *gradients: Tensor) -> tuple:
+    derivatives.refuse_second("norm_act (instance_norm_act)")
+
+
+class _Eager(torch.autograd.Function):
+    """The forward operator in eager mode."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        found = _fprop(*args)
+        _save(ctx, args, found)
+        return found[0]
+
+    backward = staticmethod(_backward)
+
+
+_norm_act.register_autograd(_backward, setup_context=_setup_context)
+_norm_act_backward.register_autograd(_refuse)
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """View an image [N, C, H, W] as [N, H, W, C], contiguous but for up to 4 channels."""
+    return x.permute(0, 2, 3, 1) if x.shape[1] <= 4 else dense(x)
+
+
+def _result_format(x: Tensor, impl: str) -> torch.memory_format:
+    """Return the result's: channels_last from Triton, else x's."""
+    return torch.channels_last if impl == "triton" else memory_format(x)

@@ -1,0 +1,1 @@
+"""Reparameterised sampling and its noise."""

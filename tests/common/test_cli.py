@@ -1,0 +1,107 @@
+"""What all command lines share: errors, devices, messages."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from fastunit.common import cli
+from fastunit.common.errors import ConfigError, UserError
+
+pytestmark = pytest.mark.usefixtures("restored_logging")
+
+
+def raises(error: BaseException):
+    def main() -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_guard_returns_the_exit_status(status, capsys):
+    assert cli.guard(lambda: status) == status
+    assert capsys.readouterr() == ("", "")
+
+
+def test_guard_prints_a_user_error_alone(capsys):
+    assert cli.guard(raises(ConfigError("lr=-1 must be at least 0"))) == 2
+    assert capsys.readouterr() == ("", "error: lr=-1 must be at least 0\n")
+
+
+def test_guard_turns_ctrl_c_into_130(capsys):
+    assert cli.guard(raises(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_guard_lets_bugs_through():
+    with pytest.raises(ValueError, match="a bug"):
+        cli.guard(raises(ValueError("a bug")))
+
+
+def gpus(monkeypatch, count: int) -> list[int]:
+    """Pretend that PyTorch sees `count` GPUs; returns the list of those made current."""
+    current: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    return current
+
+
+@pytest.mark.parametrize(
+    ("name", "device"), [("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1")]
+)
+def test_a_gpu_is_picked_and_made_current(monkeypatch, name, device):
+    current = gpus(monkeypatch, 2)
+    assert cli.pick_device(name) == torch.device(device)
+    assert current == [torch.device(device).index]
+
+
+@pytest.mark.parametrize(("name", "count"), [("auto", 0), ("cpu", 0), ("cpu", 2)])
+def test_the_cpu_is_picked(monkeypatch, name, count):
+    current = gpus(monkeypatch, count)
+    assert (cli.pick_device(name), current) == (torch.device("cpu"), [])
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
+def test_a_gpu_without_any(monkeypatch, name):
+    gpus(monkeypatch, 0)
+    with pytest.raises(UserError, match=f"--device {name}: PyTorch sees no GPU here.*cpu"):
+        cli.pick_device(name)
+
+
+def test_a_gpu_beyond_the_last(monkeypatch):
+    gpus(monkeypatch, 2)
+    with pytest.raises(UserError, match="--device cuda:2: there is only cuda:0 to cuda:1 here"):
+        cli.pick_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    "name", ["gpu", "CUDA", "cuda:", "cuda:-1", "cuda:x", "cuda:0 ", "mps", ""]
+)
+def test_a_device_of_another_name(monkeypatch, name):
+    gpus(monkeypatch, 2)
+    with pytest.raises(UserError, match=f"--device {name} must be auto, cpu, cuda or"):
+        cli.pick_device(name)
+
+
+def test_messages_go_to_stderr_once_and_plain(capsys):
+    cli.setup_logging()
+    cli.setup_logging()
+    logger = logging.getLogger("fastunit.anything")
+    logger.debug("unseen")
+    logger.info("passed over %d files", 3)
+    logger.warning("the average starts here")
+    assert capsys.readouterr() == ("", "passed over 3 files\nthe average starts here\n")
+
+
+def test_messages_leave_a_progress_bar_whole(capsys):
+    cli.setup_logging()
+    with tqdm(total=2, desc="translating", ascii=True) as bar:
+        bar.update()
+        logging.getLogger("fastunit").warning("a message")
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    assert "a message" in lines

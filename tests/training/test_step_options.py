@@ -1,0 +1,296 @@
+"""Options of the training step that change how, or in how many parts, it computes."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor.exc import InductorError
+
+from fastunit.common.errors import ConfigError
+from fastunit.config import from_dict
+from fastunit.models.unit import UNIT
+from fastunit.training import compilation
+from fastunit.training.objective import decode_both
+from fastunit.training.optim import make_capturable
+from fastunit.training.state import Session
+from fastunit.training.step import TrainStep
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def make(tiny):
+    """Return a maker of float64 training steps whose networks begin alike."""
+
+    def made(**changes) -> TrainStep:
+        torch.manual_seed(11)
+        config = from_dict(tiny | changes)
+        return TrainStep(UNIT(config).double(), config)
+
+    return made
+
+
+@pytest.fixture
+def batch():
+    return tuple(torch.rand(4, 3, 16, 16, dtype=torch.float64) * 2 - 1 for _ in range(2))
+
+
+def noise_for(step, x_a, x_b):
+    with torch.no_grad():
+        codes = step.unit.gen_a.code(x_a), step.unit.gen_b.code(x_b)
+    of = {"a": codes[0], "b": codes[1], "ba": codes[1], "ab": codes[0]}
+    return {name: torch.randn_like(code) for name, code in of.items()}
+
+
+def state(step):
+    weights = dict(step.unit.named_parameters())
+    return weights | {f"{name}.grad": p.grad for name, p in weights.items() if "gen" in name}
+
+
+def assert_close(mine, wanted):
+    assert mine.keys() == wanted.keys()
+    for name, value in mine.items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-7, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("paired", ["on", "off"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_parts_of_a_batch_train_as_the_whole(count, paired, make, batch):
+    whole, parts = make(), make(accumulate=count, pair_domains=paired)
+    for _ in range(2):
+        noise = noise_for(whole, *batch)
+        losses = [step(*batch, noise=noise) for step in (whole, parts)]
+        assert_close(losses[1], losses[0])
+    assert_close(state(parts), state(whole))
+
+
+def test_a_batch_that_has_no_equal_parts_is_refused(make, batch):
+    with pytest.raises(ValueError, match="a batch of 4 cannot be cut into accumulate=3 parts"):
+        make(accumulate=3)(*batch)
+
+
+def test_translations_of_a_whole_batch_do_not_go_with_parts(make, batch):
+    step = make(accumulate=2)
+    for update in (step.dis_update, step.gen_update):
+        with pytest.raises(ValueError, match="decoded belongs to a whole batch"):
+            update(*batch, decoded=decode_both(step.unit, *batch))
+
+
+def test_recomputing_leaves_batch_norms_statistics_alone(tiny, make, batch):
+    dis = {"dis": tiny["dis"] | {"norm": "bn"}}
+    plain, recomputed = make(**dis), make(**dis, checkpoint_activations=True)
+    noise = noise_for(plain, *batch)
+    for step in (plain, recomputed):
+        step(*batch, noise=noise)
+    assert_close(recomputed.unit.state_dict(), plain.unit.state_dict())
+
+
+def test_a_session_reads_the_batches_of_an_iteration_at_once(tiny):
+    session = Session(from_dict(tiny | {"accumulate": 3, "batch_size": 2}), CPU)
+    session.advance(*(torch.rand(6, 3, 16, 16) for _ in range(2)))
+    assert session.iteration == 1 and session.positions == {"a": 6, "b": 6}
+
+
+@pytest.mark.parametrize("kind", ["dis", "gen"])
+def test_large_gradients_are_scaled_and_small_ones_left(kind, make, batch):
+    def updated(limit):
+        step = make(clip_grad_norm=limit)
+        getattr(step, f"{kind}_update")(*batch, noise=noise)
+        parameters = getattr(step.unit, {"dis": "discriminators", "gen": "generators"}[kind])()
+        return [p.grad for p in parameters], [p.detach() for p in parameters]
+
+    noise = noise_for(make(), *batch)
+    free, weights = updated(0.0)
+    for gradients, wanted in ((updated(norm(free) / 3)[0], 1 / 3), (updated(2 * norm(free))[0], 1)):
+        for mine, whole in zip(gradients, free, strict=True):
+            torch.testing.assert_close(mine, whole * wanted, rtol=1e-6, atol=1e-12)
+    assert all(map(torch.equal, updated(2 * norm(free))[1], weights))
+
+
+def norm(gradients):
+    return float(torch.stack([gradient.norm() for gradient in gradients]).norm())
+
+
+def test_the_rate_known_to_the_host_is_the_optimisers(make, batch):
+    step = make(lr=0.008, lr_policy="step", step_size=2, gamma=0.5)
+    found = []
+    for _ in range(5):
+        step(*batch)
+        found.append(step.learning_rate)
+        assert step.learning_rate == step.gen_opt.param_groups[0]["lr"]
+    assert found == pytest.approx([0.008, 0.004, 0.004, 0.002, 0.002])
+    again = make(lr=0.008, lr_policy="step", step_size=2, gamma=0.5)
+    again.load_state_dict(copy.deepcopy(step.state_dict()))
+    assert again.learning_rate == step.learning_rate
+    again.reset_settings(4)
+    assert again.learning_rate == again.gen_opt.param_groups[0]["lr"] == pytest.approx(0.002)
+
+
+def test_a_captured_rate_is_saved_as_the_host_knows_it(make, batch):
+    step = make(lr=0.1)
+    step(*batch)
+    for optimizer in (step.dis_opt, step.gen_opt):
+        make_capturable(optimizer)
+    assert float(step.gen_opt.param_groups[0]["lr"]) != 0.1  # in float32
+    again = make(lr=0.1)
+    again.load_state_dict(copy.deepcopy(step.state_dict()))
+    for optimizer in (again.dis_opt, again.gen_opt):
+        assert optimizer.param_groups[0]["lr"] == again.learning_rate == 0.1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"pair_domains": "on", "checkpoint_activations": True},
+        {"pair_domains": "on", "share_fakes": False, "share": {"enc": 1, "dec": 1}},
+    ],
+)
+def test_a_compiled_step_computes_the_same(changes, make, batch):
+    torch.compiler.reset()
+    eager, compiled = make(compile="off", **changes), make(compile="on", **changes)
+    noise = noise_for(eager, *batch)
+    for _ in range(2):
+        losses = [step(*batch, noise=noise) for step in (eager, compiled)]
+    assert compiled.compiled.is_on(CPU) and not eager.compiled.is_on(CPU)
+    assert_close(losses[1], losses[0])
+    assert_close(state(compiled), state(eager))
+
+
+class Breaks(torch.nn.Module):
+    """Something that the compiler leaves to Python."""
+
+    def forward(self, x):
+        torch._dynamo.graph_break()
+        return x
+
+
+def uncompiled(function, **options):
+    """Trace as torch.compile does, without the minutes of its C++ compiler."""
+    return COMPILE(function, backend="aot_eager", **options)
+
+
+COMPILE = torch.compile
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "pair", "dtype", "precision"),
+    [
+        (1, "on", torch.float32, "bf16"),
+        (1, "on", torch.float64, "fp32"),
+        (2, "off", torch.float32, "fp32"),
+    ],
+)
+def test_a_compiled_step_is_three_graphs_without_a_break(
+    accumulate, pair, dtype, precision, make, batch, monkeypatch
+):
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(compilation.torch, "compile", uncompiled)
+    changes = {"pair_domains": pair, "precision": precision, "accumulate": accumulate}
+    step = make(compile="on", **changes)
+    step.unit.to(dtype)
+    for _ in range(2):
+        step(*(x.to(dtype) for x in batch))
+    counters = torch._dynamo.utils.counters
+    assert step.compiled.is_on(CPU)
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == (3 if accumulate == 1 else 2)
+
+
+def test_a_step_that_breaks_the_graph_is_not_said_to_be_compiled(make, batch, monkeypatch, caplog):
+    torch.compiler.reset()
+    monkeypatch.setattr(compilation.torch, "compile", uncompiled)
+    eager, step = make(compile="off"), make(compile="on")
+    noise = noise_for(eager, *batch)
+    for each in (eager, step):
+        each.unit.gen_a.dec.model.append(Breaks())
+    with caplog.at_level(logging.WARNING, "fastunit"):
+        losses = [each(*batch, noise=noise) for each in (eager, step)]
+    assert_close(losses[1], losses[0])
+    (said,) = (r.getMessage() for r in caplog.records if r.name == "fastunit.training.compilation")
+    assert said.startswith("compile off: torch.compile failed in decode_both:")
+    assert not step.compiled.is_on(CPU)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_paired_networks_compile_without_a_break(recompute, make, batch):
+    torch.compiler.reset()
+    unit = make(pair_domains="on", checkpoint_activations=recompute).unit
+    whole = torch.compile(decode_both, fullgraph=True, backend="aot_eager")
+    code = noise_for(SimpleNamespace(unit=unit), *batch)
+    assert_close(whole(unit, *batch, code)._asdict(), decode_both(unit, *batch, code)._asdict())
+
+
+def test_where_a_backward_pass_does_not_compile_the_step_goes_on(make, batch, monkeypatch, caplog):
+    def refuse(*args, **options):
+        raise InductorError(RuntimeError("no backward here"), None)
+
+    torch.compiler.reset()
+    eager, step = make(compile="off"), make(compile="on")
+    noise = noise_for(eager, *batch)
+    monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx_backward", refuse)
+    uncached = torch._functorch.config.patch(enable_autograd_cache=False)
+    with uncached, caplog.at_level(logging.WARNING, "fastunit"):
+        losses = [each(*batch, noise=noise) for each in (eager, step)]
+    assert_close(losses[1], losses[0])
+    assert_close(state(step), state(eager))
+    (said,) = (r.getMessage() for r in caplog.records if r.name.startswith("fastunit"))
+    assert "no backward here" in said
+
+
+def test_where_the_compiler_fails_the_step_goes_on_with_a_word(make, batch, monkeypatch, caplog):
+    def broken(function, **options):
+        def fail(*args):
+            raise BackendCompilerFailed(function, RuntimeError("no compiler here"), None)
+
+        return fail
+
+    monkeypatch.setattr(compilation.torch, "compile", broken)
+    eager, step = make(compile="off"), make(compile="on")
+    noise = noise_for(eager, *batch)
+    with caplog.at_level(logging.WARNING, "fastunit"):
+        losses = [each(*batch, noise=noise) for each in (eager, step)]
+    assert_close(losses[1], losses[0])
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1
+    assert said[0].startswith("compile off: torch.compile failed in decode_both:")
+    assert "no compiler here" in said[0]
+    assert not step.compiled.is_on(CPU)
+
+
+def test_errors_of_the_step_itself_are_not_taken_for_the_compilers(make, batch, monkeypatch):
+    monkeypatch.setattr(compilation.torch, "compile", lambda function, **options: function)
+    with pytest.raises(ValueError, match="noise has no"):
+        make(compile="on")(*batch, noise={})
+
+
+def test_compiling_is_for_gpus_unless_asked_for():
+    gpu = torch.device("cuda")
+    assert [compilation.Compiled("auto").is_on(device) for device in (CPU, gpu)] == [False, True]
+    assert not compilation.Compiled("off").is_on(gpu)
+
+
+def test_a_graph_needs_a_gpu(make, tiny):
+    with pytest.raises(
+        ConfigError, match="graphs=on needs an NVIDIA GPU, not cpu; use graphs=auto"
+    ):
+        make().use_graphs()
+    with pytest.raises(ConfigError, match="graphs=on needs"):
+        Session(from_dict(tiny | {"graphs": "on"}), CPU)
+    session = Session(from_dict(tiny | {"graphs": "auto"}), CPU)
+    assert session.manner() == (
+        "precision fp32; CUDA graph off (no GPU); torch.compile off (compile=auto is for GPUs)"
+    )
+
+
+@pytest.mark.parametrize("key", ["graphs", "compile", "pair_domains"])
+def test_yaml_reads_on_and_off_as_truth_values(key):
+    assert [getattr(from_dict({key: value}), key) for value in (True, False)] == ["on", "off"]
+    with pytest.raises(ConfigError, match=f"{key}='yes' must be one of auto, on, off"):
+        from_dict({key: "yes"})

@@ -13,7 +13,7 @@ CORE = ["torch>=2.11", "triton>=3.6; sys_platform == 'linux'", "numpy"]
 TRAIN = ["nvidia-dali-cuda130", "tensorboard", "tqdm", "pyyaml", "pillow", "matplotlib"]
 DIGITS = ["h5py", "scipy"]  # only for USPS in HDF5 and SVHN
 BENCH = [*TRAIN, "pytest", "pytest-benchmark"]
-TEST = [*DIGITS, *BENCH]
+TEST = [*DIGITS, *BENCH, "pytest-xdist"]
 DEV = [*TEST, "ruff", "build"]
 
 # To be filled in once the project has a public address; nothing else in the repository names one.

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fastunit import config
 from fastunit.common import cli
+from fastunit.common.choices import PRECISIONS
 from fastunit.common.errors import ConfigError, DataError
 from fastunit.data.discovery import EXTENSIONS, image_files
 from fastunit.models.domain_pair import DIRECTIONS
@@ -171,7 +172,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda or cuda:N")
     parser.add_argument(
         "--precision",
-        choices=[name for name in config.PRECISIONS if name != "inherit"],
+        choices=[name for name in PRECISIONS if name != "inherit"],
         default="auto",
         help="of products; auto (the default): bf16 on GPUs that have it, else fp32",
     )

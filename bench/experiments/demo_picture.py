@@ -17,8 +17,8 @@ from fastunit.common import cli
 from fastunit.training import checkpoint
 
 with cli.needs("train"):
-    from fastunit import report
     from fastunit.data import builtin, discovery
+    from fastunit.report import grid
     from fastunit.training import held_out
 
 SHOWN = 6  # scenes
@@ -49,7 +49,7 @@ def _draw(args: argparse.Namespace) -> int:
         "translated to day": pair.translate(night, "b2a"),
         "the true day": day,
     }
-    report.save_grid(rows, args.picture)
+    grid.save_grid(rows, args.picture)
     return 0
 
 

@@ -34,8 +34,8 @@ from fastunit.training import checkpoint
 with cli.needs("train"):
     from tqdm import tqdm
 
-    from fastunit import report
     from fastunit.data import builtin, discovery
+    from fastunit.report import grid
 
 LEVELS = 16  # a pixel is right when each channel is this near to the truth, of 255
 SHOWN = 12  # pictures
@@ -190,7 +190,7 @@ def _write(runs: Sequence[Run], args: argparse.Namespace) -> None:
         {run.folder(Path()).name: score._asdict() for run, score in scores.items()},
         args.out / "sharing.json",
     )
-    report.save_grid(rows, args.out / "sharing.png")
+    grid.save_grid(rows, args.out / "sharing.png")
     print("\n".join(lines))
 
 

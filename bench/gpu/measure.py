@@ -51,21 +51,25 @@ class Stage(NamedTuple):
 _LISTED = "([256-1] or [256-8] or [512-1])"
 # In the order of their worth: the last get what time the others leave.
 STAGES = {
-    "step": Stage(("bench_step.py",), f"bench_opponents and {_LISTED}", 60),
-    "norm": Stage(("bench_norm_act.py",), "forward or backward", 25),
+    "step": Stage(("step/bench_step.py",), f"bench_opponents and {_LISTED}", 60),
+    "norm": Stage(("ops/bench_norm_act.py",), "forward or backward", 25),
     "layers": Stage(
-        ("bench_conv_gemm.py", "bench_upsample_conv.py"),
+        ("ops/bench_conv_gemm.py", "ops/bench_upsample_conv.py"),
         "(ours or channels_last) and (forward or dgrad or wgrad)",
         60,
     ),
     "blocks": Stage(
-        ("bench_conv_norm_act.py", "bench_upsample_conv.py"), "both and (residual or up-)", 50
+        ("ops/bench_conv_norm_act.py", "ops/bench_upsample_conv.py"),
+        "both and (residual or up-)",
+        50,
     ),
-    "ablation": Stage(("bench_ablation.py",), "[256-1]", 100),
-    "translate": Stage(("bench_translate.py",), "[256-1] or [256-8]", 15),
-    "data": Stage(("bench_data.py",), "bench_data", 25),
-    "strongest": Stage(("bench_step.py",), f"bench_opponents and {_LISTED}", 400, compiled=True),
-    "sizes": Stage(("bench_step.py",), f"bench_opponents and not {_LISTED}", 200),
+    "ablation": Stage(("step/bench_ablation.py",), "[256-1]", 100),
+    "translate": Stage(("step/bench_translate.py",), "[256-1] or [256-8]", 15),
+    "data": Stage(("step/bench_data.py",), "bench_data", 25),
+    "strongest": Stage(
+        ("step/bench_step.py",), f"bench_opponents and {_LISTED}", 400, compiled=True
+    ),
+    "sizes": Stage(("step/bench_step.py",), f"bench_opponents and not {_LISTED}", 200),
 }
 
 

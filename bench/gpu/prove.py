@@ -37,7 +37,7 @@ STAGES = {
     "tests": Stage(checks.tests, 280),
     "sanitize": Stage(checks.sanitize, 150),
     "quick": Stage(lambda room: checks.report(room, "--quick"), 110),
-    "report": Stage(checks.report, 440),
+    "report": Stage(checks.report, 400),
     "profile": Stage(checks.profile, 60),
     "tiles": Stage(checks.tiles, 30),
     "train": Stage(checks.train, 500),

@@ -46,7 +46,7 @@ class FileTranslator:
         precision: str = "auto",
         value_range: tuple[int, int] | None = None,
     ) -> None:
-        """Move `pair` to `device`, to multiply there in a precision of `config.PRECISIONS`.
+        """Move `pair` to `device`, to multiply there in a precision of `PRECISIONS`.
 
         `value_range` is what the source domain was trained with (data.range_a, data.range_b).
 

@@ -227,7 +227,7 @@ def test_stages_name_benchmarks_that_exist_and_leave_time_for_what_is_compiled()
 
 
 def test_command_of_a_stage(options, tmp_path):
-    stage, path = Stage(("bench_step.py",), "a or b", 60), tmp_path / "x.json"
+    stage, path = Stage(("step/bench_step.py",), "a or b", 60), tmp_path / "x.json"
     words = measure.command(stage, path, 42.5, H100, options)
     assert words[:5] == [sys.executable, "-m", "pytest", "bench/step/bench_step.py", "-q"]
     assert words[words.index("-k") + 1] == "a or b"

@@ -197,10 +197,10 @@ def test_kernels_are_looked_at_by_both_tools(room, commands, monkeypatch):
     monkeypatch.setattr(checks.shutil, "which", lambda name, path=None: f"/x/{name}")
     assert checks.sanitize(room) == Outcome(FAILED, "racecheck ended with 1")
     plain, memcheck, racecheck = (words for words, _ in asked)
-    assert plain == [sys.executable, "bench/gpu/every_kernel.py"]
+    assert plain == [sys.executable, "-m", "bench.gpu.every_kernel"]
     for words, tool in ((memcheck, "memcheck"), (racecheck, "racecheck")):
         assert words[:2] == ["/x/compute-sanitizer", f"--tool={tool}"]
-        assert words[-2:] == plain and "--error-exitcode=1" in words
+        assert words[-3:] == plain and "--error-exitcode=1" in words
     assert asked[1][1]["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
 
 
@@ -219,10 +219,7 @@ def test_the_report_says_what_it_lacks(room, commands, monkeypatch, installed):
     asked = commands()
     outcome = checks.report(room, "--quick")
     ((words, _),) = asked
-    assert (
-        words[:2] == [sys.executable, "bench/gpu/measure.py"]
-        and (measure.ROOT / words[1]).is_file()
-    )
+    assert words[:3] == [sys.executable, "-m", "bench.gpu.measure"]
     args = measure._parser().parse_args(words[3:])
     assert args.quick and args.out == room.out
     assert measure.LEAST <= args.limit <= room.seconds - measure.GRACE
@@ -245,7 +242,7 @@ def test_the_tiles_are_written_last(room, commands):
     asked = commands()
     assert checks.tiles(room) == Outcome(DONE)
     ((words, _),) = asked
-    assert words[1:] == ["-m", "bench.gpu.tiles_report", "-o", room.out / "tiles.md"]
+    assert words[1:] == ["-m", "bench.gpu.tiles_report", "-o", str(room.out / "tiles.md")]
     assert prove.CALLS[2][-1] == "tiles"
 
 

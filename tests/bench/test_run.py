@@ -30,12 +30,12 @@ def item(file: str, *marks: str) -> Item:
 
 
 ITEMS = [
-    item("bench_data.py", "throughput"),
-    item("bench_data.py"),
-    item("bench_norm_act.py"),
-    item("bench_step.py", "throughput"),
-    item("bench_step.py"),
-    item("bench_step.py", "full"),
+    item("step/bench_data.py", "throughput"),
+    item("step/bench_data.py"),
+    item("ops/bench_norm_act.py"),
+    item("step/bench_step.py", "throughput"),
+    item("step/bench_step.py"),
+    item("step/bench_step.py", "full"),
     Item(path=ROOT / "tests" / "test_x.py", marks=()),
 ]
 

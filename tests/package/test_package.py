@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = ("train", "digits", "test", "bench", "dev")
+EXTRAS = ("train", "digits", "docs", "test", "bench", "dev")
 
 
 # ---- installation

@@ -143,6 +143,11 @@ class COCOResGen(OfDomains, Translator):
 
 
 class COCOResGen2(COCOResGen):
-    """`COCOResGen` with LeakyReLU and no norm outside the residual blocks."""
+    """`COCOResGen` with LeakyReLU and no norm outside the residual blocks.
+
+    Args:
+        params: as `COCOResGen`.
+        latent: as `COCOResGen`.
+    """
 
     NORM, ACT = "none", "lrelu"

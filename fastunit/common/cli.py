@@ -64,7 +64,8 @@ def pick_device(name: str) -> torch.device:
     "auto" is the first GPU where PyTorch sees one, else the CPU. A GPU comes with its index and
     becomes CUDA's current device, on which Triton launches its kernels.
 
-    Raises UserError for any other name and for a GPU that is not there.
+    Raises:
+        UserError: another name, or a GPU that is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,7 +13,8 @@ from fastunit.common.errors import ConfigError
 def resolve(precision: str, device: torch.device) -> str:
     """Return what "auto" is on a device: bf16 on GPUs that have it (Ampere on), else fp32.
 
-    Raises ConfigError for tf32 anywhere but on such a GPU.
+    Raises:
+        ConfigError: tf32 anywhere but on such a GPU.
     """
     on_gpu = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if precision == "auto":

@@ -33,7 +33,10 @@ def build(cls: type[T], values: Mapping[str, Any], name: str) -> T:
 
     Field metadata may hold `choices`, `low` (inclusive), `high` (inclusive) and `below`
     (exclusive). Missing keys take their defaults. Keys in the class's `UNUSED`, if it has one, are
-    left out with a word; they may have to be 0 (`Unused.only_zero`). Raises ConfigError.
+    left out with a word; they may have to be 0 (`Unused.only_zero`).
+
+    Raises:
+        ConfigError: a key is unknown, or a value is of the wrong type or beyond its limits.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{name} must be a section of keys, not {values!r}")

@@ -46,12 +46,19 @@ class FileTranslator:
         precision: str = "auto",
         value_range: tuple[int, int] | None = None,
     ) -> None:
-        """Move `pair` to `device`, to multiply there in a precision of `PRECISIONS`.
+        """Move the networks to the device.
 
-        `value_range` is what the source domain was trained with (data.range_a, data.range_b).
+        Args:
+            pair: the generators.
+            direction: "a2b" or "b2a".
+            device: where to translate.
+            batch_size: most images at a time.
+            precision: of convolutions and matrix products, one of `PRECISIONS`.
+            value_range: what the source domain was trained with (data.range_a, data.range_b).
 
-        Raises CheckpointError when it cannot serve image files, ConfigError for a precision that
-        the device has not.
+        Raises:
+            CheckpointError: the networks cannot serve image files.
+            ConfigError: the device has not that precision.
         """
         source, target = pair.along(direction)
         for generator in (source, target):
@@ -74,7 +81,8 @@ class FileTranslator:
     def run(self, jobs: Sequence[Job]) -> None:
         """Translate all `jobs` that can be; `failed` tells of the others.
 
-        Raises UserError when an output cannot be written to disk or the GPU's memory is too small.
+        Raises:
+            UserError: an output cannot be written to disk, or the GPU's memory is too small.
         """
         pool = ThreadPoolExecutor(THREADS)
         try:

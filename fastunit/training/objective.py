@@ -218,7 +218,11 @@ def _l1(output: Tensor, target: Tensor) -> Tensor:
 
 
 def checked(noise: Noise | None, names: tuple[str, ...]) -> Noise:
-    """Return the noise of these names, None for each to be drawn; ValueError when one lacks."""
+    """Return the noise of these names, None for each that is to be drawn.
+
+    Raises:
+        ValueError: a name lacks.
+    """
     if noise is None:
         return dict.fromkeys(names)
     missing = [name for name in names if name not in noise]

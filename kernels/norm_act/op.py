@@ -170,7 +170,7 @@ def arguments_of(module: nn.InstanceNorm2d) -> dict[str, Tensor | float | None]:
         module: of which each image is normalised by its own statistics.
 
     Returns:
-        The keyword arguments: `instance_norm_act(x, **arguments_of(module))`.
+        Keyword arguments, for ``instance_norm_act(x, **arguments_of(module))``.
 
     Raises:
         ValueError: the module tracks running statistics, which would be ignored.

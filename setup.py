@@ -15,7 +15,7 @@ DIGITS = ["h5py", "scipy"]  # only for USPS in HDF5 and SVHN
 BENCH = [*TRAIN, "pytest", "pytest-benchmark"]
 TEST = [*DIGITS, *BENCH, "pytest-xdist"]
 DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings-python"]  # the site: `mkdocs build --strict`
-DEV = [*TEST, *DOCS, "build", "import-linter", "ruff"]
+DEV = [*TEST, *DOCS, "build", "import-linter", "pyright[nodejs]", "ruff"]
 
 # To be filled in once the project has a public address; nothing else in the repository names one.
 # Then: {"Source": ..., "Documentation": ..., "Changelog": ..., "Issues": ...}

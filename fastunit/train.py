@@ -80,6 +80,7 @@ def _train(trainer: Trainer, pairs: held_out.Pairs) -> int:
         ) from error
     if not finished:
         print(f"stopped at iteration {session.iteration}; continue with --resume {folder}")
+        assert stop.signal is not None  # what else stops a run
         return 128 + stop.signal
     _print_result(trainer.finish(pairs), folder)
     return 0

@@ -14,9 +14,11 @@ import torch
 from tqdm import tqdm
 
 from fastunit.common import precision as precisions
+from fastunit.common.choices import Direction, Precision
 from fastunit.common.errors import CheckpointError, DataError, UserError
 from fastunit.data import image_io
 from fastunit.models.domain_pair import Translator
+from fastunit.models.layers import moved
 
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -39,11 +41,11 @@ class FileTranslator:
     def __init__(
         self,
         pair: Translator,
-        direction: str,
+        direction: Direction,
         *,
         device: torch.device,
         batch_size: int,
-        precision: str = "auto",
+        precision: Precision = "auto",
         value_range: tuple[int, int] | None = None,
     ) -> None:
         """Move the networks to the device.
@@ -69,9 +71,10 @@ class FileTranslator:
                 )
         if not all(parameter.isfinite().all() for parameter in pair.parameters()):
             raise CheckpointError("the checkpoint holds weights that are NaN or infinite")
-        self._pair = pair.to(device, memory_format=torch.channels_last)
-        self._direction, self._device, self._batch_size = direction, device, batch_size
-        self._precision = precisions.resolve(precision, device)
+        self._pair = moved(pair, device)
+        self._direction: Direction = direction
+        self._device, self._batch_size = device, batch_size
+        self._precision: Precision = precisions.resolve(precision, device)
         self._reading = image_io.Reading(
             source.input_dim, value_range, f"data.range_{direction[0]}"
         )

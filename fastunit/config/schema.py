@@ -159,7 +159,9 @@ class Config:
         "auto",
         "of products; auto: bf16 on GPUs that have it, else fp32; inherit: as PyTorch is set",
     )
-    pair_domains: Switch = key("auto", "run both domains' layers in one launch; auto: on GPUs")
+    pair_domains: Switch = key(
+        "auto", "run both domains' layers in one launch; auto: all on GPUs, small ones on CPUs"
+    )
     graphs: Switch = key("auto", "replay the step as a CUDA graph; auto: on GPUs")
     compile: Switch = key("auto", "torch.compile what is between fused operations; auto: on GPUs")
     checkpoint_activations: bool = key(

@@ -31,7 +31,11 @@ def _tracked() -> list[Path]:
 
 
 TRACKED = _tracked()
-PAGES = sorted(path for path in TRACKED if path.suffix == ".md" and path.is_file())
+PAGES = sorted(
+    path
+    for path in TRACKED
+    if path.suffix == ".md" and path.is_file() and path.name != "CHANGELOG.md"  # names what is gone
+)
 
 
 def _names(module: str) -> bool:

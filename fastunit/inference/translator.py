@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fastunit.common import precision as precisions
 from fastunit.common.errors import CheckpointError, DataError, UserError
 from fastunit.data import image_io
-from fastunit.models.domain_pair import Translator
+from fastunit.models.domain_pair import DomainPair
 
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -38,7 +38,7 @@ class FileTranslator:
 
     def __init__(
         self,
-        pair: Translator,
+        pair: DomainPair,
         direction: str,
         *,
         device: torch.device,

@@ -47,7 +47,7 @@ class UNIT(Coupled):
             copy_matching(self.gen_a, self.gen_b)
         share_blocks(self.gen_a, self.gen_b, enc=config.share.enc, dec=config.share.dec)
 
-    def translator(self) -> GeneratorPair:
+    def generator_pair(self) -> GeneratorPair:
         return GeneratorPair(self.gen_a, self.gen_b)
 
     def layout(self) -> dict[str, dict[str, nn.Module]]:
@@ -103,7 +103,7 @@ class PaperUNIT(Coupled):
     dis_a = property(lambda self: self.dis.domains["a"])
     dis_b = property(lambda self: self.dis.domains["b"])
 
-    def translator(self) -> COCOResGen:
+    def generator_pair(self) -> COCOResGen:
         return self.gen
 
     def layout(self) -> dict[str, nn.Module]:

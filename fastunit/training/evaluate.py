@@ -21,7 +21,7 @@ from tqdm import tqdm
 from fastunit.common.progress import STDERR
 from fastunit.config import Config
 from fastunit.data.discovery import Domains
-from fastunit.models.domain_pair import DIRECTIONS, Translator, evaluating
+from fastunit.models.domain_pair import DIRECTIONS, DomainPair, evaluating
 from fastunit.report.summary import KINDS
 from fastunit.training import baselines, held_out
 from fastunit.training.baselines import Statistics
@@ -35,7 +35,7 @@ _SLOW = 2.0  # seconds after which there is a progress bar
 
 @torch.no_grad()
 def measure(
-    pair: Translator, pairs: Pairs, domains: Domains, config: Config, device: torch.device
+    pair: DomainPair, pairs: Pairs, domains: Domains, config: Config, device: torch.device
 ) -> dict[str, dict[str, Any]]:
     """Return, for "a2b" and "b2a", the translations' errors beside those of no translation.
 

@@ -121,7 +121,7 @@ class Trainer:
         ):
             shows.forget_after(session.iteration)
             if session.iteration == 0:
-                shows.show(session.translator, 0, keep=metrics)
+                shows.show(session.generator_pair, 0, keep=metrics)
             try:
                 self._iterate(loaders, stop, metrics, shows, bar)
             except (DataError, OSError):
@@ -138,7 +138,9 @@ class Trainer:
         session = self.session
         result: dict[str, Any] = {"iteration": session.iteration}
         if pairs:
-            result |= measure(session.translator, pairs, self.domains, self.config, session.device)
+            result |= measure(
+                session.generator_pair, pairs, self.domains, self.config, session.device
+            )
             result["pairs"] = len(pairs)
         loop_seconds = session.spent["loop_seconds"]
         images = sum(session.positions.values())
@@ -164,9 +166,9 @@ class Trainer:
                     _report(record, metrics, bar)
                 self._save()
             if self._due("image_save_iter"):
-                shows.show(session.translator, session.iteration, keep=metrics)
+                shows.show(session.generator_pair, session.iteration, keep=metrics)
             elif self._due("image_display_iter"):
-                shows.show(session.translator, session.iteration)
+                shows.show(session.generator_pair, session.iteration)
 
     def _due(self, key: str) -> bool:
         return self.session.iteration % getattr(self.config, key) == 0

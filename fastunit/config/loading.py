@@ -16,7 +16,10 @@ from fastunit.config.schema import Config
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """Build and check a configuration; raises ConfigError naming the key, value and choices."""
+    """Build and check a configuration; keys that are missing take their defaults.
+
+    Raises ConfigError naming the key, value and choices.
+    """
     config = build(Config, values, "")
     rules.check(config)
     return config
@@ -27,9 +30,30 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file (configs/demo.yaml when None), apply ``key=value`` overrides, check."""
-    return resolve(read_yaml(path), overrides, {})
+def load(path: str | Path | None = None, overrides: Sequence[str] = (), **changes: Any) -> Config:
+    """Read a configuration from YAML, change it and check it.
+
+    Args:
+        path: a YAML file, ours or the release's, or the name of one of our own configurations,
+            such as "photos"; None is "demo".
+        overrides: changes as the command line takes them, for instance ``"gen.dim=32"``.
+        changes: changes by key; of a section, a mapping of the keys to change:
+            ``load("photos", data_root="photos", gen={"dim": 32})``.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong; the message names it.
+    """
+    return resolve(_changed(read_yaml(path), changes), overrides, {})
+
+
+def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with some changed, within sections too."""
+    changed = dict(values)
+    for name, change in changes.items():
+        old = values.get(name)
+        both = isinstance(old, Mapping) and isinstance(change, Mapping)
+        changed[name] = _changed(old, change) if both else change
+    return changed
 
 
 def resolve(values: dict[str, Any], overrides: Sequence[str], extra: Mapping[str, Any]) -> Config:

@@ -8,7 +8,6 @@ statistics stand beside it, and whether each translation is recognised among all
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from fastunit.common.progress import STDERR
+from fastunit.common import progress
 from fastunit.config import Config
 from fastunit.data.discovery import Domains
 from fastunit.models.domain_pair import DIRECTIONS, DomainPair, evaluating
@@ -59,7 +57,8 @@ def measure(
     first = next(held_out.read([pairs[0][0]], config.domain("a"), config, crop, device))
     pairs, compared = _compared_first(pairs, first[0].numel())
     files = dict(zip("ab", zip(*pairs, strict=True), strict=True))
-    with _progress_bar(sum(map(len, training.values())) + 2 * (compared + len(pairs))) as bar:
+    images = sum(map(len, training.values())) + 2 * (compared + len(pairs))
+    with progress.bar(total=images, unit="image", desc="measuring", delay=_SLOW) as bar:
 
         def read(name: str, files: Sequence[Path]) -> Iterator[Tensor]:
             for images in held_out.read(files, config.domain(name), config, crop, device):
@@ -153,16 +152,3 @@ def _stacked(batches: Iterator[Tensor]) -> Tensor | None:
             return None
         found.append(images)
     return torch.cat(found)
-
-
-def _progress_bar(images: int) -> tqdm:
-    # In a log file each refresh is a line of its own.
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(
-        total=images,
-        unit="image",
-        desc="measuring",
-        delay=_SLOW,
-        mininterval=interval,
-        file=STDERR,
-    )

@@ -7,14 +7,17 @@ from contextlib import contextmanager
 
 import torch
 
+from fastunit.common.choices import PRECISIONS
 from fastunit.common.errors import ConfigError
 
 
 def resolve(precision: str, device: torch.device) -> str:
     """Return what "auto" is on a device: bf16 on GPUs that have it (Ampere on), else fp32.
 
-    Raises ConfigError for tf32 anywhere but on such a GPU.
+    Raises ConfigError for what is no precision, and for tf32 anywhere but on such a GPU.
     """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision={precision!r} must be one of {', '.join(PRECISIONS)}")
     on_gpu = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if precision == "auto":
         return "bf16" if on_gpu else "fp32"

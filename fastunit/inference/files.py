@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fastunit.common import precision as precisions
 from fastunit.common.errors import CheckpointError, DataError, UserError
 from fastunit.data import image_io
-from fastunit.models.domain_pair import DomainPair
+from fastunit.inference.translator import Translator
 
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -36,35 +35,20 @@ class FileTranslator:
         failed: the sources that could not be read or written, with the reasons.
     """
 
-    def __init__(
-        self,
-        pair: DomainPair,
-        direction: str,
-        *,
-        device: torch.device,
-        batch_size: int,
-        precision: str = "auto",
-        value_range: tuple[int, int] | None = None,
-    ) -> None:
-        """Move `pair` to `device`, to multiply there in a precision of `PRECISIONS`.
+    def __init__(self, translator: Translator, direction: str, *, batch_size: int) -> None:
+        """Prepare to translate at most `batch_size` images at a time.
 
-        `value_range` is what the source domain was trained with (data.range_a, data.range_b).
-
-        Raises CheckpointError when it cannot serve image files, ConfigError for a precision that
-        the device has not.
+        Raises CheckpointError when the networks cannot serve image files.
         """
-        source, target = pair.along(direction)
+        source, target = translator.networks.along(direction)
         for generator in (source, target):
             if generator.input_dim not in (1, 3):
                 raise CheckpointError(
                     f"the networks take images of {generator.input_dim} channels; image files are "
                     "translated with 1 (grayscale) or 3 (RGB)"
                 )
-        if not all(parameter.isfinite().all() for parameter in pair.parameters()):
-            raise CheckpointError("the checkpoint holds weights that are NaN or infinite")
-        self._pair = pair.to(device, memory_format=torch.channels_last)
-        self._direction, self._device, self._batch_size = direction, device, batch_size
-        self._precision = precisions.resolve(precision, device)
+        self._translator, self._direction, self._batch_size = translator, direction, batch_size
+        value_range = translator.config.domain(direction[0]).value_range
         self._reading = image_io.Reading(
             source.input_dim, value_range, f"data.range_{direction[0]}"
         )
@@ -87,25 +71,16 @@ class FileTranslator:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    @torch.inference_mode()
-    def translate(self, images: np.ndarray) -> np.ndarray:
-        """Translate uint8 [N, H, W, C] to uint8 [N, H, W, K] through the network's [-1, 1]."""
-        # Channels stay last in memory: NHWC seen as NCHW is channels_last.
-        x = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with precisions.products(self._precision, self._device):
-            y = self._pair.translate(x, self._direction).float()
-        values = ((y + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return values.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
     def _outputs(self, batch: list[Job], images: list[np.ndarray]) -> np.ndarray:
         try:
-            return self.translate(np.stack(images))
+            with torch.inference_mode():
+                return self._translator.translate(np.stack(images), self._direction)
         except torch.OutOfMemoryError as error:
             height, width = images[0].shape[:2]
             raise UserError(
-                f"{self._device} has too little memory for {len(batch)} images of {width}x{height} "
-                f"pixels, from {batch[0].source} on; lower --batch-size {self._batch_size}, or "
-                "use --device cpu"
+                f"{self._translator.device} has too little memory for {len(batch)} images of "
+                f"{width}x{height} pixels, from {batch[0].source} on; lower --batch-size "
+                f"{self._batch_size}, or use --device cpu"
             ) from error
 
     def _read_ahead(

@@ -173,5 +173,6 @@ def config_beside(path: Path) -> Config:
     if folder := run_of(path):
         return configuration.load(folder / "config.yaml")
     raise CheckpointError(
-        f"{path} is a release's file without a configuration; give its YAML with --config"
+        f"{path} is a release's file without a configuration; give its YAML as config "
+        "(--config), or put it beside the file as config.yaml"
     )

@@ -1,0 +1,179 @@
+"""Tensors, arrays and images of Pillow through trained networks."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastunit.common import devices
+from fastunit.common import precision as precisions
+from fastunit.common.errors import DataError
+from fastunit.config import Config
+from fastunit.models.domain_pair import DomainPair, evaluating
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Picture = TypeVar("Picture", "Tensor", "np.ndarray", "Image")
+
+
+class Translator:
+    """Trained generators of two domains, ready to translate; `fastunit.load` makes one.
+
+    Args:
+        networks: the generators, for instance a trained `UNIT`. They are moved to the device, in
+            channels_last memory format, and put into evaluation mode.
+        config: what the networks were trained with. `data.range_a` and `data.range_b` say how
+            16-bit images of Pillow are read; networks and sizes are not taken from it.
+        device: where to compute: "cpu", "cuda", "cuda:N" or a torch.device; None is the first GPU,
+            or the CPU where there is none.
+        precision: compute dtype of convolutions: "bf16", "tf32", "fp32", or "inherit" for what
+            PyTorch is set to; None or "auto" is bf16 on GPUs that have it, else fp32.
+
+    Attributes:
+        networks, config: as given.
+        device: the torch.device in use.
+        precision: the precision in use; "auto" has been resolved.
+
+    Raises:
+        UserError: there is no such device, or it does not have this precision (ConfigError).
+    """
+
+    def __init__(
+        self,
+        networks: DomainPair,
+        config: Config,
+        *,
+        device: torch.device | str | None = None,
+        precision: str | None = None,
+    ) -> None:
+        self.device = devices.choose(device)
+        self.precision = precisions.resolve(precision or "auto", self.device)
+        self.networks = networks.to(self.device, memory_format=torch.channels_last).eval()
+        self.config = config
+
+    def translate(self, x: Picture, direction: str, *, grad: bool = False) -> Picture:
+        """Translate one image, or a batch, to the other domain, without noise.
+
+        Any height and width will do: the edges are extended by repeating the last pixels to a size
+        that the networks take, and the result is cut back. C is the channels of the source domain,
+        K those of the target domain.
+
+        Args:
+            x: one of
+                a tensor [C, H, W] or [N, C, H, W] on any device, of a floating dtype with values
+                in [-1, 1], or of uint8;
+                an array [H, W, C] or [N, H, W, C] of uint8;
+                an image of Pillow of any mode. It is read as `python -m fastunit.translate` reads
+                a file: turned upright by its EXIF orientation, alpha dropped, gray made RGB or
+                colours made gray where the domain asks for it; 16 bits scaled to 8, by the
+                domain's `data.range_*` where there is one.
+            direction: "a2b" or "b2a".
+            grad: build the graph for backward. `x` is then a floating tensor, and gradients reach
+                it and the networks' parameters. By default nothing is recorded.
+
+        Returns:
+            The translation: for a tensor [K, H, W] or [N, K, H, W] of the same dtype, range,
+            device and memory format; for an array [H, W, K] or [N, H, W, K], uint8; for an image
+            one of mode L or RGB. Values of uint8 are rounded to the nearest.
+
+        Raises:
+            UserError: the direction is neither of the two.
+            DataError: x is of another kind, dtype or shape, or has no pixels.
+            torch.OutOfMemoryError: the GPU's memory is too small for the batch.
+        """
+        source, target = (each.input_dim for each in self.networks.along(direction))
+        if grad and not (isinstance(x, Tensor) and x.is_floating_point()):
+            raise DataError(f"grad=True needs a tensor of a floating dtype, not {_kind(x)}")
+        if isinstance(x, Tensor):
+            return self._tensor(x, direction, source, grad)
+        if isinstance(x, np.ndarray):
+            return self._array(x, direction, source)
+        if _is_image(x):
+            return self._image(x, direction, source, target)
+        raise DataError(
+            f"cannot translate {_kind(x)}; give a tensor, a NumPy array or an image of Pillow"
+        )
+
+    def _tensor(self, x: Tensor, direction: str, channels: int, grad: bool) -> Tensor:
+        if not (x.is_floating_point() or x.dtype == torch.uint8):
+            raise DataError(f"a tensor must be floating, in [-1, 1], or uint8, not {x.dtype}")
+        _check_shape(x, "CHW", channels)
+        batch = x if x.dim() == 4 else x[None]
+        y = self._run(batch, direction, grad)
+        y = y.to(x.device, x.dtype).contiguous(memory_format=_memory_format(batch))
+        return y if x.dim() == 4 else y[0]
+
+    def _array(self, x: np.ndarray, direction: str, channels: int) -> np.ndarray:
+        if x.dtype != np.uint8:
+            raise DataError(
+                f"an array must be uint8, not {x.dtype}; values in [-1, 1] go in a tensor"
+            )
+        _check_shape(x, "HWC", channels)
+        # A copy: PyTorch takes neither negative strides nor, without a warning, read-only memory.
+        batch = torch.from_numpy(np.array(x if x.ndim == 4 else x[None], order="C"))
+        # Channels stay last in memory: NHWC seen as NCHW is channels_last.
+        y = self._run(batch.permute(0, 3, 1, 2), direction, grad=False)
+        found = y.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return found if x.ndim == 4 else found[0]
+
+    def _image(self, x: Image, direction: str, source: int, target: int) -> Image:
+        from fastunit.data import image_io  # needs Pillow, which tensors and arrays do not
+
+        if not {source, target} <= {1, 3}:
+            raise DataError(
+                f"the networks translate {source} channels to {target}, but images of Pillow are "
+                "gray (1) or RGB (3); give a tensor or an array"
+            )
+        value_range = self.config.domain(direction[0]).value_range
+        reading = image_io.Reading(source, value_range, f"data.range_{direction[0]}")
+        return image_io.to_image(
+            self._array(image_io.from_image(x, reading), direction, channels=source)
+        )
+
+    def _run(self, x: Tensor, direction: str, grad: bool) -> Tensor:
+        """Translate [N, C, H, W]; uint8 gives uint8, any floating dtype that of the computation."""
+        dtype = next(self.networks.parameters()).dtype
+        with (
+            torch.set_grad_enabled(grad),
+            evaluating(self.networks),
+            devices.current(self.device),
+            precisions.products(self.precision, self.device),
+        ):
+            images = x.to(self.device).to(dtype).contiguous(memory_format=torch.channels_last)
+            if x.dtype != torch.uint8:
+                return self.networks.translate(images, direction)
+            y = self.networks.translate(images / 127.5 - 1, direction).to(dtype)
+            return ((y + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _check_shape(x: Tensor | np.ndarray, layout: str, channels: int) -> None:
+    """Raise DataError unless x is one image or a batch of `layout` with these channels."""
+    shape = tuple(x.shape)
+    if len(shape) not in (3, 4) or shape[-3:][layout.index("C")] != channels:
+        wanted = ", ".join(layout).replace("C", str(channels))
+        raise DataError(
+            f"{_kind(x)} of shape {shape} does not fit; this domain takes [{wanted}] or "
+            f"[N, {wanted}]"
+        )
+    if 0 in shape[-3:]:
+        raise DataError(f"{_kind(x)} of shape {shape} has no pixels")
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _is_image(x: object) -> bool:
+    module: Any = sys.modules.get("PIL.Image")  # not imported: there is no image of Pillow
+    return module is not None and isinstance(x, module.Image)
+
+
+def _kind(x: object) -> str:
+    names = {Tensor: "a tensor", np.ndarray: "an array"}
+    return names.get(type(x), f"an object of type {type(x).__name__}")

@@ -14,7 +14,7 @@ TRAIN = ["nvidia-dali-cuda130", "tensorboard", "tqdm", "pyyaml", "pillow", "matp
 DIGITS = ["h5py", "scipy"]  # only for USPS in HDF5 and SVHN
 BENCH = [*TRAIN, "pytest", "pytest-benchmark"]
 TEST = [*DIGITS, *BENCH, "pytest-xdist"]
-DEV = [*TEST, "ruff", "build"]
+DEV = [*TEST, "ruff", "pyright[nodejs]", "import-linter", "build"]
 
 # To be filled in once the project has a public address; nothing else in the repository names one.
 # Then: {"Source": ..., "Documentation": ..., "Changelog": ..., "Issues": ...}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastunit import config
 from fastunit.common import cli, environment, files, progress
@@ -214,7 +214,7 @@ def finish(
         "settings": asdict(run.settings),
         "environment": environment.describe(run.device),
     }
-    networks = {"dis": run.dis, "judge": run.judge}
+    networks: dict[str, nn.Module] = {"dis": run.dis, "judge": run.judge}
     if not run.source_only:
         networks["gen"] = run.gen
     states = {name: network.state_dict() for name, network in networks.items()}

@@ -14,14 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from fastunit.common import files
 from fastunit.common.errors import CheckpointError
 from fastunit.config import Config, from_dict
 from fastunit.config.fields import build
-from fastunit.models.discriminator import widened
+from fastunit.models.discriminator import Discriminator, widened
+from fastunit.models.domain_pair import Coupled
 from fastunit.models.perceptual import Perceptual, as_vgg_takes, load_perceptual
 from fastunit.models.unit import UNIT
+from fastunit.models.vae import VAE
 from fastunit.training import lr_schedule, optim, overrides, plain_objective, release_files
 from fastunit.training.objective import Losses, Noise
 from fastunit.training.step import TrainStep
@@ -73,6 +76,16 @@ class UNIT_Trainer(nn.Module):
     equal up to rounding where the methods compute the same. Noise is then what `encode` returns.
     `latent: learned`, which is not the release's, cannot be combined with that: ValueError.
     """
+
+    gen_a: VAE
+    gen_b: VAE
+    dis_a: Discriminator
+    dis_b: Discriminator
+    gen_opt: torch.optim.Optimizer
+    dis_opt: torch.optim.Optimizer
+    gen_scheduler: LRScheduler | None
+    dis_scheduler: LRScheduler | None
+    vgg: nn.Module | None
 
     def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
         super().__init__()
@@ -233,7 +246,7 @@ class UNIT_Trainer(nn.Module):
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"gen": self.gen_opt, "dis": self.dis_opt}
 
-    def _unit(self) -> UNIT:
+    def _unit(self) -> Coupled:
         """Return the networks of this moment as the training step takes them."""
         for name, network in self._networks().items():
             setattr(self._step.unit, name, network)
@@ -312,7 +325,8 @@ _METHODS = {
 
 def _with(settings: Config, hyperparameters: Mapping[str, Any] | None, keys: tuple) -> Config:
     """Return settings with those of some keys that are given, checked as the constructor's."""
-    given = {key: hyperparameters[key] for key in keys if key in (hyperparameters or ())}
+    hyperparameters = hyperparameters or {}
+    given = {key: hyperparameters[key] for key in keys if key in hyperparameters}
     if not given:
         return settings
     checked = build(Config, given, "")

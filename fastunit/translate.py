@@ -16,10 +16,9 @@ from pathlib import Path
 
 from fastunit import config
 from fastunit.common import cli
-from fastunit.common.choices import PRECISIONS
+from fastunit.common.choices import DIRECTIONS, PRECISIONS
 from fastunit.common.errors import DataError
 from fastunit.data.discovery import EXTENSIONS, image_files
-from fastunit.models.domain_pair import DIRECTIONS
 from fastunit.training.loading import load
 
 with cli.needs("train"):

@@ -1,13 +1,28 @@
-"""The choices of options, each in one place; needs neither torch nor YAML."""
+"""The options that are one of a few words: a type each, from which the tuple of words is made."""
 
-ACTIVATIONS = ("relu", "lrelu", "prelu", "selu", "tanh", "none")
-NORMS = ("none", "bn", "in", "ln")
-PAD_TYPES = ("zero", "reflect", "replicate")
-GAN_TYPES = ("lsgan", "nsgan")
-PRECISIONS = ("auto", "bf16", "tf32", "fp32", "inherit")
-SWITCH = ("auto", "on", "off")
-LATENTS = ("unit", "learned")
-NETWORKS = ("release", "paper")
-INITS = ("gaussian", "xavier", "kaiming", "orthogonal", "default")
-LR_POLICIES = ("step", "constant", "linear")
-INITS_B = ("own", "copy")
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Activation = Literal["relu", "lrelu", "prelu", "selu", "tanh", "none"]
+Norm = Literal["none", "bn", "in", "ln"]
+PadType = Literal["zero", "reflect", "replicate"]
+GanType = Literal["lsgan", "nsgan"]
+Precision = Literal["auto", "bf16", "tf32", "fp32", "inherit"]
+Switch = Literal["auto", "on", "off"]
+Latent = Literal["unit", "learned"]
+Network = Literal["release", "paper"]
+Init = Literal["gaussian", "xavier", "kaiming", "orthogonal", "default"]
+InitB = Literal["own", "copy"]
+LRPolicy = Literal["step", "constant", "linear"]
+BuiltinData = Literal["none", "scenes", "scene_maps"]
+TestCrop = Literal["center", "full"]
+Direction = Literal["a2b", "b2a"]
+
+ACTIVATIONS = get_args(Activation)
+NORMS = get_args(Norm)
+PAD_TYPES = get_args(PadType)
+PRECISIONS = get_args(Precision)
+LATENTS = get_args(Latent)
+INITS = get_args(Init)
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)

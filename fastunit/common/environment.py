@@ -16,7 +16,7 @@ PACKAGES = ("fastunit", "torch", "triton", "numpy", "nvidia-dali-cuda130")
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Return the facts about this process on a device, ready for JSON; None where unknown."""
-    versions = {"python": platform.python_version()}
+    versions: dict[str, Any] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-from fastunit.common.choices import PRECISIONS
+from fastunit.common.choices import PRECISIONS, Precision
 from fastunit.common.errors import ConfigError
 
 
-def resolve(precision: str, device: torch.device) -> str:
+def resolve(precision: Precision, device: torch.device) -> Precision:
     """Return what "auto" is on a device: bf16 on GPUs that have it (Ampere on), else fp32.
 
     Raises ConfigError for what is no precision, and for tf32 anywhere but on such a GPU.
@@ -30,12 +31,14 @@ def resolve(precision: str, device: torch.device) -> str:
 
 
 @contextmanager
-def switches(precision: str) -> Iterator[None]:
+def switches(precision: Precision) -> Iterator[None]:
     """Set PyTorch's tf32 switches to a resolved precision inside the block; for backward too.
 
     "inherit" changes nothing.
     """
-    backends = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    # PyTorch puts an object that has `conv` in this module's place.
+    conv = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
+    backends: tuple[Any, ...] = (conv, torch.backends.cuda.matmul)
     before = [backend.fp32_precision for backend in backends]
     wanted = before
     if precision != "inherit":
@@ -50,7 +53,7 @@ def switches(precision: str) -> Iterator[None]:
 
 
 @contextmanager
-def products(precision: str, device: torch.device) -> Iterator[None]:
+def products(precision: Precision, device: torch.device) -> Iterator[None]:
     """Multiply in a resolved precision inside the block; a forward pass, as autocast is for.
 
     bf16 is autocast: operands are rounded to bfloat16; accumulation, statistics, losses and

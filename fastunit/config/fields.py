@@ -10,11 +10,14 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fastunit.common.errors import ConfigError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
 _logger = logging.getLogger(__name__)
 
 
@@ -28,12 +31,13 @@ def section(cls: type, doc: str) -> Any:
     return field(default_factory=cls, metadata={"doc": doc})
 
 
-def build(cls: type[T], values: Mapping[str, Any], name: str) -> T:
+def build(cls: type[Options], values: object, name: str) -> Options:
     """Return `cls` filled from `values`; `name` is the section's dotted name, "" for the root.
 
-    Field metadata may hold `choices`, `low` (inclusive), `high` (inclusive) and `below`
-    (exclusive). Missing keys take their defaults. Keys in the class's `UNUSED`, if it has one, are
-    left out with a word; they may have to be 0 (`Unused.only_zero`). Raises ConfigError.
+    A field of a Literal type takes one of its words. Field metadata may hold `low` (inclusive),
+    `high` (inclusive) and `below` (exclusive). Missing keys take their defaults. Keys in the
+    class's `UNUSED`, if it has one, are left out with a word; they may have to be 0
+    (`Unused.only_zero`). Raises ConfigError.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{name} must be a section of keys, not {values!r}")
@@ -100,7 +104,7 @@ def _unknown(cls: type, key: str, name: str) -> str:
 
 
 def _convert(hint: Any, value: Any, key: str, limits: Mapping[str, Any]) -> Any:
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return build(hint, {} if value is None else value, key)
     if isinstance(hint, types.UnionType):
         if value is None:
@@ -108,10 +112,26 @@ def _convert(hint: Any, value: Any, key: str, limits: Mapping[str, Any]) -> Any:
         hint = next(option for option in hint.__args__ if option is not type(None))
     if typing.get_origin(hint) is tuple:
         return _pair(typing.get_args(hint)[0], value, key, limits)
-    if isinstance(value, bool) and "on" in limits.get("choices", ()):
-        value = "on" if value else "off"  # as YAML 1.1 reads these words
+    if choices := choices_of(hint):
+        return _chosen(choices, value, key)
     value = _typed(hint, value, key)
     _check(value, key, limits)
+    return value
+
+
+def choices_of(hint: Any) -> tuple[str, ...]:
+    """Return the words of a Literal type; none of any other."""
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+
+
+def _chosen(choices: tuple[str, ...], value: Any, key: str) -> str:
+    if isinstance(value, bool) and "on" in choices:
+        value = "on" if value else "off"  # as YAML 1.1 reads these words
+    value = _typed(str, value, key)
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError(f"{key}={value!r} must be one of {', '.join(choices)}{hint}")
     return value
 
 
@@ -154,11 +174,6 @@ def _number(value: Any) -> float | None:
 
 
 def _check(value: Any, key: str, limits: Mapping[str, Any]) -> None:
-    choices = limits.get("choices")
-    if choices and value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ConfigError(f"{key}={value!r} must be one of {', '.join(choices)}{hint}")
     for limit, broken, words in (
         ("low", lambda v, x: v < x, "at least"),
         ("high", lambda v, x: v > x, "at most"),

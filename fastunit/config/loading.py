@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from fastunit.common.errors import ConfigError
 from fastunit.config import rules
-from fastunit.config.fields import build
+from fastunit.config.fields import build, choices_of
 from fastunit.config.schema import Config
 
 
@@ -51,8 +51,9 @@ def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     changed = dict(values)
     for name, change in changes.items():
         old = values.get(name)
-        both = isinstance(old, Mapping) and isinstance(change, Mapping)
-        changed[name] = _changed(old, change) if both else change
+        if isinstance(old, Mapping) and isinstance(change, Mapping):
+            change = _changed(old, change)
+        changed[name] = change
     return changed
 
 
@@ -124,12 +125,13 @@ def reference() -> str:
     lines = ["| key | default | meaning |", "| --- | --- | --- |"]
 
     def walk(cls: type, prefix: str) -> None:
+        hints = get_type_hints(cls)
         for item in fields(cls):
             if dataclasses.is_dataclass(item.default_factory):
                 walk(item.default_factory, f"{prefix}{item.name}.")
                 continue
             doc = item.metadata["doc"]
-            if choices := item.metadata.get("choices"):
+            if choices := choices_of(hints[item.name]):
                 doc += f" ({', '.join(choices)})"
             default = "" if item.default is None else str(item.default)
             if isinstance(item.default, bool):

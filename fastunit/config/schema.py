@@ -11,17 +11,19 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from fastunit.common.choices import (
-    ACTIVATIONS,
-    GAN_TYPES,
-    INITS,
-    INITS_B,
-    LATENTS,
-    LR_POLICIES,
-    NETWORKS,
-    NORMS,
-    PAD_TYPES,
-    PRECISIONS,
-    SWITCH,
+    Activation,
+    BuiltinData,
+    GanType,
+    Init,
+    InitB,
+    Latent,
+    LRPolicy,
+    Network,
+    Norm,
+    PadType,
+    Precision,
+    Switch,
+    TestCrop,
 )
 from fastunit.config.fields import Unused, key, section
 from fastunit.config.schema2017 import PaperConfig
@@ -34,21 +36,21 @@ class GeneratorConfig:
     )
 
     dim: int = key(64, "channels of the first layer", low=1)
-    activ: str = key("relu", "activation of every block but the last", choices=ACTIVATIONS)
+    activ: Activation = key("relu", "activation of every block but the last")
     n_downsample: int = key(2, "stride-2 layers in the encoder, upsamplings in the decoder", low=0)
     n_res: int = key(4, "residual blocks in the encoder, and again in the decoder", low=0)
-    pad_type: str = key("reflect", "padding", choices=PAD_TYPES)
+    pad_type: PadType = key("reflect", "padding")
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
     dim: int = key(64, "channels of the first layer", low=1)
-    norm: str = key("none", "norm of every layer but the first and last", choices=NORMS)
-    activ: str = key("lrelu", "activation", choices=ACTIVATIONS)
+    norm: Norm = key("none", "norm of every layer but the first and last")
+    activ: Activation = key("lrelu", "activation")
     n_layer: int = key(4, "stride-2 layers per scale", low=1)
-    gan_type: str = key("lsgan", "least squares or non-saturating", choices=GAN_TYPES)
+    gan_type: GanType = key("lsgan", "least squares or non-saturating")
     num_scales: int = key(3, "image scales, each half the one before", low=1)
-    pad_type: str = key("reflect", "padding", choices=PAD_TYPES)
+    pad_type: PadType = key("reflect", "padding")
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,11 @@ class ShareConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    builtin: str = key(
-        "none", "built-in demo domains instead of files", choices=("none", "scenes", "scene_maps")
-    )
+    builtin: BuiltinData = key("none", "built-in demo domains instead of files")
     skip_bad: bool = key(False, "leave unreadable and too-small files out instead of refusing")
-    test_crop: str = key(
+    test_crop: TestCrop = key(
         "center",
         "what of a test image is measured: centre crop or all of it",
-        choices=("center", "full"),
     )
     flip: bool = key(True, "mirror half of the training images left to right")
     range_a: tuple[int, int] | None = key(
@@ -129,13 +128,12 @@ class Config:
     beta1: float = key(0.5, "Adam's first decay", low=0.0, below=1.0)
     beta2: float = key(0.999, "Adam's second decay", low=0.0, below=1.0)
     weight_decay: float = key(1e-4, "L2 penalty inside Adam's gradient", low=0.0)
-    init: str = key("kaiming", "initialisation of the generators", choices=INITS)
-    init_b: str = key(
+    init: Init = key("kaiming", "initialisation of the generators")
+    init_b: InitB = key(
         "own",
         "start of domain b's generator: weights of its own, as the release, or those of a's",
-        choices=INITS_B,
     )
-    lr_policy: str = key("step", "learning-rate schedule", choices=LR_POLICIES)
+    lr_policy: LRPolicy = key("step", "learning-rate schedule")
     step_size: int = key(100_000, "iterations between learning-rate steps", low=1)
     gamma: float = key(0.5, "learning-rate factor of a step", low=0.0)
     decay_from: float = key(
@@ -157,18 +155,15 @@ class Config:
     seed: int = key(0, "seed of weights, noise and data order", low=0, below=2**63)
 
     # Speed.
-    precision: str = key(
+    precision: Precision = key(
         "auto",
         "of products; auto: bf16 on GPUs that have it, else fp32; inherit: as PyTorch is set",
-        choices=PRECISIONS,
     )
-    pair_domains: str = key(
-        "auto", "run both domains' layers in one launch; auto: on GPUs", choices=SWITCH
+    pair_domains: Switch = key(
+        "auto", "run both domains' layers in one launch; auto: all on GPUs, small ones on CPUs"
     )
-    graphs: str = key("auto", "replay the step as a CUDA graph; auto: on GPUs", choices=SWITCH)
-    compile: str = key(
-        "auto", "torch.compile what is between fused operations; auto: on GPUs", choices=SWITCH
-    )
+    graphs: Switch = key("auto", "replay the step as a CUDA graph; auto: on GPUs")
+    compile: Switch = key("auto", "torch.compile what is between fused operations; auto: on GPUs")
     checkpoint_activations: bool = key(
         False, "save memory for large crops: run blocks again in backward instead of keeping them"
     )
@@ -189,19 +184,16 @@ class Config:
     )
 
     # Networks.
-    network: str = key(
+    network: Network = key(
         "release",
         "the 2018 release's (gen, dis, share) or the paper's own (paper)",
-        choices=NETWORKS,
     )
     input_dim_a: int = key(3, "channels of domain a", low=1)
     input_dim_b: int = key(3, "channels of domain b", low=1)
     gen: GeneratorConfig = section(GeneratorConfig, "generators")
     dis: DiscriminatorConfig = section(DiscriminatorConfig, "discriminators")
     paper: PaperConfig = section(PaperConfig, "the paper's own networks")
-    latent: str = key(
-        "unit", "standard deviation of the codes: 1, as the release, or learned", choices=LATENTS
-    )
+    latent: Latent = key("unit", "standard deviation of the codes: 1, as the release, or learned")
     share: ShareConfig = section(ShareConfig, "weight sharing between the generators")
 
     # Data.

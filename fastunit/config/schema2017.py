@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 from fastunit.common.errors import ConfigError
-from fastunit.config.fields import build, key, section
+from fastunit.config.fields import Options, build, key, section
 
-T = TypeVar("T")
-GENERATORS = ("COCOResGen", "COCOResGen2")
-DISCRIMINATORS = ("COCODis", "COCOMsDis", "COCOSharedDis")
+Generator = Literal["COCOResGen", "COCOResGen2"]
+Discriminator = Literal["COCODis", "COCOMsDis", "COCOSharedDis"]
 OPTIONAL = ("res_dropout_ratio",)
 
 
@@ -80,14 +79,14 @@ class SharedDisOptions(_Images, _SharedDis):
 class PaperGeneratorConfig(_ResGen):
     """Section paper.gen; the images' channels are not in it."""
 
-    name: str = key("COCOResGen", "the generators' class", choices=GENERATORS)
+    name: Generator = key("COCOResGen", "the generators' class")
 
 
 @dataclass(frozen=True)
 class PaperDiscriminatorConfig(_SharedDis, _Dis):
     """Section paper.dis; the images' channels are not in it."""
 
-    name: str = key("COCOMsDis", "the discriminators' class", choices=DISCRIMINATORS)
+    name: Discriminator = key("COCOMsDis", "the discriminators' class")
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,9 @@ class PaperConfig:
     dis: PaperDiscriminatorConfig = section(PaperDiscriminatorConfig, "discriminators")
 
 
-def read(cls: type[T], params: Mapping[str, Any] | T, name: str, network: str) -> T:
+def read(
+    cls: type[Options], params: Mapping[str, Any] | Options, name: str, network: str
+) -> Options:
     """Return checked options from a mapping, or from an instance of `cls`.
 
     All keys but those in OPTIONAL must be given: the 2017 release has no defaults. `name` may

@@ -92,7 +92,7 @@ def draw_training_pairs(folder: Path, count: int = N_TRAIN, seed: int = 2017) ->
 
 
 def _draw_all(folder: Path, n_train: int, n_test: int, seed: int, builtin: str) -> None:
-    jobs = [("trainA", None, _TRAIN_A, i) for i in range(n_train)]
+    jobs: list[_Job] = [("trainA", None, _TRAIN_A, i) for i in range(n_train)]
     jobs += [(None, "trainB", _TRAIN_B, i) for i in range(n_train)]
     jobs += [("testA", "testB", _TEST, i) for i in range(n_test)]
     _draw(folder, jobs, seed, builtin)

@@ -44,7 +44,8 @@ class Reading:
     def table(self) -> np.ndarray:
         """Return what each 16-bit value becomes: uint8 [65536]."""
         low, high = self.value_range or (0, 65535)
-        return np.uint8(np.clip((np.arange(65536) - low) / (high - low), 0, 1) * 255 + 0.5)
+        levels = np.clip((np.arange(65536) - low) / (high - low), 0, 1) * 255
+        return (levels + 0.5).astype(np.uint8)
 
 
 def read(file: Path, channels: int) -> np.ndarray:
@@ -80,7 +81,7 @@ def decode(data: bytes, reading: Reading) -> np.ndarray:
     if not reading.value_range:
         return seen
     values = sixteen_bits(data, reading.channels)
-    if not _agree(np.uint8(np.round(values / 257)), seen, kind):
+    if not _agree(np.round(values / 257).astype(np.uint8), seen, kind):
         raise misread
     return reading.table()[values]
 
@@ -204,12 +205,12 @@ def _not_deep(reading: Reading) -> str:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Rescale the modes of more than 8 bits, which Pillow's own conversions would clip."""
     if image.mode.startswith("I"):
-        return Image.fromarray(np.uint8(np.round(np.asarray(image) / 257)))
+        return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
     if image.mode == "F":
         values = np.asarray(image)
         if not (values.min() >= 0 and values.max() <= 1):  # NaN fails too
             raise DataError(f"floating values {values.min()}..{values.max()} are not in 0..1")
-        return Image.fromarray(np.uint8(np.round(values * 255)))
+        return Image.fromarray(np.round(values * 255).astype(np.uint8))
     return image
 
 

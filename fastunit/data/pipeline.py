@@ -142,7 +142,7 @@ def iter_images(
 
 
 _Sample = tuple[Path, float, float, bool]  # file, crop x and y in [0, 1), flip
-_Batch = tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], list[np.ndarray]]
+_Batch = tuple[list[np.ndarray], list[np.int32], list[np.float32], list[np.float32]]
 
 
 class _Random:
@@ -201,7 +201,7 @@ class _Reader:
         threads: int,
         decoder: str,
     ) -> None:
-        from nvidia.dali import pipeline_def
+        from nvidia.dali.pipeline import pipeline_def
 
         self._rule, self._device = rule, torch.device(device)
         self._pipeline = pipeline_def(_graph)(
@@ -269,8 +269,7 @@ def _decoder(files: Sequence[Path], rule: SizeRule, device: torch.device) -> str
 
 def _graph(batches: Iterator[_Batch], rule: SizeRule, decoder: str, cuda: bool) -> Any:
     """Define the DALI graph: [N] file names and random numbers -> float32 NHWC in [-1, 1]."""
-    from nvidia.dali import fn, types
-
+    fn, types = _dali()
     inputs = 4 if rule.crop else 2  # whole pictures need no crop position
     source = (batch[:inputs] for batch in batches)
     file, flip, *where = fn.external_source(source, num_outputs=inputs, batch=True)
@@ -308,11 +307,18 @@ def _graph(batches: Iterator[_Batch], rule: SizeRule, decoder: str, cuda: bool) 
     )
 
 
+def _dali() -> tuple[Any, Any]:
+    """Return DALI's `fn` and `types`, whose stubs lack some of what they hold."""
+    from nvidia.dali import fn, types
+
+    return fn, types
+
+
 def _crop_arguments(images: Any, crop: tuple[int, int], x: Any, y: Any) -> dict[str, Any]:
     """Make every offset 0..spare equally likely; DALI's own rounding would halve the two ends."""
-    from nvidia.dali import math, types
+    from nvidia.dali import math
 
-    shape = images.shape(dtype=types.FLOAT)
+    shape = images.shape(dtype=_dali()[1].FLOAT)
 
     def place(u: Any, spare: Any) -> Any:
         return math.floor(u * (spare + 1.0)) / math.max(spare, 1.0)

@@ -147,7 +147,8 @@ def _hills(
 def _ridge(rng: np.random.Generator, height: float) -> np.ndarray:
     x = np.arange(WIDTH, dtype=np.float32)
     waves = [(height * 0.6, 55), (height * 0.4, 26), (height * 0.12, 9)]
-    return sum(a * np.sin(2 * np.pi * (x / w + rng.uniform())) for a, w in waves)
+    first, *rest = (a * np.sin(2 * np.pi * (x / w + rng.uniform())) for a, w in waves)
+    return sum(rest, start=first)
 
 
 def _noise(rng: np.random.Generator, cells: tuple[int, int]) -> np.ndarray:

@@ -115,9 +115,10 @@ def validate_all(
     if bad:
         _logger.warning(_report(bad, total, "They are left out"))
     value_ranges.warn_of_few_levels(
-        (rule.reading, found[file, rule.reading].values)
+        (rule.reading, measured.values)
         for name, (_, rule) in groups.items()
         for file in good[name]
+        if isinstance(measured := found[file, rule.reading], _Measured)
     )
     return good
 

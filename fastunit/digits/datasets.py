@@ -95,7 +95,7 @@ def _find(folder: Path, name: str, names: tuple[str, ...]) -> tuple[Path, ...]:
                         raise DataError(
                             f"{home / wanted} is missing beside {next(filter(None, found))}"
                         )
-                return tuple(found)
+                return tuple(path for path in found if path is not None)
     return ()
 
 
@@ -223,7 +223,7 @@ def _grey(values: np.ndarray, low: float, high: float, path: Path) -> np.ndarray
             f"{path} has values {values.min()} to {values.max()}; USPS's are in {low} to {high}"
         )
     scaled = (values.reshape(-1, height, width, 1) - low) / (high - low) * 255
-    return np.uint8(np.round(scaled))
+    return np.round(scaled).astype(np.uint8)
 
 
 # ---- checks

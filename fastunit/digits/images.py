@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +18,15 @@ from torch import Tensor
 from fastunit.digits.networks import SIZE
 from fastunit.kernels.common import checks
 
-GEOMETRIES = ("box", "frame", "pad")
+Geometry = Literal["box", "frame", "pad"]
+GEOMETRIES = get_args(Geometry)
 MARGINED, FILLED = 28, 20  # MNIST's image, and the box in it that its digits fill
 BOX = 24  # pixels that a digit's longer side gets under "box"
 INK = 64  # from this of 255 on, a pixel belongs to the digit
 _CHUNK = 4096  # images at a time
 
 
-def prepare(images: Tensor, geometry: str) -> Tensor:
+def prepare(images: Tensor, geometry: Geometry) -> Tensor:
     """Bring uint8 images [N, C, H, W] of a data set to uint8 [N, C, 32, 32].
 
     geometry: "frame" resizes the whole image. "pad" first gives it MNIST's margin: unless it has

@@ -6,11 +6,14 @@ domain's own, all others are shared. The discriminator has a second head, which 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastunit.kernels import norm_act, reparameterize
+from fastunit.kernels.common.checks import Activation
 from fastunit.models.unfused import say_plain, untouched
 from fastunit.models.unit2017_layers import Fused
 from fastunit.models.vae import check_image
@@ -23,7 +26,7 @@ DROPOUTS = (0.1, 0.3, 0.5, 0.5)  # after the discriminator's layers 0 to 3
 Images = tuple[Tensor, Tensor]  # one tensor of images for domain a, one for b
 
 
-def fused(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, act: str = "none") -> Tensor:
+def fused(conv: nn.Module, x: Tensor, act: Activation = "none") -> Tensor:
     """Apply a square convolution, or a transposed one, and an activation as one operation."""
     return Fused([conv], 0, act=act)(x)
 
@@ -57,7 +60,7 @@ class Layer(nn.Module):
             return self.model(x)
         conv, norm, bias, _ = self.model
         y = fused(conv, x).contiguous(memory_format=torch.channels_last)
-        return norm_act(norm(y), beta=bias.bias, act="lrelu", slope=SLOPE)
+        return norm_act(norm(y), beta=cast(Bias, bias).bias, act="lrelu", slope=SLOPE)
 
     def _is_whole(self) -> bool:
         """Return whether the last two modules are as they were built."""
@@ -225,7 +228,7 @@ class CoDis32x32(nn.Module):
             (x_a, self.input_dim_a, self.conv0_a),
             (x_b, self.input_dim_b, self.conv0_b),
         )
-        given = [domain for domain in domains if domain[0] is not None]
+        given = [(x, channels, layer) for x, channels, layer in domains if x is not None]
         for x, channels, _ in given:
             _check_images(x, channels)
         return torch.cat([_pool(layer, x) for x, _, layer in given])

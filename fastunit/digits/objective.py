@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastunit.common.choices import INITS_B, PRECISIONS
+from fastunit.common.choices import InitB, Precision
 from fastunit.config.fields import key
-from fastunit.digits.images import GEOMETRIES
+from fastunit.digits.images import Geometry
 from fastunit.digits.networks import CoDis32x32, CoVAE32x32
 
 FAKE, REAL = 0, 1
@@ -52,13 +52,13 @@ class Settings:
     self_label_w: float = key(0.0, "digits of target images as the average names them", low=0)
     self_label_threshold: float = key(0.95, "least probability for such a name", low=0, high=1)
     holdout: float = key(0.0, "share of the source kept out, to tune on", low=0, below=1)
-    init_b: str = key("own", "the target's own layers at the start", choices=INITS_B)
-    geometry: str = key("frame", "framing", choices=GEOMETRIES)
+    init_b: InitB = key("own", "the target's own layers at the start")
+    geometry: Geometry = key("frame", "framing")
     rotation: float = key(0.0, "random, in degrees", low=0)
     stretch: float = key(0.0, "random, logarithm of a factor", low=0)
     shear: float = key(0.0, "random", low=0)
     shift: float = key(0.0, "random, in pixels", low=0)
-    precision: str = key("auto", "of products", choices=PRECISIONS)
+    precision: Precision = key("auto", "of products")
     seed: int = key(0, "of all that is random", low=0, high=2**32)
     log_every: int = key(100, "iterations between records", low=1)
     test_every: int = key(1000, "iterations between tests", low=1)
@@ -83,7 +83,8 @@ class Fakes(NamedTuple):
 def generate(gen: CoVAE32x32, x_a: Tensor, x_b: Tensor, noise: Tensor | None = None) -> Fakes:
     """Reconstruct and translate images of both domains."""
     *images, _, kl = gen.sample(x_a, x_b, noise)
-    return Fakes(*(image.float() for image in images), kl.float())
+    aa, ba, ab, bb = (image.float() for image in images)
+    return Fakes(aa, ba, ab, bb, kl.float())
 
 
 def warmup_losses(dis: CoDis32x32, settings: Settings, x_a: Tensor, labels: Tensor) -> Losses:
@@ -136,7 +137,7 @@ def discriminator_losses(
         "feature": (settings.feature_w, lambda: _feature_distance(dis, first)),
         **_classification_terms(dis, settings, heads, labels),
     }
-    if named:
+    if names is not None and named:
         terms["self_label"] = (settings.self_label_w, lambda: _self_label(dis, heads["b"], names))
     return _weighed(terms, "discriminator_total", x_a)
 

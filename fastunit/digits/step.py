@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastunit.common.choices import Precision
 from fastunit.common.precision import products, resolve, switches
 from fastunit.digits.images import batches, deform, normalised
 from fastunit.digits.networks import CoDis32x32, CoVAE32x32, copy_own_layers
@@ -26,6 +27,7 @@ from fastunit.digits.objective import (
     self_labels,
     warmup_losses,
 )
+from fastunit.models.layers import moved
 from fastunit.training.ema import Average
 from fastunit.training.optim import adam
 
@@ -57,12 +59,12 @@ class Adaptation:
         if settings.init_b == "copy":
             copy_own_layers(self.gen)
         for network in (self.gen, self.dis):
-            network.to(device, memory_format=torch.channels_last)
+            moved(network, device)
         self._optimizers = [adam(list(n.parameters()), settings) for n in (self.gen, self.dis)]
         self._average = None
         if settings.ema_decay:
             self._average = Average(self.dis, settings.ema_decay)
-        self._precision = resolve(settings.precision, device)
+        self._precision: Precision = resolve(settings.precision, device)
         self.iteration = 0
 
     @property
@@ -157,6 +159,14 @@ class Adaptation:
         return int(right) / len(images)
 
 
+@overload
+def stream(
+    images: Tensor, labels: Tensor, settings: Settings, domain: str
+) -> Iterator[tuple[Tensor, Tensor]]: ...
+@overload
+def stream(
+    images: Tensor, labels: None, settings: Settings, domain: str
+) -> Iterator[tuple[Tensor, None]]: ...
 def stream(
     images: Tensor, labels: Tensor | None, settings: Settings, domain: str
 ) -> Iterator[tuple[Tensor, Tensor | None]]:

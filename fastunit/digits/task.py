@@ -83,12 +83,12 @@ def _parted(split: Split, share: float) -> tuple[Split, Split | None]:
         raise DataError(f"holdout={share} leaves none of the source's {count} training images")
     order = torch.randperm(len(split.labels), generator=torch.Generator().manual_seed(0))
     rest, held = order[count:], order[:count]
-    return tuple(Split(split.images[index], split.labels[index]) for index in (rest, held))
+    rest, held = (Split(split.images[index], split.labels[index]) for index in (rest, held))
+    return rest, held
 
 
 def _shifted(held_out: Split | None) -> tuple[Split, Split]:
-    half = 0 if held_out is None else len(held_out.labels) // 2
-    if not half:
+    if held_out is None or len(held_out.labels) < 2:
         raise DataError(
             f"--target {SHIFTED} is made of two or more held-out images of the source; give their "
             "share, for instance --set holdout=0.2"
@@ -96,8 +96,11 @@ def _shifted(held_out: Split | None) -> tuple[Split, Split]:
     generator = torch.Generator().manual_seed(0)
     moved = deform(normalised(held_out.images), **SHIFT, generator=generator)
     images = ((moved + 1) * 127.5).round().byte()
-    parts = (slice(half), slice(half, None))
-    return tuple(Split(images[part], held_out.labels[part]) for part in parts)
+    half = len(held_out.labels) // 2
+    return (
+        Split(images[:half], held_out.labels[:half]),
+        Split(images[half:], held_out.labels[half:]),
+    )
 
 
 def _split(

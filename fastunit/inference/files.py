@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from fastunit.common.choices import Direction
 from fastunit.common.errors import CheckpointError, DataError, UserError
 from fastunit.data import image_io
 from fastunit.inference.translator import Translator
@@ -35,7 +36,7 @@ class FileTranslator:
         failed: the sources that could not be read or written, with the reasons.
     """
 
-    def __init__(self, translator: Translator, direction: str, *, batch_size: int) -> None:
+    def __init__(self, translator: Translator, direction: Direction, *, batch_size: int) -> None:
         """Prepare to translate at most `batch_size` images at a time.
 
         Raises CheckpointError when the networks cannot serve image files.
@@ -47,7 +48,8 @@ class FileTranslator:
                     f"the networks take images of {generator.input_dim} channels; image files are "
                     "translated with 1 (grayscale) or 3 (RGB)"
                 )
-        self._translator, self._direction, self._batch_size = translator, direction, batch_size
+        self._translator, self._batch_size = translator, batch_size
+        self._direction: Direction = direction
         value_range = translator.config.domain(direction[0]).value_range
         self._reading = image_io.Reading(
             source.input_dim, value_range, f"data.range_{direction[0]}"

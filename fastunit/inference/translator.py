@@ -11,9 +11,11 @@ from torch import Tensor
 
 from fastunit.common import devices
 from fastunit.common import precision as precisions
+from fastunit.common.choices import Direction, Precision
 from fastunit.common.errors import DataError
 from fastunit.config import Config
 from fastunit.models.domain_pair import DomainPair, evaluating
+from fastunit.models.layers import moved
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,14 +51,14 @@ class Translator:
         config: Config,
         *,
         device: torch.device | str | None = None,
-        precision: str | None = None,
+        precision: Precision | None = None,
     ) -> None:
         self.device = devices.choose(device)
-        self.precision = precisions.resolve(precision or "auto", self.device)
-        self.networks = networks.to(self.device, memory_format=torch.channels_last).eval()
+        self.precision: Precision = precisions.resolve(precision or "auto", self.device)
+        self.networks = moved(networks, self.device).eval()
         self.config = config
 
-    def translate(self, x: Picture, direction: str, *, grad: bool = False) -> Picture:
+    def translate(self, x: Picture, direction: Direction, *, grad: bool = False) -> Picture:
         """Translate one image, or a batch, to the other domain, without noise.
 
         Any height and width will do: the edges are extended by repeating the last pixels to a size
@@ -99,7 +101,7 @@ class Translator:
             f"cannot translate {_kind(x)}; give a tensor, a NumPy array or an image of Pillow"
         )
 
-    def _tensor(self, x: Tensor, direction: str, channels: int, grad: bool) -> Tensor:
+    def _tensor(self, x: Tensor, direction: Direction, channels: int, grad: bool) -> Tensor:
         if not (x.is_floating_point() or x.dtype == torch.uint8):
             raise DataError(f"a tensor must be floating, in [-1, 1], or uint8, not {x.dtype}")
         _check_shape(x, "CHW", channels)
@@ -108,7 +110,7 @@ class Translator:
         y = y.to(x.device, x.dtype).contiguous(memory_format=_memory_format(batch))
         return y if x.dim() == 4 else y[0]
 
-    def _array(self, x: np.ndarray, direction: str, channels: int) -> np.ndarray:
+    def _array(self, x: np.ndarray, direction: Direction, channels: int) -> np.ndarray:
         if x.dtype != np.uint8:
             raise DataError(
                 f"an array must be uint8, not {x.dtype}; values in [-1, 1] go in a tensor"
@@ -121,7 +123,7 @@ class Translator:
         found = y.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         return found if x.ndim == 4 else found[0]
 
-    def _image(self, x: Image, direction: str, source: int, target: int) -> Image:
+    def _image(self, x: Image, direction: Direction, source: int, target: int) -> Image:
         from fastunit.data import image_io  # needs Pillow, which tensors and arrays do not
 
         if not {source, target} <= {1, 3}:
@@ -135,7 +137,7 @@ class Translator:
             self._array(image_io.from_image(x, reading), direction, channels=source)
         )
 
-    def _run(self, x: Tensor, direction: str, grad: bool) -> Tensor:
+    def _run(self, x: Tensor, direction: Direction, grad: bool) -> Tensor:
         """Translate [N, C, H, W]; uint8 gives uint8, any floating dtype that of the computation."""
         dtype = next(self.networks.parameters()).dtype
         with (

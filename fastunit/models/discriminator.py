@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastunit.common.choices import GanType
 from fastunit.models.layers import downsample
 from fastunit.models.vae import check_image
 
@@ -29,7 +30,7 @@ class Discriminator(nn.Module):
         cnns: Sequence[nn.Module],
         *,
         input_dim: int,
-        gan_type: str,
+        gan_type: GanType,
         mixes_samples: bool = False,
         halve: Callable[[Tensor], Tensor] = downsample,
     ) -> None:
@@ -76,11 +77,17 @@ class Discriminator(nn.Module):
     def _score(self, outputs: Sequence[Tensor], target: float) -> Tensor:
         outputs = [widened(output) for output in outputs]
         if self.gan_type == "lsgan":
-            return sum((output - target).square().mean() for output in outputs)
-        return sum(
+            return total((output - target).square().mean() for output in outputs)
+        return total(
             F.binary_cross_entropy_with_logits(output, torch.full_like(output, target))
             for output in outputs
         )
+
+
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """Return the sum of one term or more."""
+    first, *rest = terms
+    return sum(rest, start=first)
 
 
 def widened(x: Tensor) -> Tensor:

@@ -12,12 +12,11 @@ from contextlib import contextmanager
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastunit.common.choices import DIRECTIONS, Direction
 from fastunit.common.errors import UserError
 from fastunit.models.discriminator import Discriminator
 from fastunit.models.grouped import Pairing
 from fastunit.models.vae import VAE, check_image
-
-DIRECTIONS = ("a2b", "b2a")
 
 
 @contextmanager
@@ -51,7 +50,7 @@ class DomainPair(nn.Module):
         """Return each generator's image of a code of its own; as `decode` of each."""
         return self.pairing.run(self.gen_a.dec, self.gen_b.dec, for_a, for_b)
 
-    def translate(self, x: Tensor, direction: str) -> Tensor:
+    def translate(self, x: Tensor, direction: Direction) -> Tensor:
         """Translate images "a2b" or "b2a" without noise; dropout is as the mode says.
 
         Images [N, C, H, W] in [-1, 1] of any size: sides that the downsampling does not divide
@@ -64,7 +63,7 @@ class DomainPair(nn.Module):
         height, width = x.shape[2:]
         return target.decode(source.code(_extended(x, source.multiple)))[..., :height, :width]
 
-    def along(self, direction: str) -> tuple[VAE, VAE]:
+    def along(self, direction: Direction) -> tuple[VAE, VAE]:
         """Return the generators whose encoder and whose decoder serve a direction."""
         if direction not in DIRECTIONS:
             raise UserError(f"direction={direction!r} must be one of {', '.join(DIRECTIONS)}")

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import nn
 
-from fastunit.common.choices import INITS
+from fastunit.common.choices import INITS, Init
 from fastunit.kernels.common import checks
 
 
-def initialise(module: nn.Module, init: str) -> None:
+def initialise(module: nn.Module, init: Init) -> None:
     """Initialise every convolution and linear layer in place; their biases become 0.
 
     init: "gaussian" N(0, 0.02); "xavier" normal, gain sqrt(2) (Glorot and Bengio 2010);

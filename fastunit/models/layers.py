@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastunit.common.choices import ACTIVATIONS, NORMS, PAD_TYPES
+from fastunit.common.choices import ACTIVATIONS, NORMS, PAD_TYPES, Activation, Norm, PadType
 from fastunit.kernels import conv_norm_act, norm_act, upsample_conv
 from fastunit.kernels.common import checks
 from fastunit.models.unfused import plain_convolution, plain_instance_norm, say_plain, untouched
 
 LRELU_SLOPE = 0.2
+M = TypeVar("M", bound=nn.Module)
 
 _PADS = {
     "zero": nn.ZeroPad2d,
@@ -70,7 +71,7 @@ class Weights(NamedTuple):
     """What a convolutional block learns, each with a leading dimension where it is for groups."""
 
     weight: Tensor  # [K, C, R, S]
-    bias: Tensor  # [K]
+    bias: Tensor | None  # [K]
     gamma: Tensor | None  # [K]
     beta: Tensor | None  # [K]
 
@@ -82,8 +83,16 @@ class _Block(nn.Module):
     computes it; with hooks, parametrizations or other modules in their place, they are run.
     """
 
+    norm: Any  # these two: a module or None, and what people put in its place
+    activation: Any
+
     def __init__(
-        self, channels: int, norm: str, activation: str, batch_norm: type, instance_norm: type
+        self,
+        channels: int,
+        norm: Norm,
+        activation: Activation,
+        batch_norm: type[nn.Module],
+        instance_norm: type[nn.Module],
     ) -> None:
         super().__init__()
         checks.choice("norm", norm, NORMS)
@@ -100,7 +109,7 @@ class _Block(nn.Module):
         else:
             self.activation = None if activation == "none" else _ACTIVATIONS[activation]()
 
-    def _tail(self) -> dict:
+    def _tail(self) -> dict[str, Any]:
         """Return the keyword arguments of the fused norm and activation."""
         fused: dict[str, Any] = {"act": self.activ_name}
         if self.activ_name == "lrelu":
@@ -158,13 +167,14 @@ class Conv2dBlock(_Block):
         kernel_size: int,
         stride: int,
         padding: int = 0,
-        norm: str = "none",
-        activation: str = "relu",
-        pad_type: str = "zero",
+        norm: Norm = "none",
+        activation: Activation = "relu",
+        pad_type: PadType = "zero",
     ) -> None:
         super().__init__(output_dim, norm, activation, nn.BatchNorm2d, nn.InstanceNorm2d)
         checks.choice("pad_type", pad_type, PAD_TYPES)
-        self.stride, self.padding, self.pad_type = stride, padding, pad_type
+        self.stride, self.padding = stride, padding
+        self.pad_type: PadType = pad_type
         self.pad = _PADS[pad_type](padding)
         self.conv = nn.Conv2d(input_dim, output_dim, kernel_size, stride)
 
@@ -216,7 +226,7 @@ class Conv2dBlock(_Block):
 
         They may be stacked: with G of each, sample n takes those of group n // (N / G).
         """
-        tail = self._tail() | {"residual": residual}
+        tail: dict[str, Any] = self._tail() | {"residual": residual}
         if weights.gamma is not None:
             tail |= {"gamma": weights.gamma, "beta": weights.beta}
         if self.norm_name != "bn":
@@ -224,8 +234,15 @@ class Conv2dBlock(_Block):
         return norm_act(self.norm(self._convolve(x, weights)), **tail)
 
     def _convolve(self, x: Tensor, weights: Weights, **tail: Any) -> Tensor:
-        where = {"stride": self.stride, "padding": self.padding, "pad_mode": self.pad_type}
-        return conv_norm_act(x, weights.weight, weights.bias, **where, **tail)
+        return conv_norm_act(
+            x,
+            weights.weight,
+            weights.bias,
+            stride=self.stride,
+            padding=self.padding,
+            pad_mode=self.pad_type,
+            **tail,
+        )
 
 
 class UpsampleConv2dBlock(Conv2dBlock):
@@ -240,17 +257,23 @@ class UpsampleConv2dBlock(Conv2dBlock):
         output_dim: int,
         kernel_size: int,
         padding: int = 0,
-        norm: str = "none",
-        activation: str = "relu",
-        pad_type: str = "zero",
+        norm: Norm = "none",
+        activation: Activation = "relu",
+        pad_type: PadType = "zero",
     ) -> None:
         super().__init__(input_dim, output_dim, kernel_size, 1, padding, norm, activation, pad_type)
 
     def _convolve(
         self, x: Tensor, weights: Weights, residual: Tensor | None = None, **tail: Any
     ) -> Tensor:
-        where = {"padding": self.padding, "pad_mode": self.pad_type}
-        y = upsample_conv(x, weights.weight, weights.bias, **where, **tail)
+        y = upsample_conv(
+            x,
+            weights.weight,
+            weights.bias,
+            padding=self.padding,
+            pad_mode=self.pad_type,
+            **tail,
+        )
         return y if residual is None else y + residual
 
     def _run_modules(self, x: Tensor) -> Tensor:
@@ -264,7 +287,7 @@ class LinearBlock(_Block):
     """
 
     def __init__(
-        self, input_dim: int, output_dim: int, norm: str = "none", activation: str = "relu"
+        self, input_dim: int, output_dim: int, norm: Norm = "none", activation: Activation = "relu"
     ) -> None:
         super().__init__(output_dim, norm, activation, nn.BatchNorm1d, _RowNorm)
         self.fc = nn.Linear(input_dim, output_dim)
@@ -286,7 +309,11 @@ class ResBlock(nn.Module):
     """Two 3x3 blocks, the second without activation, plus the input. Shape is kept."""
 
     def __init__(
-        self, dim: int, norm: str = "in", activation: str = "relu", pad_type: str = "zero"
+        self,
+        dim: int,
+        norm: Norm = "in",
+        activation: Activation = "relu",
+        pad_type: PadType = "zero",
     ) -> None:
         super().__init__()
         self.model = nn.Sequential(
@@ -299,9 +326,12 @@ class ResBlock(nn.Module):
         """The two blocks, the second of which adds the input; None where others are there."""
         if type(self) is not ResBlock or not untouched(self.model, nn.Sequential):
             return None
-        blocks = tuple(self.model)
-        ours = len(blocks) == 2 and all(untouched(block, Conv2dBlock) for block in blocks)
-        return blocks if ours else None
+        if len(blocks := tuple(self.model)) != 2:
+            return None
+        first, second = blocks
+        if untouched(first, Conv2dBlock) and untouched(second, Conv2dBlock):
+            return first, second
+        return None
 
     def forward(self, x: Tensor) -> Tensor:
         if (halves := self.halves) is None:
@@ -316,9 +346,9 @@ class ResBlocks(nn.Module):
         self,
         num_blocks: int,
         dim: int,
-        norm: str = "in",
-        activation: str = "relu",
-        pad_type: str = "zero",
+        norm: Norm = "in",
+        activation: Activation = "relu",
+        pad_type: PadType = "zero",
     ) -> None:
         super().__init__()
         self.model = nn.Sequential(
@@ -327,6 +357,16 @@ class ResBlocks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
+
+
+def moved(
+    module: M,
+    device: torch.device | None = None,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> M:
+    """Return a module, moved to a device if one is given, its filters in a memory format."""
+    to: Any = module.to  # its types leave memory_format out
+    return to(device, memory_format=memory_format)
 
 
 def downsample(x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from fastunit.common.errors import CheckpointError, ConfigError
 from fastunit.kernels import norm_act
 from fastunit.kernels.common import runtime
 from fastunit.kernels.common.weight_cache import kept
+from fastunit.models.layers import moved
 
 # Output channels of the convolutions of VGG16's five blocks (Simonyan and Zisserman 2015).
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -166,7 +167,7 @@ def load_perceptual(path: str | Path | None) -> Perceptual:
         ) from error
     if not isinstance(state, dict):
         raise _refusal(path, f"it holds {type(state).__name__}, expected a state_dict")
-    network = Perceptual().to(memory_format=torch.channels_last)
+    network = moved(Perceptual())
     for key, parameter in _named(network):
         with torch.no_grad():
             parameter.copy_(_checked(state.get(key), key, parameter.shape, path))

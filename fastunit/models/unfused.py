@@ -7,18 +7,21 @@ block that has any runs its modules one after the other, as PyTorch would.
 from __future__ import annotations
 
 import logging
+from typing import TypeGuard, TypeVar
 
 from torch import nn
 from torch.nn.modules import module as torch_module
 
 _logger = logging.getLogger(__name__)
 _said: set[str] = set()
+M = TypeVar("M", bound=nn.Module)
 
 
-def untouched(module: object, *kinds: type) -> bool:
+def untouched(module: object, *kinds: type[M]) -> TypeGuard[M]:
     """Return whether calling a module is the forward of one of these very classes, and no more."""
     return (
-        type(module) in kinds  # a parametrization makes a subclass
+        isinstance(module, nn.Module)
+        and type(module) in kinds  # a parametrization makes a subclass
         and not module._forward_pre_hooks  # old weight_norm, spectral_norm, pruning
         and not module._forward_hooks
         and not module._backward_hooks
@@ -28,7 +31,7 @@ def untouched(module: object, *kinds: type) -> bool:
     )
 
 
-def plain_convolution(conv: object) -> bool:
+def plain_convolution(conv: object) -> TypeGuard[nn.Conv2d | nn.ConvTranspose2d]:
     """Return whether a convolution, or a transposed one, is what the fused operations compute."""
     return (
         untouched(conv, nn.Conv2d, nn.ConvTranspose2d)
@@ -38,7 +41,7 @@ def plain_convolution(conv: object) -> bool:
     )
 
 
-def plain_instance_norm(norm: object) -> bool:
+def plain_instance_norm(norm: object) -> TypeGuard[nn.InstanceNorm2d]:
     """Return whether a norm is instance norm without weights or running statistics."""
     return untouched(norm, nn.InstanceNorm2d) and not (norm.affine or norm.track_running_stats)
 

@@ -10,11 +10,13 @@ from torch import nn
 from fastunit.config import Config
 from fastunit.config.schema2017 import DisOptions, ResGenOptions, SharedDisOptions
 from fastunit.models import unit2017
+from fastunit.models.discriminator import Discriminator
 from fastunit.models.domain_pair import Coupled, GeneratorPair
 from fastunit.models.init import copy_matching, initialise
 from fastunit.models.unit2017 import COCOResGen
+from fastunit.models.unit2017_discriminators import PairDiscriminator
 from fastunit.models.unit2018 import MsImageDis, VAEGen
-from fastunit.models.vae import start_sigma
+from fastunit.models.vae import VAE, start_sigma
 
 
 def networks(config: Config) -> Coupled:
@@ -85,11 +87,11 @@ class PaperUNIT(Coupled):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        generator = getattr(unit2017, config.paper.gen.name)
+        generator: type[COCOResGen] = getattr(unit2017, config.paper.gen.name)
         self.gen = generator(_options(ResGenOptions, config.paper.gen, config), config.latent)
         shared = config.paper.dis.name == "COCOSharedDis"
         options = SharedDisOptions if shared else DisOptions
-        discriminator = getattr(unit2017, config.paper.dis.name)
+        discriminator: type[PairDiscriminator] = getattr(unit2017, config.paper.dis.name)
         self.dis = discriminator(_options(options, config.paper.dis, config))
         initialise(self.gen, config.init)
         initialise(self.dis, "gaussian")
@@ -98,10 +100,21 @@ class PaperUNIT(Coupled):
         if config.init_b == "copy":  # after all draws: what is drawn later does not depend on it
             copy_matching(self.gen_a, self.gen_b)
 
-    gen_a = property(lambda self: self.gen.domains["a"])
-    gen_b = property(lambda self: self.gen.domains["b"])
-    dis_a = property(lambda self: self.dis.domains["a"])
-    dis_b = property(lambda self: self.dis.domains["b"])
+    @property
+    def gen_a(self) -> VAE:
+        return self.gen.domains["a"]
+
+    @property
+    def gen_b(self) -> VAE:
+        return self.gen.domains["b"]
+
+    @property
+    def dis_a(self) -> Discriminator:
+        return self.dis.domains["a"]
+
+    @property
+    def dis_b(self) -> Discriminator:
+        return self.dis.domains["b"]
 
     def generator_pair(self) -> COCOResGen:
         return self.gen

@@ -12,12 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastunit.common.choices import LATENTS
+from fastunit.common.choices import LATENTS, Latent
 from fastunit.config.schema2017 import ResGenOptions, read
 from fastunit.kernels.common import checks
 from fastunit.models.domain_pair import DomainPair
 from fastunit.models.unit2017_discriminators import COCODis, COCOMsDis, COCOSharedDis
-from fastunit.models.unit2017_layers import ConvBlock, INSResBlock, OfDomains, ToImage
+from fastunit.models.unit2017_layers import (
+    BlockActivation,
+    BlockNorm,
+    ConvBlock,
+    INSResBlock,
+    OfDomains,
+    ToImage,
+)
 from fastunit.models.vae import VAE, sigma_layer
 
 __all__ = ["COCODis", "COCOMsDis", "COCOResGen", "COCOResGen2", "COCOSharedDis"]
@@ -47,9 +54,12 @@ class COCOResGen(OfDomains, DomainPair):
             message names it and the choices.
     """
 
-    NORM, ACT = "in", "relu"  # of the layers that halve and double the size
+    # Of the layers that halve and double the size.
+    NORM: BlockNorm = "in"
+    ACT: BlockActivation = "relu"
+    domains: Mapping[str, VAE]
 
-    def __init__(self, params: Mapping[str, Any] | ResGenOptions, latent: str = "unit") -> None:
+    def __init__(self, params: Mapping[str, Any] | ResGenOptions, latent: Latent = "unit") -> None:
         super().__init__()
         checks.choice("latent", latent, LATENTS)
         self.options = options = read(ResGenOptions, params, "gen", type(self).__name__)
@@ -97,8 +107,13 @@ class COCOResGen(OfDomains, DomainPair):
         checks.choice("domain", domain, self.domains)
         return self.domains[domain].code(images)
 
-    gen_a = property(lambda self: self.domains["a"])
-    gen_b = property(lambda self: self.domains["b"])
+    @property
+    def gen_a(self) -> VAE:
+        return self.domains["a"]
+
+    @property
+    def gen_b(self) -> VAE:
+        return self.domains["b"]
 
     def _make(self) -> dict[str, VAE]:
         options = self.options

@@ -30,6 +30,8 @@ class PairDiscriminator(OfDomains):
     domain they should be high.
     """
 
+    domains: Mapping[str, Discriminator]
+
     def __init__(self, options: DisOptions | SharedDisOptions) -> None:
         super().__init__()
         self.options, self.pairing = options, Pairing()
@@ -40,9 +42,13 @@ class PairDiscriminator(OfDomains):
 
     def _make(self) -> dict[str, Discriminator]:
         channels = {"a": self.options.input_dim_a, "b": self.options.input_dim_b}
-        how = {"gan_type": "nsgan", "halve": blur_downsample}
         return {
-            name: Discriminator(self._networks(name.upper()), input_dim=channels[name], **how)
+            name: Discriminator(
+                self._networks(name.upper()),
+                input_dim=channels[name],
+                gan_type="nsgan",
+                halve=blur_downsample,
+            )
             for name in "ab"
         }
 
@@ -78,9 +84,10 @@ class COCODis(PairDiscriminator):
     """
 
     def __init__(self, params: Mapping[str, Any] | DisOptions) -> None:
-        super().__init__(read(DisOptions, params, "dis", type(self).__name__))
-        self.model_A = _patch_network(self.options.input_dim_a, self.options)
-        self.model_B = _patch_network(self.options.input_dim_b, self.options)
+        options = read(DisOptions, params, "dis", type(self).__name__)
+        super().__init__(options)
+        self.model_A = _patch_network(options.input_dim_a, options)
+        self.model_B = _patch_network(options.input_dim_b, options)
         self._couple()
 
     def _networks(self, domain: str) -> list[nn.Module]:
@@ -94,8 +101,8 @@ class COCOMsDis(PairDiscriminator):
     """
 
     def __init__(self, params: Mapping[str, Any] | DisOptions) -> None:
-        super().__init__(read(DisOptions, params, "dis", type(self).__name__))
-        options = self.options
+        options = read(DisOptions, params, "dis", type(self).__name__)
+        super().__init__(options)
         for domain, channels in (("A", options.input_dim_a), ("B", options.input_dim_b)):
             for scale in SCALES:
                 setattr(self, f"model_{scale}_{domain}", _patch_network(channels, options))
@@ -114,8 +121,8 @@ class COCOSharedDis(PairDiscriminator):
     """
 
     def __init__(self, params: Mapping[str, Any] | SharedDisOptions) -> None:
-        super().__init__(read(SharedDisOptions, params, "dis", type(self).__name__))
-        options = self.options
+        options = read(SharedDisOptions, params, "dis", type(self).__name__)
+        super().__init__(options)
         self.model_A = _front_network(options.input_dim_a, options)
         self.model_B = _front_network(options.input_dim_b, options)
         dim, count = options.ch * 2 ** (options.n_front_layer - 1), options.n_shared_layer

@@ -6,8 +6,8 @@ what follows it as one operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from fastunit.models.unfused import plain_convolution, plain_instance_norm, say_
 SLOPE = 0.01  # of every LeakyReLU
 
 Conv = nn.Conv2d | nn.ConvTranspose2d
+BlockNorm = Literal["none", "in"]
+BlockActivation = Literal["relu", "lrelu"]
 _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "relu": torch.relu,
@@ -36,7 +38,11 @@ class Fused:
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], place: int, stop: int | None = None, **tail: Any
+        self,
+        layers: Sequence[nn.Module] | nn.Sequential,
+        place: int,
+        stop: int | None = None,
+        **tail: Any,
     ) -> None:
         self._layers, self._place, self.tail = layers, place, tail
         self.stop = place + 1 if stop is None else stop
@@ -73,7 +79,7 @@ class Fused:
 
     @property
     def conv(self) -> Conv:
-        return self._layers[self._place]
+        return cast(Conv, self._layers[self._place])  # another module where `fuses` is false
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.fuses:
@@ -98,15 +104,15 @@ class Fused:
     def run(self, weights: Weights, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Apply the layer with other weights than its own; see `layers.Conv2dBlock.run`."""
         operation = conv_transpose if isinstance(self.conv, nn.ConvTranspose2d) else conv_norm_act
-        tail = self.tail | {"residual": residual}
+        tail: dict[str, Any] = self.tail | {"residual": residual}
         return operation(x, weights.weight, weights.bias, **self._where(), **tail)
 
-    def _where(self) -> dict[str, int]:
+    def _where(self) -> dict[str, Any]:
         return _where(self.conv)
 
 
-def _where(conv: Conv) -> dict[str, int]:
-    where = {"stride": conv.stride[0], "padding": conv.padding[0]}
+def _where(conv: Conv) -> dict[str, Any]:
+    where: dict[str, Any] = {"stride": conv.stride[0], "padding": conv.padding[0]}
     if isinstance(conv, nn.ConvTranspose2d):
         where["output_padding"] = conv.output_padding[0]
     return where
@@ -118,7 +124,7 @@ class ConvBlock(nn.Module):
     The release's LeakyReLUConv2d, ReLUINSConv2d and their transposed forms.
     """
 
-    def __init__(self, conv: Conv, norm: str, act: str) -> None:
+    def __init__(self, conv: Conv, norm: BlockNorm, act: BlockActivation) -> None:
         super().__init__()
         layers: list[nn.Module] = [conv]
         if norm == "in":
@@ -224,9 +230,9 @@ class OfDomains(nn.Module):
             children, so the state_dict has each layer once.
     """
 
-    domains: dict[str, nn.Module]
+    domains: Mapping[str, nn.Module]
 
-    def _make(self) -> dict[str, nn.Module]:
+    def _make(self) -> Mapping[str, nn.Module]:
         """Return `domains`; called when all layers are there, and when one is replaced."""
         raise NotImplementedError
 

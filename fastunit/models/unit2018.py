@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import cast
 
 from torch import Tensor, nn
 
-from fastunit.common.choices import LATENTS
+from fastunit.common.choices import LATENTS, Activation, Latent, PadType
 from fastunit.config import DiscriminatorConfig, GeneratorConfig
-from fastunit.config.fields import build
+from fastunit.config.fields import Options, build
 from fastunit.kernels.common import checks
 from fastunit.models.discriminator import Discriminator
 from fastunit.models.layers import Conv2dBlock, ResBlocks, UpsampleConv2dBlock
@@ -20,10 +21,16 @@ class ContentEncoder(nn.Module):
     """Images [N, input_dim, H, W] to codes [N, output_dim, H / 2^n, W / 2^n], n downsamplings."""
 
     def __init__(
-        self, n_downsample: int, n_res: int, input_dim: int, dim: int, activ: str, pad_type: str
+        self,
+        n_downsample: int,
+        n_res: int,
+        input_dim: int,
+        dim: int,
+        activ: Activation,
+        pad_type: PadType,
     ) -> None:
         super().__init__()
-        layers = [Conv2dBlock(input_dim, dim, 7, 1, 3, "in", activ, pad_type)]
+        layers: list[nn.Module] = [Conv2dBlock(input_dim, dim, 7, 1, 3, "in", activ, pad_type)]
         for _ in range(n_downsample):
             layers.append(Conv2dBlock(dim, 2 * dim, 4, 2, 1, "in", activ, pad_type))
             dim *= 2
@@ -33,7 +40,7 @@ class ContentEncoder(nn.Module):
 
     @property
     def res_blocks(self) -> nn.Sequential:
-        return self.model[-1].model
+        return cast(ResBlocks, self.model[-1]).model
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -43,7 +50,13 @@ class Decoder(nn.Module):
     """Codes [N, dim, P, Q] to images [N, output_dim, P * 2^n, Q * 2^n] in [-1, 1]."""
 
     def __init__(
-        self, n_upsample: int, n_res: int, dim: int, output_dim: int, activ: str, pad_type: str
+        self,
+        n_upsample: int,
+        n_res: int,
+        dim: int,
+        output_dim: int,
+        activ: Activation,
+        pad_type: PadType,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = [ResBlocks(n_res, dim, "in", activ, pad_type)]
@@ -58,7 +71,7 @@ class Decoder(nn.Module):
 
     @property
     def res_blocks(self) -> nn.Sequential:
-        return self.model[0].model
+        return cast(ResBlocks, self.model[0]).model
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -82,8 +95,11 @@ class VAEGen(VAE):
             not fit; the message names it and the choices.
     """
 
+    enc: ContentEncoder
+    dec: Decoder
+
     def __init__(
-        self, input_dim: int, params: Mapping | GeneratorConfig, latent: str = "unit"
+        self, input_dim: int, params: Mapping | GeneratorConfig, latent: Latent = "unit"
     ) -> None:
         options = _section(GeneratorConfig, params, "gen")
         _positive("input_dim", input_dim)
@@ -132,7 +148,7 @@ def _patch_net(input_dim: int, options: DiscriminatorConfig) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _section(cls: type, params: Mapping, name: str) -> GeneratorConfig | DiscriminatorConfig:
+def _section(cls: type[Options], params: Mapping | Options, name: str) -> Options:
     return build(cls, asdict(params) if isinstance(params, cls) else params, name)
 
 

@@ -80,6 +80,7 @@ def sigma_layer(dim: int) -> nn.Conv2d:
 def start_sigma(layer: nn.Conv2d) -> None:
     """Initialise a `sigma_layer`: N(0, 0.02) around the bias whose softplus is 1."""
     nn.init.normal_(layer.weight, 0.0, 0.02)
+    assert layer.bias is not None
     nn.init.constant_(layer.bias, math.log(math.e - 1))
 
 

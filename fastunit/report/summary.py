@@ -73,9 +73,10 @@ def sentences(result: Result) -> list[str]:
 
 
 def _comparison(found: Result) -> str:
-    errors = {kind: figures(found, kind)[0] for kind in KINDS}
+    known = ((kind, figures(found, kind)[0]) for kind in KINDS)
+    errors = {kind: error for kind, error in known if error is not None}
     ours = errors.pop("paired")
-    best = min((kind for kind in errors if errors[kind] is not None), key=errors.get)
+    best = min(errors, key=errors.__getitem__)
     if ours < errors[best]:
         share = 1 - ours / errors[best]
         return f"the translation's error is {share:.0%} below that of the {KINDS[best]}"

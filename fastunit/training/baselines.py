@@ -25,6 +25,7 @@ def statistics(batches: Iterable[Tensor]) -> Statistics | None:
     they all agree. Returns None where images differ in size.
     """
     count = 0
+    origin = total = squares = torch.empty(0)  # of the first image's shape, once there is one
     for batch in batches:
         if not count:
             origin = batch[0].double()

@@ -12,6 +12,8 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._functorch import config as functorch
 from torch._inductor.exc import InductorError
 
+from fastunit.common.choices import Switch
+
 _logger = logging.getLogger(__name__)
 
 
@@ -28,7 +30,7 @@ class Compiled:
         failed: whether that has happened.
     """
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: Switch) -> None:
         self._mode, self.failed = mode, False
         self._compiled: dict[Callable, Callable] = {}
 

@@ -35,38 +35,25 @@ class GraphedStep:
         self._losses: Losses = {}
 
     def __call__(self, x_a: Tensor, x_b: Tensor) -> Losses:
-        if self._images is None:
+        if self._images is None or self._stream is None:
             self._images = x_a.clone(), x_b.clone()
             self._stream = torch.cuda.Stream(x_a.device)
         fits = all(map(_alike, self._images, (x_a, x_b)))
         self._calls += fits
         if fits and self._calls == WARM_UP + 1:
-            self._capture()
+            self._capture(self._images, self._stream)
         run = self._replay if fits and self._graph is not None else self._step
-        return self._beside(run, x_a, x_b)
+        return _beside(self._stream, run, x_a, x_b)
 
-    def _beside(self, run: Step, x_a: Tensor, x_b: Tensor) -> Losses:
-        """Run on the stream of the graph, between what comes before and after on the caller's."""
-        here = torch.cuda.current_stream(x_a.device)
-        self._stream.wait_stream(here)
-        with torch.cuda.stream(self._stream):
-            losses = run(x_a, x_b)
-        here.wait_stream(self._stream)
-        for tensor in (x_a, x_b):
-            tensor.record_stream(self._stream)
-        for loss in losses.values():
-            loss.record_stream(here)
-        return losses
-
-    def _capture(self) -> None:
+    def _capture(self, images: tuple[Tensor, Tensor], stream: torch.cuda.Stream) -> None:
         graph = torch.cuda.CUDAGraph()
         # DALI's threads use CUDA while this one captures: only calls of this one may disturb it.
         try:
             with (
-                torch.cuda.device(self._stream.device),
-                torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+                torch.cuda.device(stream.device),
+                torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
             ):
-                self._losses = self._step(*self._images)
+                self._losses = self._step(*images)
         except RuntimeError as error:
             if self.required:
                 raise
@@ -80,10 +67,25 @@ class GraphedStep:
             self._graph = graph
 
     def _replay(self, x_a: Tensor, x_b: Tensor) -> Losses:
+        assert self._images is not None and self._graph is not None
         for static, given in zip(self._images, (x_a, x_b), strict=True):
             static.copy_(given)
         self._graph.replay()
         return {name: loss.clone() for name, loss in self._losses.items()}
+
+
+def _beside(stream: torch.cuda.Stream, run: Step, x_a: Tensor, x_b: Tensor) -> Losses:
+    """Run on the stream of the graph, between what comes before and after on the caller's."""
+    here = torch.cuda.current_stream(x_a.device)
+    stream.wait_stream(here)
+    with torch.cuda.stream(stream):
+        losses = run(x_a, x_b)
+    here.wait_stream(stream)
+    for tensor in (x_a, x_b):
+        tensor.record_stream(stream)
+    for loss in losses.values():
+        loss.record_stream(here)
+    return losses
 
 
 def _alike(x: Tensor, y: Tensor) -> bool:

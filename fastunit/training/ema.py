@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 
-class Average:
+
+class Average(Generic[M]):
     """A copy of a module whose weights follow it: average = d * average + (1 - d) * weights.
 
     The decay d is ``min(decay, (1 + n) / (10 + n))`` for the n updates made so far, so that the
@@ -26,9 +29,9 @@ class Average:
         updates: n, an int64 scalar on the device.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: M, decay: float) -> None:
         self._source, self._decay = module, decay
-        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.module: M = copy.deepcopy(module).requires_grad_(False)
         self._weights, self._buffers = _tensors(module)
         self._averages, self._copies = _tensors(self.module)
         self.updates = torch.zeros((), dtype=torch.int64, device=self._weights[0].device)
@@ -38,11 +41,13 @@ class Average:
         """Take the module's weights, as they are now, into the average."""
         n = self.updates.double()
         share = 1 - ((1 + n) / (10 + n)).clamp(max=self._decay)
-        steps = torch._foreach_sub(self._weights, self._averages)
-        torch._foreach_mul_(steps, share.to(steps[0].dtype))  # a tensor: replays ramp, too
-        torch._foreach_add_(self._averages, steps)
+        # PyTorch's optimisers use these too; they are private by name alone.
+        steps = torch._foreach_sub(self._weights, self._averages)  # pyright: ignore[reportPrivateImportUsage]
+        share = share.to(steps[0].dtype)  # a tensor: replays ramp, too
+        torch._foreach_mul_(steps, share)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(self._averages, steps)  # pyright: ignore[reportPrivateImportUsage]
         if self._buffers:
-            torch._foreach_copy_(self._copies, self._buffers)
+            torch._foreach_copy_(self._copies, self._buffers)  # pyright: ignore[reportPrivateImportUsage]
         self.updates += 1
 
     def restart(self) -> None:

@@ -8,18 +8,19 @@ statistics stand beside it, and whether each translation is recognised among all
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from fastunit.common import progress
+from fastunit.common.choices import DIRECTIONS
 from fastunit.config import Config
 from fastunit.data.discovery import Domains
-from fastunit.models.domain_pair import DIRECTIONS, DomainPair, evaluating
+from fastunit.models.domain_pair import DomainPair, evaluating
 from fastunit.report.summary import KINDS
 from fastunit.training import baselines, held_out
 from fastunit.training.baselines import Statistics
@@ -85,7 +86,9 @@ class _Way:
         self, source: Statistics | None, target: Statistics | None, truths: Tensor | None
     ) -> None:
         self._source, self._target, self._truths = source, target, truths
-        self._errors, self._counts, self._hits = Counter(), Counter(), Counter()
+        self._errors: dict[str, float] = defaultdict(float)
+        self._counts: Counter[str] = Counter()
+        self._hits: dict[str, float] = defaultdict(float)
         self._done = 0
 
     def add(self, x: Tensor, translated: Tensor, truth: Tensor) -> None:
@@ -95,7 +98,7 @@ class _Way:
             difference = (images.double() - truth.double()).abs()
             self._errors[kind] += difference.mean((1, 2, 3)).sum().item()
             self._counts[kind] += len(x)
-            if compared and kind in RETRIEVED:
+            if self._truths is not None and compared and kind in RETRIEVED:
                 chosen = images[:compared]
                 self._hits[kind] += baselines.retrieved(chosen, self._truths, self._done)
         self._done += len(x)
@@ -111,17 +114,17 @@ class _Way:
     def result(self) -> dict[str, Any]:
         """Return the figures by name, without those that some of the images do not have."""
         found, left_out = {}, {}
-        several = self._truths is not None and len(self._truths) > 1
+        count = 0 if self._truths is None else len(self._truths)
         for kind in KINDS:
             if self._counts[kind] < self._done:
                 left_out[f"{kind}_l1"] = "training and held-out images differ in size"
                 continue
             found[f"{kind}_l1"] = self._errors[kind] / self._done
-            if several and kind in RETRIEVED:
+            if count > 1 and kind in RETRIEVED:
                 name = "retrieval" if kind == "paired" else f"{kind}_retrieval"
-                found[name] = self._hits[kind] / len(self._truths)
-        if several:
-            found["chance"] = 1 / len(self._truths)
+                found[name] = self._hits[kind] / count
+        if count > 1:
+            found["chance"] = 1 / count
         elif self._truths is None:
             left_out["retrieval"] = "held-out images differ in size"
         else:
@@ -129,7 +132,7 @@ class _Way:
         return found | ({"left_out": left_out} if left_out else {})
 
 
-def _fits(statistics: Statistics | None, x: Tensor) -> bool:
+def _fits(statistics: Statistics | None, x: Tensor) -> TypeGuard[Statistics]:
     return statistics is not None and statistics.mean.shape == x.shape[1:]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from fastunit.common.choices import Precision
 from fastunit.common.errors import CheckpointError, ConfigError
 from fastunit.config import Config
 from fastunit.inference.translator import Translator
@@ -15,7 +16,7 @@ from fastunit.training import checkpoint
 def load(
     path: str | Path,
     device: torch.device | str | None = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
     *,
     config: Config | None = None,
 ) -> Translator:

@@ -57,7 +57,8 @@ def reset(part: LRScheduler, config: Config, iteration: int) -> None:
     """Give a schedule the configuration's settings after an iteration."""
     if isinstance(part, StepLR):
         part.step_size, part.gamma = config.step_size, config.gamma
-    part.base_lrs, part.last_epoch = [config.lr], iteration
+    part.base_lrs = [config.lr]
+    part.last_epoch = iteration
 
 
 def _left(config: Config, iteration: int) -> float:

@@ -106,9 +106,9 @@ def forecast(config: Config, device: torch.device) -> Forecast:
         live.restart()
         step(*_images(config))
     average = _nbytes(_tensors(unit.generator_pair())) if config.ema_decay else 0
-    weights, *others = live.peak
+    weights, optimiser, gradients, others = live.peak
     resident = None if device.type == "cuda" else live.peak_resident + average
-    return Forecast(weights + average, *others, resident)
+    return Forecast(weights + average, optimiser, gradients, others, resident)
 
 
 def shortage(expected: Forecast, device: torch.device) -> str | None:
@@ -233,7 +233,8 @@ def _images(config: Config) -> tuple[Tensor, Tensor]:
         torch.empty(samples, channels, *config.crop)
         for channels in (config.input_dim_a, config.input_dim_b)
     )
-    return tuple(x.contiguous(memory_format=torch.channels_last) for x in (x_a, x_b))
+    x_a, x_b = (x.contiguous(memory_format=torch.channels_last) for x in (x_a, x_b))
+    return x_a, x_b
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

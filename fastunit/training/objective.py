@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from fastunit.config import Config
-from fastunit.models.discriminator import widened
+from fastunit.models.discriminator import total, widened
 from fastunit.models.domain_pair import Coupled
 from fastunit.models.perceptual import Perceptual
 
 Losses = dict[str, Tensor]
-Noise = Mapping[str, Tensor]
+Noise = Mapping[str, Tensor | None]  # None: to be drawn
 
 LOSSES = {
     "discriminator_a": "equation 2, discriminator of a: real a against b translated to a",
@@ -103,8 +103,8 @@ def discriminator_losses(
     else:
         x_ba, x_ab = decoded.x_ba.detach(), decoded.x_ab.detach()
     losses = _discriminated(unit, x_ba, x_a, x_ab, x_b)
-    total = config.gan_w * (losses["discriminator_a"] + losses["discriminator_b"])
-    return losses | {"discriminator_total": total}
+    both = losses["discriminator_a"] + losses["discriminator_b"]
+    return losses | {"discriminator_total": config.gan_w * both}
 
 
 def generator_losses(
@@ -158,6 +158,7 @@ def generator_losses(
         x_a_again, x_b_again = unit.decode(for_a, for_b)
         losses["identity_a"], losses["identity_b"] = _l1(x_a_again, x_a), _l1(x_b_again, x_b)
     if config.vgg_w > 0:
+        assert perceptual is not None
         distances = perceptual.pair((x_ba, x_ab), (x_b, x_a))
         losses["perceptual_a"], losses["perceptual_b"] = distances
     return losses | {"generator_total": weighted(losses, config)}
@@ -187,7 +188,7 @@ def weighted(losses: Losses, config: Config) -> Tensor:
         "identity": config.identity_w,
         "perceptual": config.vgg_w,
     }
-    return sum(weights[name.rpartition("_")[0]] * loss for name, loss in losses.items())
+    return total(weights[name.rpartition("_")[0]] * loss for name, loss in losses.items())
 
 
 def _l1(output: Tensor, target: Tensor) -> Tensor:

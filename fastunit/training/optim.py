@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,20 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     return value if same else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def adam(parameters: list[nn.Parameter], config: Config) -> Adam:
+class Rates(Protocol):
+    """Adam's settings, which `Config` and the digits' settings have."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def beta1(self) -> float: ...
+    @property
+    def beta2(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
+def adam(parameters: list[nn.Parameter], config: Rates) -> Adam:
     """Return the release's optimiser: L2 penalty inside the gradient, betas from the config."""
     return LayoutAdam(
         parameters,
@@ -122,7 +135,7 @@ def _can_fuse(parameters: list[nn.Parameter]) -> bool:
     return all(p.device.type in FUSED for p in parameters)
 
 
-def make_capturable(optimizer: Adam) -> None:
+def make_capturable(optimizer: Optimizer) -> None:
     """Let a CUDA graph capture the updates: the rate becomes a tensor on the device."""
     for group in optimizer.param_groups:
         device = group["params"][0].device

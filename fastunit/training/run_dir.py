@@ -136,7 +136,9 @@ def _run_of(resume: str | None) -> str | None:
 
 def _refuse_to_rewind(run: Run) -> None:
     """Refuse to go on in a folder from one of its earlier checkpoints, which would mix two runs."""
-    newest = checkpoint.load_newest(run.folder) if run.state is not None else None
+    if run.state is None:
+        return
+    newest = checkpoint.load_newest(run.folder)
     if newest is not None and newest["iteration"] > run.state["iteration"]:
         raise ConfigError(
             f"{run.folder} has later checkpoints than {run.source} (up to iteration "

@@ -18,6 +18,7 @@ from fastunit.config import Config
 from fastunit.data.discovery import Domains
 from fastunit.data.pipeline import DomainLoader
 from fastunit.models.domain_pair import DomainPair
+from fastunit.models.layers import moved
 from fastunit.models.perceptual import load_perceptual
 from fastunit.models.unit import networks
 from fastunit.training import checkpoint, release_files
@@ -45,7 +46,7 @@ class Session:
         precision.resolve(config.precision, device)  # before anything is made
         torch.manual_seed(config.seed)
         perceptual = load_perceptual(config.vgg_model_path) if config.vgg_w > 0 else None
-        self.unit = networks(config).to(device, memory_format=MEMORY_FORMAT)
+        self.unit = moved(networks(config), device, MEMORY_FORMAT)
         self._pair = self.unit.generator_pair()
         self._average = Average(self._pair, config.ema_decay) if config.ema_decay else None
         perceptual = perceptual and perceptual.to(device)

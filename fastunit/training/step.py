@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import StepLR
 
 from fastunit.common import precision
+from fastunit.common.choices import Precision
 from fastunit.common.errors import ConfigError
 from fastunit.config import Config
 from fastunit.kernels.common.weight_cache import forget, keep_filters
@@ -33,6 +34,7 @@ from fastunit.training.objective import (
 )
 from fastunit.training.optim import adam, make_capturable, settle
 
+R = TypeVar("R")
 _SWITCH = {"auto": None, "on": True, "off": False}
 
 
@@ -51,10 +53,11 @@ class TrainStep:
         perceptual: Perceptual | None = None,
         average: Average | None = None,
     ) -> None:
-        self.unit, self.config, self.perceptual, self.average = unit, config, perceptual, average
+        self.unit, self.config, self.average = unit, config, average
+        self.perceptual: nn.Module | None = perceptual
         unit.pairing = Pairing(_SWITCH[config.pair_domains], config.checkpoint_activations)
-        self.dis_opt = adam(unit.discriminators(), config)
-        self.gen_opt = adam(unit.generators(), config)
+        self.dis_opt: Optimizer = adam(unit.discriminators(), config)
+        self.gen_opt: Optimizer = adam(unit.generators(), config)
         self.dis_scheduler = lr_schedule.scheduler(self.dis_opt, config)
         self.gen_scheduler = lr_schedule.scheduler(self.gen_opt, config)
         self.compiled = Compiled(config.compile)
@@ -169,18 +172,18 @@ class TrainStep:
             return found[0]
         return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
 
-    def as_it_is(self, function: Callable[..., Losses], *args: Any) -> Losses:
+    def as_it_is(self, function: Callable[..., R], *args: Any) -> R:
         """Call a function in the configured precision, not compiled."""
         with precision.products(self._resolved(), self.device):
             return function(*args)
 
-    def _call(self, function: Callable[..., Losses | Decoded], *args: Any) -> Losses | Decoded:
+    def _call(self, function: Callable[..., R], *args: Any) -> R:
         """Call a function of the networks in the configured precision, compiled if configured."""
         resolved, device = self._resolved(), self.device
         with precision.products(resolved, device):
             return self.compiled(function, *args, device=device)
 
-    def _resolved(self) -> str:
+    def _resolved(self) -> Precision:
         return precision.resolve(self.config.precision, self.device)
 
     def _weights(self) -> list[nn.Parameter]:
@@ -306,7 +309,14 @@ def _part(value: Tensor | Noise | None, part: int, count: int) -> Tensor | Noise
     if count == 1 or value is None:
         return value
     if not isinstance(value, Tensor):
-        return {name: _part(of_name, part, count) for name, of_name in value.items()}
+        return {
+            name: None if of_name is None else _chunk(of_name, part, count)
+            for name, of_name in value.items()
+        }
+    return _chunk(value, part, count)
+
+
+def _chunk(value: Tensor, part: int, count: int) -> Tensor:
     if len(value) % count:
         raise ValueError(f"a batch of {len(value)} cannot be cut into accumulate={count} parts")
     return value.chunk(count)[part]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
-PAD_MODES = {"zero": "constant", "reflect": "reflect", "replicate": "replicate"}
-NORMS = ("none", "in", "ln")
-ACTS = ("none", "relu", "lrelu", "prelu", "selu", "tanh")
+PadMode = Literal["zero", "reflect", "replicate"]
+Norm = Literal["none", "in", "ln"]
+Activation = Literal["none", "relu", "lrelu", "prelu", "selu", "tanh"]
+PAD_MODES, NORMS, ACTS = get_args(PadMode), get_args(Norm), get_args(Activation)
 
 
-def choice(name: str, value: str, choices: object) -> None:
+def choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in tuple(choices):  # a tuple takes unhashable values too
         raise ValueError(f"{name}={value!r} must be one of {', '.join(choices)}")
 
@@ -33,7 +37,7 @@ def slope(x: Tensor, act: str, value: float | Tensor) -> None:
         raise ValueError(
             f"slope must be a float for lrelu, not {_shown(value)}; prelu takes a tensor"
         )
-    if act == "prelu":
+    if act == "prelu" and isinstance(value, Tensor):
         _parameter_dtype("slope", value, x)
 
 

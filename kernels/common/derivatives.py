@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NoReturn
 
 import torch
+import torch._C._functorch as _functorch
 from torch import Tensor
-from torch._C import _functorch
 from torch.autograd import forward_ad
 
 REMEDY = "use reverse mode, torch.autograd.grad or backward(), or PyTorch's own operations"

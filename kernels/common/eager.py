@@ -8,8 +8,8 @@ backward takes as much again. For a block of small images that is more than its 
 from __future__ import annotations
 
 import torch
+import torch._C._functorch as _functorch
 from torch import Tensor, nn
-from torch._C import _functorch
 
 _PLAIN = (Tensor, nn.Parameter, type(None))
 

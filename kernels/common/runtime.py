@@ -13,15 +13,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-import triton
 from torch import Tensor
+from triton import knobs
 
-IMPLS = ("auto", "triton", "aten")
+Impl = Literal["auto", "triton", "aten"]
+IMPLS = get_args(Impl)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-INTERPRET: bool = triton.knobs.runtime.interpret
+INTERPRET: bool = knobs.runtime.interpret
 OLDEST = 80  # Ampere: bf16 and tf32 tensor cores
 
 # Asked once: torch.compile (2.11) cannot trace the question.
@@ -130,6 +131,16 @@ def recording() -> bool:
 def _capability(device: torch.device) -> int:
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+def cdiv(a: int, b: int) -> int:
+    """Return a / b rounded up; `triton.cdiv` is typed for kernels, not for launchers."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """Return the smallest power of two that is at least n, for n of 1 or more."""
+    return 1 << (n - 1).bit_length()
 
 
 def launch(

@@ -13,8 +13,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastunit.kernels.common.checks import Activation, Norm, PadMode
+from fastunit.kernels.common.runtime import Impl
 from fastunit.kernels.conv.block import conv_block
 from fastunit.kernels.conv.phases import REFLECT_LIMIT
+from fastunit.kernels.conv.plan import Kind
 
 
 def conv_norm_act(
@@ -24,17 +27,17 @@ def conv_norm_act(
     *,
     stride: int = 1,
     padding: int = 0,
-    pad_mode: str = "zero",
-    norm: str = "none",
+    pad_mode: PadMode = "zero",
+    norm: Norm = "none",
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
     eps: float = 1e-5,
-    act: str = "none",
+    act: Activation = "none",
     slope: float | Tensor = 0.2,
     residual: Tensor | None = None,
     halo: int = 0,
-    halo_mode: str = "zero",
-    impl: str = "auto",
+    halo_mode: PadMode = "zero",
+    impl: Impl = "auto",
 ) -> Tensor:
     """Apply ``act(gamma * norm(conv(pad(x), w) + b) + beta) + residual``.
 
@@ -78,9 +81,9 @@ def conv_gemm(
     b: Tensor | None = None,
     *,
     stride: int = 1,
-    act: str = "none",
+    act: Activation = "none",
     slope: float = 0.2,
-    impl: str = "auto",
+    impl: Impl = "auto",
 ) -> Tensor:
     """Apply ``act(conv(x, w) + b)`` where every window lies inside x: one matrix product.
 
@@ -112,14 +115,14 @@ def upsample_conv(
     b: Tensor | None = None,
     *,
     padding: int = 2,
-    pad_mode: str = "zero",
-    norm: str = "none",
+    pad_mode: PadMode = "zero",
+    norm: Norm = "none",
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
     eps: float = 1e-5,
-    act: str = "none",
+    act: Activation = "none",
     slope: float | Tensor = 0.2,
-    impl: str = "auto",
+    impl: Impl = "auto",
 ) -> Tensor:
     """Double x's height and width by repetition, then apply `conv_norm_act` with stride 1.
 
@@ -144,7 +147,7 @@ def upsample_conv(
     Raises:
         ValueError, NotImplementedError, RuntimeError: as `conv_norm_act`.
     """
-    kind = "upsample"
+    kind: Kind = "upsample"
     if pad_mode == "reflect" and padding > REFLECT_LIMIT:
         kind, x = "conv", F.interpolate(x, scale_factor=2, mode="nearest")
     return conv_block(
@@ -161,14 +164,14 @@ def conv_transpose(
     stride: int = 2,
     padding: int = 0,
     output_padding: int = 0,
-    norm: str = "none",
+    norm: Norm = "none",
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
     eps: float = 1e-5,
-    act: str = "none",
+    act: Activation = "none",
     slope: float | Tensor = 0.2,
     residual: Tensor | None = None,
-    impl: str = "auto",
+    impl: Impl = "auto",
 ) -> Tensor:
     """Apply ``act(gamma * norm(conv_transpose(x, w) + b) + beta) + residual``, by phases.
 

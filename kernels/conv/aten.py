@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,6 @@ from fastunit.kernels.common.weight_cache import kept
 from fastunit.kernels.conv import phases
 from fastunit.kernels.conv.plan import Gradients, Plan, Wants
 from fastunit.kernels.norm_act.aten import Tail, fold_halo, tail_aten, tail_backward_aten
-
-Pair = tuple[int, int]
 
 
 class Direct:
@@ -35,7 +34,8 @@ class Direct:
     def fprop(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         return torch.convolution(x, kept(_cast, w, x.dtype), b, **self._options)
 
-    def backward(self, dy: Tensor, x: Tensor, w: Tensor, mask: list[bool]) -> tuple:
+    def backward(self, dy: Tensor, x: Tensor, w: Tensor, mask: list[bool]) -> tuple[Any, Any]:
+        """Return the gradients of x and w; None where the mask has False."""
         return torch.ops.aten.convolution_backward(
             dy, x, kept(_cast, w, x.dtype), None, **self._options, output_mask=[*mask, False]
         )[:2]
@@ -47,7 +47,7 @@ class Phases:
     See phases.py: 36 products where 5x5 filters on the large image take 100.
     """
 
-    def __init__(self, plan: Plan, size: Pair, taps: Pair) -> None:
+    def __init__(self, plan: Plan, size: Sequence[int], taps: Sequence[int]) -> None:
         self._out = tuple(map(plan.size_out, size, taps))
         # Large pixel j is small pixel j // 2, so a halo of p there needs (p + 1) // 2 here.
         pad, axes = (plan.padding + 1) // 2, []
@@ -66,7 +66,8 @@ class Phases:
         y = F.conv2d(x, kept(phases.phase_filters, w, x.dtype), b)
         return self._inside(F.pixel_shuffle(y, 2))
 
-    def backward(self, dy: Tensor, x: Tensor, w: Tensor, mask: list[bool]) -> tuple:
+    def backward(self, dy: Tensor, x: Tensor, w: Tensor, mask: list[bool]) -> tuple[Any, Any]:
+        """Return the gradients of x and w; None where the mask has False."""
         if (whole := dy.new_zeros(*dy.shape[:2], *self._whole)).shape != dy.shape:
             self._inside(whole).copy_(dy)
             dy = whole
@@ -160,7 +161,9 @@ def backward(
     dresidual = tail.dresidual
     if dresidual is not None:
         dresidual = owned(dresidual, form, dy)  # an operator may not return its argument
-    found = plan.parameter_gradients(tail, b, gamma, beta, slope) if wants.sums else (None,) * 4
+    found = None, None, None, None
+    if wants.sums:
+        found = plan.parameter_gradients(tail, b, gamma, beta, slope)
     return Gradients(dx, dw, *found, dresidual)
 
 
@@ -169,11 +172,12 @@ def _conv_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     conv, dx, dw = convolution(plan, x_shape[2:], w), None, None
     parts = zip(_split(dy, w), _split(haloed, w), w, strict=True)
-    dxs, dws = zip(*(conv.backward(*part, [wants.x, wants.w]) for part in parts), strict=True)
+    found = [conv.backward(*part, [wants.x, wants.w]) for part in parts]
     if wants.x:
-        dx = fold_halo(_joined(list(dxs)), conv.halo)
+        dx = fold_halo(_joined([dx for dx, _ in found]), conv.halo)
         dx = dx.contiguous(memory_format=result_format(haloed, w))
     if wants.w:
+        dws = [dw for _, dw in found]
         dw = torch.stack(dws) if len(dws) > 1 else dws[0][None]
     if plan.has_ring:
         halo, (rows, columns) = conv.halo.halo, x_shape[2:]

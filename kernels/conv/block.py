@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from fastunit.kernels.common import checks, derivatives, eager, runtime
+from fastunit.kernels.common.checks import Activation, Norm, PadMode
+from fastunit.kernels.common.runtime import Impl
 from fastunit.kernels.conv import arguments, aten, launch
-from fastunit.kernels.conv.plan import Gradients, Plan, Wants
+from fastunit.kernels.conv.plan import Gradients, Kind, Plan, Wants
 
 _IMPLEMENTATIONS = {"aten": aten, "triton": launch}
 
@@ -30,7 +32,7 @@ _TENSORS = 7  # that the forward operator takes
 
 
 def conv_block(
-    kind: str,
+    kind: Kind,
     x: Tensor,
     w: Tensor,
     b: Tensor | None = None,
@@ -42,13 +44,13 @@ def conv_block(
     stride: int = 1,
     padding: int = 0,
     output_padding: int = 0,
-    pad_mode: str = "zero",
-    norm: str = "none",
+    pad_mode: PadMode = "zero",
+    norm: Norm = "none",
     eps: float = 1e-5,
-    act: str = "none",
+    act: Activation = "none",
     halo: int = 0,
-    halo_mode: str = "zero",
-    impl: str = "auto",
+    halo_mode: PadMode = "zero",
+    impl: Impl = "auto",
     name: str | None = None,
 ) -> Tensor:
     """Check the arguments and run a block; `kind` is "conv", "transpose" or "upsample".
@@ -207,7 +209,9 @@ class _Eager(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> Tensor:
         found = _fprop(*args)
         _setup_context(ctx, args, found)
-        return found[0]
+        y = found[0]
+        assert y is not None
+        return y
 
     backward = staticmethod(_backpropagate)
 

@@ -9,10 +9,9 @@ sample n takes group n // (N / G).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from fastunit.kernels.common import runtime
@@ -99,8 +98,8 @@ def _gemm(
     count = windows.rows * windows.columns
 
     def launch(tile: Tile) -> Tensor | None:
-        tiles_m = triton.cdiv(count, tile.block_m)
-        tiles_n = triton.cdiv(channels, tile.block_n)
+        tiles_m = runtime.cdiv(count, tile.block_m)
+        tiles_n = runtime.cdiv(channels, tile.block_n)
         partial = None
         if epilogue.statistics:
             shape = (samples, phases * tiles_m, 3, channels)
@@ -156,12 +155,12 @@ def wgrad(
     vec, vec_dy = vector(pitch), vector(pitch_dy)
 
     def launch(tile: Tile) -> Tensor:
-        tiles_l = triton.cdiv(run, tile.block_m)
-        tiles_n = triton.cdiv(pitch_dy, tile.block_n)
+        tiles_l = runtime.cdiv(run, tile.block_m)
+        tiles_n = runtime.cdiv(pitch_dy, tile.block_n)
         programs = taps[0] * tiles_l * tiles_n
         largest = MAX_OFFSET // (stride * stride * pitch)
         split = tiles.split_pixels(x, pixels, programs * groups, tile.block_k, largest)
-        splits = triton.cdiv(pixels, split)
+        splits = runtime.cdiv(pixels, split)
         shape = (splits, groups, taps[0], run, pitch_dy)
         partial = x.new_empty(shape, dtype=torch.float32)
         runtime.launch(
@@ -217,4 +216,6 @@ def _laid(w: Tensor, dtype: torch.dtype, pitch: int) -> Tensor:
 def _precision() -> str:
     """Return how float32 is multiplied: as PyTorch's own convolutions are asked to."""
     # Not cudnn.allow_tf32: it raises where RNNs are asked to multiply otherwise.
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+    # PyTorch puts an object that has `conv` in this module's place.
+    conv: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
+    return "tf32" if conv.fp32_precision == "tf32" else "ieee"

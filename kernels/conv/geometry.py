@@ -8,7 +8,7 @@ the coarse frame, so that no window leaves the fine one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,15 +19,21 @@ from fastunit.kernels.conv import gemm
 from fastunit.kernels.conv.plan import Plan
 
 
+def _pair(lengths: Iterable[int]) -> tuple[int, int]:
+    """Return the values for rows and for columns."""
+    rows, columns = lengths
+    return rows, columns
+
+
 class Conv:
     """A strided convolution with filters [G, K, C, R, S], from the fine frame to the coarse."""
 
     def __init__(self, plan: Plan, x_shape: Sequence[int], w: Tensor) -> None:
-        self.channels, self.size = x_shape[1], tuple(x_shape[2:])
-        self.channels_out, self.taps = w.shape[1], tuple(w.shape[3:])
+        self.channels, self.size = x_shape[1], _pair(x_shape[2:])
+        self.channels_out, self.taps = w.shape[1], _pair(w.shape[3:])
         self.step, self.halo, self.pad_mode = plan.stride, plan.padding, plan.pad_mode
-        self.out = tuple(map(plan.size_out, self.size, self.taps))
-        self.padded = tuple(length + 2 * self.halo for length in self.size)
+        self.out = _pair(map(plan.size_out, self.size, self.taps))
+        self.padded = _pair(length + 2 * self.halo for length in self.size)
         rows, columns = (-(-length // self.step) for length in self.padded)
         reach = [-(-taps // self.step) for taps in self.taps]
         self._slack = (reach[0] - 1) * columns + reach[1] - 1
@@ -42,7 +48,7 @@ class Conv:
     def dgrad(self, dy: Tensor, w: Tensor) -> Tensor:
         """Return the gradient of the haloed input, [N, H + 2 * halo, W + 2 * halo, C]."""
         filters = kept(gemm.scatter_filters, w, dy.dtype, dy.shape[3], self.step)
-        windows = gemm.Windows(*dy.shape[1:3], 1, -self._slack)
+        windows = gemm.Windows(dy.shape[1], dy.shape[2], 1, -self._slack)
         dxh, _ = gemm.scatter(dy, filters, windows, self.padded, self.channels, self.step)
         return dxh
 
@@ -59,11 +65,11 @@ class Transpose:
     """
 
     def __init__(self, plan: Plan, x_shape: Sequence[int], w: Tensor) -> None:
-        self.channels, self.size = x_shape[1], tuple(x_shape[2:])
+        self.channels, self.size = x_shape[1], _pair(x_shape[2:])
         self.channels_out, self.step = plan.channels_out(w), plan.step
         # Upsampling replicates where the large image reflects; see phases.py.
         self.pad_mode, taps = "zero" if plan.pad_mode == "zero" else "replicate", w.shape[3]
-        self.out = tuple(plan.size_out(length, taps) for length in self.size)
+        self.out = _pair(plan.size_out(length, taps) for length in self.size)
         padding, self.halo = plan.padding, 0
         if plan.kind == "upsample":
             # Large pixel j is small pixel j // 2: a halo of p there is one of (p + 1) // 2 here.
@@ -72,7 +78,7 @@ class Transpose:
         self._lead = max(self.halo, self._reach - 1 - padding // self.step)
         self._crop = self.step * self._lead + padding
         self.taps = taps, taps
-        self._end = [self._lead + length + self.halo for length in self.size]
+        self._end = _pair(self._lead + length + self.halo for length in self.size)
         rows, columns = (
             max(end + self._reach - 1, -(-(self._crop + out) // self.step))
             for end, out in zip(self._end, self.out, strict=True)
@@ -85,7 +91,7 @@ class Transpose:
         filters = kept(gemm.scatter_filters, w, xh.dtype, xh.shape[3], self.step)
         drop = self._crop % self.step
         first = self._crop // self.step - (self._reach - 1)
-        count = (-(-(drop + out) // self.step) for out in self.out)
+        count = _pair(-(-(drop + out) // self.step) for out in self.out)
         windows = gemm.Windows(*count, 1, first * (self.x_frame.width + 1))
         return gemm.scatter(
             xh, filters, windows, self.out, self.channels_out, self.step, drop, epilogue
@@ -94,7 +100,7 @@ class Transpose:
     def dgrad(self, dy: Tensor, w: Tensor) -> Tensor:
         """Return the gradient of the haloed input, [N, H + 2 * halo, W + 2 * halo, C]."""
         filters = kept(gemm.gather_filters, w, dy.dtype, dy.shape[3])
-        count = (length + 2 * self.halo for length in self.size)
+        count = _pair(length + 2 * self.halo for length in self.size)
         first = self.step * (self._lead - self.halo)
         windows = gemm.Windows(*count, self.step, first * (self.dy_frame.width + 1))
         dxh, _ = gemm.gather(dy, filters, windows, self.channels)

@@ -96,7 +96,9 @@ def backward(
     )  # fmt: skip
     dx, dw = _conv_backward(plan, conv, tail.dx, haloed, w, wants)
     dresidual = None if tail.dresidual is None else channels_last(tail.dresidual)
-    found = plan.parameter_gradients(tail, b, gamma, beta, slope) if wants.sums else (None,) * 4
+    found = None, None, None, None
+    if wants.sums:
+        found = plan.parameter_gradients(tail, b, gamma, beta, slope)
     return Gradients(dx, dw, *found, dresidual)
 
 
@@ -111,7 +113,8 @@ def _conv_backward(
         dxh = conv.dgrad(dy, filters)
         if conv.halo:
             tail = Tail(halo=conv.halo, pad_mode=conv.pad_mode)
-            dxh = tail_backward_triton(dxh, x, *[None] * 5, tail, sums=False).dx
+            nones = None, None, None, None, None  # statistics, gamma, beta, slope
+            dxh = tail_backward_triton(dxh, x, *nones, tail, sums=False).dx
         dx = channels_last(dxh)
     if wants.w:
         dw = conv.wgrad(haloed, dy, filters)

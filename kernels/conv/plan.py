@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastunit.kernels.norm_act.aten import Tail, TailGradients, per_row
 
+Kind = Literal["conv", "transpose", "upsample"]
+
 
 class Plan(NamedTuple):
     """Everything about a block but its tensors; plain values, in the order of the operators."""
 
-    kind: str  # "conv", "transpose" or "upsample"
+    kind: str  # one of Kind
     stride: int
     padding: int
     output_padding: int
@@ -61,17 +63,17 @@ class Plan(NamedTuple):
         gamma: Tensor | None,
         beta: Tensor | None,
         prelu: Tensor | None,
-    ) -> tuple[Tensor | None, ...]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """Return the gradients of the four, from the samples' sums."""
         sums = tail.dshift, tail.dgamma, tail.dbeta, tail.dslope
         parameters = b, gamma, beta, prelu
-        found = [
+        db, dgamma, dbeta, dprelu = (
             None if parameter is None or of_samples is None else per_row(of_samples, parameter)
             for of_samples, parameter in zip(sums, parameters, strict=True)
-        ]
+        )
         if b is not None and self.norm == "in":
-            found[0] = torch.zeros_like(b)  # the norm takes a bias away again
-        return tuple(found)
+            db = torch.zeros_like(b)  # the norm takes a bias away again
+        return db, dgamma, dbeta, dprelu
 
     @property
     def step(self) -> int:

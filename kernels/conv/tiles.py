@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import triton
@@ -112,7 +113,7 @@ def gemm_candidates(
 
 def _depth(x: Tensor, run: int) -> int:
     """Return BLOCK_K: 128 bytes of values, or the whole run where it is shorter."""
-    return min(128 // x.element_size(), max(16, triton.next_power_of_2(run)))
+    return min(128 // x.element_size(), max(16, runtime.next_power_of_2(run)))
 
 
 def _tiles(arch: int, block_k: int, element_size: int) -> list[Tile]:
@@ -139,7 +140,7 @@ def wgrad_candidates(x: Tensor, run: int, channels: int) -> list[Tile]:
     arch = generation(runtime.arch(x.device))
     deep = 128 // x.element_size()
     rows = 128 if run > 64 else 64  # fewer rows than 64 would not use wgmma
-    columns = min(128, max(16, triton.next_power_of_2(channels)))
+    columns = min(128, max(16, runtime.next_power_of_2(channels)))
     # float32 spills at 128 x 64 with four warps (sm_100).
     warps = 8 if rows * columns * x.element_size() >= 128 * 128 * 2 else 4
     first = Tile(rows, columns, deep, warps, 3)
@@ -201,6 +202,9 @@ class _Store:
 def _time(run: Callable[[Tile], object], tile: Tile) -> float:
     """Return the median time in ms; infinity for a tile that does not fit the GPU."""
     try:
-        return triton.testing.do_bench(lambda: run(tile), warmup=5, rep=20, return_mode="median")
+        timed: Any = triton.testing.do_bench(  # has no types; one statistic is a float
+            lambda: run(tile), warmup=5, rep=20, return_mode="median"
+        )
+        return timed
     except triton.runtime.errors.OutOfResources:
         return float("inf")

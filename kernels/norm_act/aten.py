@@ -24,8 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastunit.kernels.common.checks import PAD_MODES
-
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 PIXELS = (2, 3)
 _UNPAD = {
@@ -105,7 +103,8 @@ def tail_aten(
     if residual is not None:
         y = y.add_(residual) if own else y + residual
     if tail.halo:
-        y = F.pad(y, (tail.halo,) * 4, mode=PAD_MODES[tail.pad_mode])
+        mode = "constant" if tail.pad_mode == "zero" else tail.pad_mode
+        y = F.pad(y, (tail.halo,) * 4, mode=mode)
     return y.to(x.dtype), mean, rstd
 
 
@@ -186,12 +185,12 @@ def tail_backward_aten(
         pre = pre + shift
     dpre, dslope = _activate_backward(g, pre, tail, _planes(slope, xhat), from_output)
     del pre  # the size of x
-    normed = tail.norm != "none"
-    total = dpre.sum(PIXELS) if normed or sums else None
-    total_xhat = (dpre * xhat).sum(PIXELS) if normed or (sums and gamma is not None) else None
-    if normed:
+    if tail.norm != "none":
+        total, total_xhat = dpre.sum(PIXELS), (dpre * xhat).sum(PIXELS)
         dx = _normalise_backward(dpre, xhat, rstd, scale, total, total_xhat, tail)
     else:
+        total = dpre.sum(PIXELS) if sums else None
+        total_xhat = (dpre * xhat).sum(PIXELS) if sums and gamma is not None else None
         dx = dpre if scale is None else dpre * scale
     return TailGradients(
         dx=dx.to(x.dtype),

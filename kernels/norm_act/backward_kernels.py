@@ -6,6 +6,9 @@ is read: the sums need no fold, since a padded pixel j of source i counts as dy[
 gathers the copies of each pixel. Accumulation and order are as in `norm_act_kernels`.
 """
 
+# Kernels call kernels, and `triton.jit` is typed as if these calls never returned.
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from fastunit.kernels.common.frame import Frame, check_offsets, vector
-from fastunit.kernels.common.runtime import launch
+from fastunit.kernels.common.runtime import cdiv, launch, next_power_of_2
 from fastunit.kernels.norm_act import backward_kernels
 from fastunit.kernels.norm_act import forward_kernels as kernels
 from fastunit.kernels.norm_act.aten import Tail, TailGradients
@@ -28,14 +28,14 @@ class NormActConfig:
     def of(pixels: int, channels: int, element_size: int = 2) -> NormActConfig:
         # 64 channels of bf16 fill a 128-byte line; more would repeat the parameters in more
         # registers, fewer pixels would write more partial sums.
-        block_c = min(64, triton.next_power_of_2(max(channels, 4)))
+        block_c = min(64, next_power_of_2(max(channels, 4)))
         # 8192 values of four bytes spill in the sums of backward (sm_100).
-        block_m = min(16384 // element_size // block_c, triton.next_power_of_2(max(pixels, 16)))
+        block_m = min(16384 // element_size // block_c, next_power_of_2(max(pixels, 16)))
         return NormActConfig(block_m, block_c, 8 if block_m * block_c > 4096 else 4)
 
     def tiles(self, pixels: int, channels: int) -> tuple[int, int]:
         """Return the number of tiles along a sample's pixels and along its channels."""
-        return triton.cdiv(pixels, self.block_m), triton.cdiv(channels, self.block_c)
+        return cdiv(pixels, self.block_m), cdiv(channels, self.block_c)
 
     def launch_options(self) -> dict[str, int]:
         return {"BLOCK_M": self.block_m, "BLOCK_C": self.block_c, "num_warps": self.num_warps}
@@ -51,9 +51,9 @@ class MergeConfig:
     @staticmethod
     def of(tiles: int, channels: int, norm: str) -> MergeConfig:
         # "ln" merges over the channels too, so that one program has all of a sample's.
-        every = triton.next_power_of_2(max(channels, 4))
+        every = next_power_of_2(max(channels, 4))
         block_c = every if norm == "ln" else min(16, every)
-        block_t = min(max(4096 // block_c, 1), triton.next_power_of_2(max(tiles, 1)))
+        block_t = min(max(4096 // block_c, 1), next_power_of_2(max(tiles, 1)))
         return MergeConfig(block_t, block_c)
 
 
@@ -137,7 +137,7 @@ def _merge(partial: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
     """Return mean and rstd [N, C] fp32."""
     samples, tiles, _, channels = partial.shape
     config = MergeConfig.of(tiles, channels, tail.norm)
-    tiles_c = triton.cdiv(channels, config.block_c)
+    tiles_c = cdiv(channels, config.block_c)
     mean, rstd = (partial.new_empty((samples, channels)) for _ in range(2))
     launch(
         kernels.merge_kernel,
@@ -159,8 +159,8 @@ def _merge(partial: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
 def tail_backward_triton(
     dy: Tensor,
     x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
     gamma: Tensor | None,
     beta: Tensor | None,
     slope: Tensor | None,
@@ -175,7 +175,8 @@ def tail_backward_triton(
     Args:
         dy: [N, H + 2 * halo, W + 2 * halo, C], channel stride 1, any other strides.
         x: [N, H, W, C] with any strides; contiguous ones are fast.
-        mean, rstd, gamma, beta, slope: as `tail_triton` took and gave them.
+        mean, rstd, gamma, beta, slope: as `tail_triton` took and gave them; without a norm mean
+            and rstd are not read.
         frame: where dx goes, surrounded by zeros whatever the padding mode; dense without one.
         from_output, residual, sums: as in `tail_backward_aten`; dresidual is [N, H, W, C].
     """
@@ -184,8 +185,8 @@ def tail_backward_triton(
         dy = dy[:, tail.halo : -tail.halo, tail.halo : -tail.halo]
     pointers, scalars = _parameters(mean, rstd, gamma, beta, slope, tail, samples)
     scalars = (*scalars, tail.halo if tail.folds else 0)
-    modes = {"PAD_MODE": tail.pad_mode if tail.folds else "zero", "ACT": tail.act}
-    modes["FROM_OUTPUT"] = from_output
+    pad_mode = tail.pad_mode if tail.folds else "zero"
+    modes = {"PAD_MODE": pad_mode, "ACT": tail.act, "FROM_OUTPUT": from_output}
     check_offsets(x, dy)
     total = coefficient = None
     if sums or tail.norm != "none":
@@ -198,7 +199,7 @@ def tail_backward_triton(
     dresidual = x.new_empty(x.shape) if residual and tail.halo else None
     pointers = (*pointers, None if tail.norm == "none" else coefficient, dx, dresidual)
     _apply(dy, x, pointers, scalars, modes, frame)
-    if not sums:
+    if not sums or total is None or coefficient is None:
         return TailGradients(dx, dresidual, None, None, None, None)
     return TailGradients(
         dx=dx,
@@ -215,7 +216,7 @@ def _sum_over_tiles(
     x: Tensor,
     pointers: tuple[Tensor | None, ...],
     scalars: tuple[float, ...],
-    modes: dict[str, str | bool],
+    modes: dict[str, Any],
     norm: str,
 ) -> Tensor:
     """Return the sums over tiles of padded pixels, [N, T, SUMS, C] fp32."""
@@ -258,7 +259,7 @@ def _merge_sums(
     """Return the sums over samples [N, SUMS, C], and b, c and the sum of dx [N, 3, C]."""
     samples, tiles, count, channels = tile_sums.shape
     config = MergeConfig.of(tiles, channels, tail.norm)
-    tiles_c = triton.cdiv(channels, config.block_c)
+    tiles_c = cdiv(channels, config.block_c)
     total = tile_sums.new_empty((samples, count, channels))
     coefficient = tile_sums.new_empty((samples, 3, channels))
     _, rstd, gamma, _, _ = pointers
@@ -290,7 +291,7 @@ def _apply(
     x: Tensor,
     pointers: tuple[Tensor | None, ...],
     scalars: tuple[float, ...],
-    modes: dict[str, str | bool],
+    modes: dict[str, Any],
     frame: Frame,
 ) -> None:
     """Write dx and dresidual, the last two of the pointers."""
@@ -333,8 +334,8 @@ def _tiled(frame: Frame) -> tuple[NormActConfig, tuple[int, ...], tuple[int, int
 
 
 def _parameters(
-    mean: Tensor,
-    rstd: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
     gamma: Tensor | None,
     beta: Tensor | None,
     slope: Tensor | None,

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from fastunit.kernels.common import checks, derivatives, eager
+from fastunit.kernels.common.checks import Activation, Norm, PadMode
 from fastunit.kernels.common.frame import channels_last, dense, memory_format, owned
-from fastunit.kernels.common.runtime import choose_impl
+from fastunit.kernels.common.runtime import Impl, choose_impl
 from fastunit.kernels.norm_act.aten import (
     Tail,
     TailGradients,
@@ -44,16 +45,16 @@ __all__ = [
 def norm_act(
     x: Tensor,
     *,
-    norm: str = "none",
+    norm: Norm = "none",
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
     eps: float = 1e-5,
-    act: str = "none",
+    act: Activation = "none",
     slope: float | Tensor = 0.2,
     residual: Tensor | None = None,
     halo: int = 0,
-    pad_mode: str = "zero",
-    impl: str = "auto",
+    pad_mode: PadMode = "zero",
+    impl: Impl = "auto",
 ) -> Tensor:
     """Normalise, scale, activate, add: ``pad(act(gamma * norm(x) + beta) + residual)``.
 
@@ -96,7 +97,7 @@ def norm_act(
     checks.padding(x, halo, pad_mode)
     residual = checks.residual(x, residual)
     chosen = choose_impl(impl, x)
-    learnt = slope if act == "prelu" else None
+    learnt = slope if act == "prelu" and isinstance(slope, Tensor) else None
     if norm == act == "none" and gamma is beta is residual is None and not halo:
         return x
     fixed = float(slope) if act == "lrelu" else 0.0
@@ -117,10 +118,10 @@ def instance_norm_act(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-    act: str = "none",
+    act: Activation = "none",
     slope: float | Tensor = 0.2,
     residual: Tensor | None = None,
-    impl: str = "auto",
+    impl: Impl = "auto",
 ) -> Tensor:
     """Return ``act(weight * (x - mean) / sqrt(var + eps) + bias) + residual``, for any network.
 
@@ -236,11 +237,12 @@ def _bprop(
         dresidual = found.dresidual
         if dresidual is not None:
             dresidual = owned(dresidual, memory_format(x), dy, dx)
-    parameters = zip((found.dgamma, found.dbeta, found.dslope), (gamma, beta, slope), strict=True)
-    gradients = (None if g is None else per_row(g, parameter) for g, parameter in parameters)
-    nothing = (x.new_empty(0) for _ in range(4))
-    rest = (dresidual, *gradients)
-    return dx, *(n if g is None else g for g, n in zip(rest, nothing, strict=True))
+    sums_of = ((found.dgamma, gamma), (found.dbeta, beta), (found.dslope, slope))
+    dgamma, dbeta, dslope = (
+        x.new_empty(0) if g is None or parameter is None else per_row(g, parameter)
+        for g, parameter in sums_of
+    )
+    return dx, x.new_empty(0) if dresidual is None else dresidual, dgamma, dbeta, dslope
 
 
 _norm_act_backward = torch.library.custom_op("fastunit::norm_act_backward", _bprop, mutates_args=())
@@ -271,8 +273,9 @@ def _backward(ctx: Any, dy: Tensor, *unused: Tensor) -> tuple:
     halo = ctx.options[4]
     needs = ctx.needs_input_grad[:5]
     saved = ctx.saved_tensors
+    args: list[Any] = [dy, *saved, needs[4] and halo > 0, any(needs[1:4]), *ctx.options]
     backward = _bprop if eager.hides_backward(dy, *saved) else _norm_act_backward
-    found = backward(dy, *saved, needs[4] and halo > 0, any(needs[1:4]), *ctx.options)
+    found = backward(*args)
     dx, dresidual, *parameters = found
     gradients = (dx, *parameters, dresidual if halo else dy)
     wanted = (g if needed else None for g, needed in zip(gradients, needs, strict=True))

@@ -69,7 +69,8 @@ def normals_aten(state: Tensor, count: int) -> Tensor:
 def normals(state_ptr, start, BLOCK: tl.constexpr):
     """Return normals start, ..., start + BLOCK - 1 of a draw, fp32; start is a multiple of 4."""
     counter = tl.load(state_ptr + 1) + start // 4 + tl.arange(0, BLOCK // 4)
-    a, b, c, d = tl.randint4x(tl.load(state_ptr), counter)
+    # triton.jit is typed as if its functions never returned.
+    a, b, c, d = tl.randint4x(tl.load(state_ptr), counter)  # pyright: ignore[reportGeneralTypeIssues]
     n0, n1 = _box_muller(a, b)
     n2, n3 = _box_muller(c, d)
     return tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))

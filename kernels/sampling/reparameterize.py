@@ -7,6 +7,8 @@ there; for a learned sigma it is drawn again, so that of the noise only 16 bytes
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -16,8 +18,9 @@ from torch import Tensor
 from fastunit.kernels.common import checks, derivatives, eager, runtime
 from fastunit.kernels.sampling import philox
 
-SIGMAS = ("unit", "softplus", "exp_half")
-KLS = ("mean_square", "normal")
+Sigma = Literal["unit", "softplus", "exp_half"]
+Divergence = Literal["mean_square", "normal"]
+SIGMAS, KLS = get_args(Sigma), get_args(Divergence)
 BLOCK = 2048  # values per program: two 16-byte loads of 2-byte values in each of 128 threads
 
 
@@ -25,11 +28,11 @@ def reparameterize(
     mu: Tensor,
     raw_sigma: Tensor | None = None,
     *,
-    sigma: str = "unit",
+    sigma: Sigma = "unit",
     noise: Tensor | None = None,
     state: Tensor | None = None,
-    kl: str = "mean_square",
-    impl: str = "auto",
+    kl: Divergence = "mean_square",
+    impl: runtime.Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Sample z = mu + sigma * noise and return it with a divergence from N(0, I).
 
@@ -71,11 +74,11 @@ def reparameterize(
     _check(mu, raw_sigma, sigma, kl)
     _check_source(mu, noise, state)
     derivatives.only_reverse("reparameterize", mu, raw_sigma, noise)
-    impl = runtime.choose_impl(impl, mu)
+    chosen = runtime.choose_impl(impl, mu)
     source = noise
     if state is not None:
         source = philox.take(state, mu.numel())
-    elif noise is None and impl == "triton":
+    elif noise is None and chosen == "triton":
         source = philox.random_state(mu.device)
     elif noise is None and torch.compiler.is_compiling():
         # Of two randn_like(mu), torch.compile (2.13) makes one.
@@ -84,7 +87,7 @@ def reparameterize(
         source = _normals(mu)
     tensors = mu, raw_sigma, source
     apply = _Eager.apply if eager.is_plain(*tensors) else _reparameterize
-    return apply(*tensors, sigma, kl, impl)
+    return apply(*tensors, sigma, kl, chosen)
 
 
 def _normals(mu: Tensor) -> Tensor:
@@ -150,9 +153,9 @@ def _scale(mu: Tensor, kl: str) -> float:
     return 0.5 / max(mu.shape[0] if mu.dim() else 1, 1)
 
 
-def _aligned(like: Tensor, value: Tensor | None) -> Tensor | None:
+def _aligned(like: Tensor, value: Tensor) -> Tensor:
     """Return the value laid out in memory as the dense `like`; a (seed, counter) pair as it is."""
-    if value is None or value.dtype == torch.int64 or value.stride() == like.stride():
+    if value.dtype == torch.int64 or value.stride() == like.stride():
         return value
     return torch.empty_like(like, dtype=value.dtype).copy_(value)
 
@@ -166,7 +169,7 @@ def _reparameterize_fprop_aten(
     noise = _noise_aten(source, mu)
     wide = mu.to(_wide(mu))
     terms = wide.square()
-    if sigma == "unit":
+    if raw is None:  # sigma = 1
         z = wide + noise
     else:
         raw = raw.to(wide.dtype)
@@ -188,8 +191,9 @@ def _reparameterize_dgrad_aten(
     dkl = 2 * scale * dkl
     wide = mu.to(_wide(mu))
     dmu = (dz + dkl * wide).to(mu.dtype)
-    if sigma == "unit":
+    if raw is None:  # sigma = 1
         return dmu, mu.new_empty(0)
+    assert source is not None  # kept for a learned sigma
     raw = raw.to(wide.dtype)
     value = _sigma_aten(raw, sigma)
     slope = _log_sigma_slope_aten(raw, value, sigma)
@@ -321,7 +325,7 @@ def _reparameterize_fprop_triton(
     mu: Tensor, raw: Tensor | None, source: Tensor, sigma: str, scale: float
 ) -> tuple[Tensor, Tensor]:
     z, n = torch.empty_like(mu), mu.numel()
-    programs = triton.cdiv(n, BLOCK)
+    programs = runtime.cdiv(n, BLOCK)
     partial = mu.new_empty(programs, dtype=torch.float32)
     runtime.launch(
         _reparameterize_fprop_kernel,
@@ -346,7 +350,7 @@ def _reparameterize_dgrad_triton(
     draw = mu.new_empty(0) if raw is None else torch.empty_like(mu)
     runtime.launch(
         _reparameterize_dgrad_kernel,
-        (triton.cdiv(n, BLOCK),),
+        (runtime.cdiv(n, BLOCK),),
         *(dz, dkl, mu, raw, source, dmu, draw, n, scale),
         SIGMA=sigma,
         BLOCK=BLOCK,
@@ -362,7 +366,8 @@ def _fprop(
 ) -> tuple[Tensor, Tensor]:
     fprop = _reparameterize_fprop_triton if impl == "triton" else _reparameterize_fprop_aten
     like = torch.empty_like(mu)
-    mu, raw, source = (_aligned(like, value) for value in (mu, raw, source))
+    mu, source = _aligned(like, mu), _aligned(like, source)
+    raw = None if raw is None else _aligned(like, raw)
     return fprop(mu, raw, source, sigma, _scale(mu, kl))
 
 
@@ -386,7 +391,8 @@ def _bprop(
 ) -> tuple[Tensor, Tensor]:
     dgrad = _reparameterize_dgrad_triton if impl == "triton" else _reparameterize_dgrad_aten
     like = torch.empty_like(mu)
-    dz, mu, raw, source = (_aligned(like, value) for value in (dz, mu, raw, source))
+    dz, mu = _aligned(like, dz), _aligned(like, mu)
+    raw, source = (None if value is None else _aligned(like, value) for value in (raw, source))
     return dgrad(dz, dkl, mu, raw, source, sigma, _scale(mu, kl))
 
 
@@ -405,11 +411,11 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(mu, raw, None if raw is None else source)
 
 
-def _backward(ctx, dz, dkl):
-    mu, raw, source = ctx.saved_tensors
-    direct = eager.hides_backward(dz, dkl, mu, raw, source)
-    backward = _bprop if direct else _reparameterize_backward
-    dmu, draw = backward(dz, dkl, mu, raw, source, *ctx.options)
+def _backward(ctx, *gradients):
+    raw = ctx.saved_tensors[1]
+    tensors = *gradients, *ctx.saved_tensors
+    backward = _bprop if eager.hides_backward(*tensors) else _reparameterize_backward
+    dmu, draw = backward(*tensors, *ctx.options)
     return dmu, None if raw is None else draw, None, None, None, None
 
 

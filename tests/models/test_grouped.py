@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastunit.config import from_dict
+from fastunit.models import grouped as grouped_module
 from fastunit.models.grouped import Pairing
 from fastunit.models.layers import Conv2dBlock
 from fastunit.models.unit import UNIT
@@ -104,6 +105,18 @@ def test_alike_domains_take_half_the_calls(make):
     assert counts["off"] == 2 * counts["on"]
 
 
+@pytest.mark.parametrize(("small", "grouped"), [(0, False), (1 << 30, True)])
+def test_a_cpu_groups_small_layers_alone(small, grouped, make, monkeypatch):
+    monkeypatch.setattr(grouped_module, "SMALL", small)
+    counts = {}
+    for paired in ("auto", "on" if grouped else "off"):
+        step, images = make(ALIKE, pair_domains=paired, share={"enc": 0, "dec": 0})
+        with Calls() as calls:
+            step(*images)
+        counts[paired] = calls.count
+    assert len(set(counts.values())) == 1
+
+
 def test_only_layers_that_differ_run_apart(make):
     counts = {}
     for name in ("alike", "other channels"):
@@ -134,16 +147,6 @@ def test_shared_layers_run_once_for_both_domains(paired, make, monkeypatch):
         decode_both(unit, *images)
     # The decoders' first block sees two codes of two samples, not these twice.
     assert calls == {"enc": 4, "dec": 4}
-
-
-def test_on_a_cpu_domains_are_not_paired_unless_asked(make):
-    counts = {}
-    for paired in ("auto", "off"):
-        step, images = make(ALIKE, pair_domains=paired)
-        with Calls() as calls:
-            step(*images)
-        counts[paired] = calls.count
-    assert counts["auto"] == counts["off"]
 
 
 @pytest.mark.parametrize("paired", ["on", "off"])

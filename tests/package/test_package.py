@@ -70,6 +70,7 @@ def test_wheel_holds_kernels_and_configurations(tmp_path: Path) -> None:
         f"fastunit/{path.relative_to(tree / 'fastunit')}" for path in _python(tree, "fastunit")
     }
     wanted |= {f"fastunit/{path.relative_to(tree)}" for path in _python(tree, "kernels")}
+    wanted.add("fastunit/py.typed")
     wanted |= {f"fastunit/configs/{path.name}" for path in (tree / "configs").glob("*.yaml")}
     assert wanted <= held
     assert any(name.endswith("licenses/LICENSE") for name in held)
@@ -191,6 +192,7 @@ def test_ci_runs_the_readme_command() -> None:
     lines = script.read_text(encoding="utf-8").splitlines()
     code = [line for line in lines if not line.startswith("#")]
     assert "command=$(.ci/readme-command test-command)" in code
+    assert code.index("ruff check .") < code.index("PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright")
     assert code[-1] == 'bash -euo pipefail -c "$command"'
     assert not any("pytest" in line for line in code)
 

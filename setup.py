@@ -14,7 +14,8 @@ TRAIN = ["nvidia-dali-cuda130", "tensorboard", "tqdm", "pyyaml", "pillow", "matp
 DIGITS = ["h5py", "scipy"]  # only for USPS in HDF5 and SVHN
 BENCH = [*TRAIN, "pytest", "pytest-benchmark"]
 TEST = [*DIGITS, *BENCH, "pytest-xdist"]
-DEV = [*TEST, "ruff", "pyright[nodejs]", "import-linter", "build"]
+DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings-python"]  # the site: `mkdocs build --strict`
+DEV = [*TEST, *DOCS, "build", "import-linter", "pyright[nodejs]", "ruff"]
 
 # To be filled in once the project has a public address; nothing else in the repository names one.
 # Then: {"Source": ..., "Documentation": ..., "Changelog": ..., "Issues": ...}
@@ -47,6 +48,7 @@ setup(
         "digits": DIGITS,
         "test": TEST,
         "bench": BENCH,
+        "docs": DOCS,
         "dev": DEV,
     },
     entry_points={"console_scripts": ["fastunit = fastunit.__main__:main"]},

@@ -57,24 +57,41 @@ WEIGHTS += ("vgg_w",)
 
 
 class UNIT_Trainer(nn.Module):
-    """Networks, optimisers and schedules under the release's names.
+    """Networks, optimizers and schedules under the release's names.
+
+    Images are [N, C, H, W] in [-1, 1], of the networks' dtype and device. Works on any device and
+    in float32 or float64: use ``.to(...)`` or ``.cuda()``. Computes in the precision that PyTorch
+    is set to (autocast, tf32) unless the mapping has `precision`.
 
     Args:
         hyperparameters: the mapping of a release YAML file. Keys that neither release nor
-            fastunit knows are left alone with a warning; wrong values raise ValueError.
+            fastunit knows are left alone with a warning.
 
-    Attributes: gen_a, gen_b, dis_a, dis_b, gen_opt, dis_opt, gen_scheduler, dis_scheduler, vgg,
-    instancenorm, all of which may be assigned, and after the updates the losses of `ATTRIBUTES`
-    as detached scalars (0 where a term is off). Works on any device and in float32 or float64:
-    use ``.to(...)`` or ``.cuda()``. Multiplies in the precision that PyTorch is set to (autocast,
-    tf32) unless the mapping has `precision`.
+    All attributes below may be assigned. After the updates the losses are attributes too, by the
+    values of `ATTRIBUTES`: detached scalars, 0 where a term is off.
+
+    Attributes:
+        gen_a: generator of domain a.
+        gen_b: generator of domain b.
+        dis_a: discriminator of domain a.
+        dis_b: discriminator of domain b.
+        gen_opt: optimizer of the generators.
+        dis_opt: optimizer of the discriminators.
+        gen_scheduler: schedule of gen_opt's rate; None: a constant one.
+        dis_scheduler: schedule of dis_opt's rate, likewise.
+        vgg: the perceptual term; None where vgg_w is 0.
+        instancenorm: what normalizes its features.
 
     While everything is as it was built, both domains' networks run side by side, layer by layer.
     Once something is not (a method of this class or of a network, a network, a layer, vgg, or a
     hook on any of them), the updates call `encode`, `decode`, `calc_dis_loss`, `calc_gen_loss`,
     `recon_criterion` and `compute_vgg_loss` one after the other, as the release does: slower, and
     equal up to rounding where the methods compute the same. Noise is then what `encode` returns.
-    `latent: learned`, which is not the release's, cannot be combined with that: ValueError.
+    `latent: learned`, which is not the release's, cannot be combined with that.
+
+    Raises:
+        ValueError: a value is wrong, or `network` is not the release's; from an update: learned
+            latents with something replaced.
     """
 
     gen_a: VAE
@@ -110,7 +127,13 @@ class UNIT_Trainer(nn.Module):
             setattr(self, name, 0)
 
     def forward(self, x_a: Tensor, x_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the translations x_ab and x_ba without noise."""
+        """Return the translations x_ab and x_ba without noise.
+
+        Args:
+            x_a: images of domain a, of any size while nothing is replaced; otherwise of sides
+                that the downsampling divides.
+            x_b: images of domain b, likewise.
+        """
         self.eval()
         if self._built.changes(self._networks()):
             h_a, h_b = self.gen_a.encode(x_a)[0], self.gen_b.encode(x_b)[0]
@@ -128,10 +151,17 @@ class UNIT_Trainer(nn.Module):
         hyperparameters: Mapping[str, Any] | None = None,
         noise: Noise | None = None,
     ) -> None:
-        """Update the discriminators; `noise` holds the unit normals under "a" and "b".
+        """Update the discriminators and set their losses as attributes.
 
-        `hyperparameters` gives this update's loss weights, as in the release; None keeps those
-        of the constructor.
+        Args:
+            x_a: images of domain a; sides that the downsampling divides.
+            x_b: images of domain b; N, C, H and W may differ from x_a's.
+            hyperparameters: this update's loss weights, as in the release; None keeps those of
+                the constructor.
+            noise: unit normals of the codes' shapes under "a" and "b"; None draws them.
+
+        Raises:
+            ValueError: images, weights or noise do not fit.
         """
         step = self._ready(hyperparameters)
         if self._changes():
@@ -148,7 +178,18 @@ class UNIT_Trainer(nn.Module):
         hyperparameters: Mapping[str, Any] | None = None,
         noise: Noise | None = None,
     ) -> None:
-        """Update the generators; `noise` holds unit normals under "a", "b", "ba" and "ab"."""
+        """Update the generators and set their losses as attributes.
+
+        Args:
+            x_a: as in `dis_update`.
+            x_b: as in `dis_update`.
+            hyperparameters: as in `dis_update`.
+            noise: unit normals of the codes' shapes under "a", "b", "ba" and "ab"; None draws
+                them.
+
+        Raises:
+            ValueError: images, weights or noise do not fit, or vgg_w is above 0 without `vgg`.
+        """
         step = self._ready(hyperparameters)
         if self._changes():
             how = self.gen_opt, "generator_total", plain_objective.generator_losses
@@ -171,7 +212,12 @@ class UNIT_Trainer(nn.Module):
 
     @torch.no_grad()
     def sample(self, x_a: Tensor, x_b: Tensor) -> tuple[Tensor, ...]:
-        """Return x_a, its reconstruction, x_ab, x_b, its reconstruction, x_ba; no noise."""
+        """Return x_a, its reconstruction, x_ab, x_b, its reconstruction, x_ba; no noise.
+
+        Args:
+            x_a: images of domain a; sides that the downsampling divides.
+            x_b: images of domain b, likewise.
+        """
         self.eval()
         h_a, h_b = self.gen_a.encode(x_a)[0], self.gen_b.encode(x_b)[0]
         outputs = (
@@ -186,14 +232,17 @@ class UNIT_Trainer(nn.Module):
         return outputs
 
     def recon_criterion(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the mean absolute difference, a scalar."""
+        """Return the mean absolute difference of two tensors of one shape, a scalar."""
         return widened(input - target).abs().mean()
 
     def compute_vgg_loss(self, vgg: nn.Module, img: Tensor, target: Tensor) -> Tensor:
-        """Return the perceptual distance of two images in [-1, 1], a scalar.
+        """Return the perceptual distance of two images, a scalar.
 
-        `vgg` is the attribute `vgg`, or any module that makes features [N, 512, H, W] of BGR
-        images of 0..255 less the mean; `instancenorm` normalises them.
+        Args:
+            vgg: the attribute `vgg`, or any module that makes features [N, 512, P, Q] of BGR
+                images of 0..255 less the mean; `instancenorm` normalizes them.
+            img: images [N, C, H, W] in [-1, 1], C 1 or 3.
+            target: images of the same shape.
         """
         own = isinstance(vgg, Perceptual)
         features = vgg.features if own else lambda x: vgg(as_vgg_takes(x))
@@ -201,7 +250,12 @@ class UNIT_Trainer(nn.Module):
         return (found - wanted).square().mean()
 
     def save(self, snapshot_dir: str | Path, iterations: int) -> None:
-        """Write gen_%08d.pt and dis_%08d.pt, numbered iterations + 1, and optimizer.pt."""
+        """Write gen_%08d.pt and dis_%08d.pt, numbered iterations + 1, and optimizer.pt.
+
+        Args:
+            snapshot_dir: the folder.
+            iterations: how many iterations came before the last.
+        """
         folder = Path(snapshot_dir)
         release_files.save_networks(self._unit(), folder, iterations + 1)
         optimizers = {name: each.state_dict() for name, each in self._optimizers().items()}
@@ -210,13 +264,21 @@ class UNIT_Trainer(nn.Module):
     def resume(
         self, checkpoint_dir: str | Path, hyperparameters: Mapping[str, Any] | None = None
     ) -> int:
-        """Load the newest files that `save`, or the release, wrote; return their iteration.
+        """Load the newest files that `save`, or the release, wrote.
 
-        As in the release, the optimisers go on with what optimizer.pt holds, rates included, and
-        the schedules are those of `hyperparameters` (None: the constructor's) at that iteration.
-        A schedule that was assigned stays, at that iteration too.
+        As in the release, the optimizers go on with what optimizer.pt holds, rates included, and
+        the schedules are those of `hyperparameters` at that iteration. A schedule that was
+        assigned stays, at that iteration too.
 
-        Raises CheckpointError when there are none or they do not fit the networks.
+        Args:
+            checkpoint_dir: the folder.
+            hyperparameters: of which the schedule's keys are read; None: the constructor's.
+
+        Returns:
+            The iteration in the files' names.
+
+        Raises:
+            CheckpointError: there are no such files, or they do not fit the networks.
         """
         folder, unit = Path(checkpoint_dir), self._unit()
         iteration = _newest(folder)

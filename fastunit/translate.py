@@ -38,8 +38,9 @@ def plan(source: Path, output: Path) -> list[Job]:
     A folder's tree and names are kept under `output`. A file goes into `output` where that is a
     folder, under its own name, else to `output` itself, in the format of its extension.
 
-    Raises DataError: there is no input, the output has no image's extension, or the output would
-    replace an input or land in the input folder.
+    Raises:
+        DataError: there is no input, the output has no image's extension, or the output would
+            replace an input or land in the input folder.
     """
     if os.path.isdir(source):
         jobs = _folder_jobs(source, output)

@@ -61,7 +61,8 @@ def needs(extra: str) -> Iterator[None]:
 def pick_device(name: str) -> torch.device:
     """Return the device that ``--device`` names, made CUDA's current one where it is a GPU.
 
-    Raises UserError as `devices.choose`.
+    Raises:
+        UserError: another name, or a GPU that is not there.
     """
     device = devices.choose(name, "--device ")
     if device.type == "cuda":

@@ -1,4 +1,8 @@
-"""Errors that are the user's to mend: one clear message, no traceback on the command line."""
+"""User errors: one clear message, no traceback on the command line.
+
+Library code raises them and never exits the process. Wrong arguments of a function, such as a
+tensor of another shape, are plain ValueErrors.
+"""
 
 from __future__ import annotations
 

@@ -57,7 +57,8 @@ def save(value: Any, path: Path) -> None:
 def read(path: Path) -> Any:
     """Load what `save` wrote onto the CPU, with ``weights_only=True``: a file cannot run code.
 
-    Raises CheckpointError when the file is missing, damaged or holds anything else.
+    Raises:
+        CheckpointError: the file is missing, damaged or holds anything else.
     """
     try:
         if zipfile.is_zipfile(path):

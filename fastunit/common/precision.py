@@ -15,7 +15,8 @@ from fastunit.common.errors import ConfigError
 def resolve(precision: Precision, device: torch.device) -> Precision:
     """Return what "auto" is on a device: bf16 on GPUs that have it (Ampere on), else fp32.
 
-    Raises ConfigError for what is no precision, and for tf32 anywhere but on such a GPU.
+    Raises:
+        ConfigError: it is no precision, or it is tf32 anywhere but on such a GPU.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision={precision!r} must be one of {', '.join(PRECISIONS)}")

@@ -37,7 +37,10 @@ def build(cls: type[Options], values: object, name: str) -> Options:
     A field of a Literal type takes one of its words. Field metadata may hold `low` (inclusive),
     `high` (inclusive) and `below` (exclusive). Missing keys take their defaults. Keys in the
     class's `UNUSED`, if it has one, are left out with a word; they may have to be 0
-    (`Unused.only_zero`). Raises ConfigError.
+    (`Unused.only_zero`).
+
+    Raises:
+        ConfigError: a key is unknown, or a value is of the wrong type or beyond its limits.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{name} must be a section of keys, not {values!r}")

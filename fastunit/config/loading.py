@@ -16,9 +16,15 @@ from fastunit.config.schema import Config
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """Build and check a configuration; keys that are missing take their defaults.
+    """Build and check a configuration.
 
-    Raises ConfigError naming the key, value and choices.
+    Args:
+        values: keys of docs/configuration.md, sections as mappings; absent keys have their
+            defaults.
+
+    Raises:
+        ConfigError: a key is unknown, a value is wrong, or two keys contradict each other; the
+            message names the key, the value and the choices.
     """
     config = build(Config, values, "")
     rules.check(config)
@@ -58,7 +64,16 @@ def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 
 
 def resolve(values: dict[str, Any], overrides: Sequence[str], extra: Mapping[str, Any]) -> Config:
-    """Apply ``key=value`` overrides, then the top-level keys of `extra`, and check the result."""
+    """Apply overrides, then the top-level keys of `extra`, and check the result.
+
+    Args:
+        values: as in `from_dict`; overrides are written into it.
+        overrides: ``section.key=value``, the value as YAML.
+        extra: top-level keys and their values.
+
+    Raises:
+        ConfigError: as `from_dict`.
+    """
     for text in overrides:
         _override(values, text)
     return from_dict(values | dict(extra))
@@ -67,8 +82,12 @@ def resolve(values: dict[str, Any], overrides: Sequence[str], extra: Mapping[str
 def read_yaml(path: str | Path | None) -> dict[str, Any]:
     """Return a YAML file's top-level mapping.
 
-    A bare name that is no file, such as "photos", is one of our own configurations; None is
-    "demo".
+    Args:
+        path: a file, or the name of one of our own configurations, such as "photos"; None is
+            "demo".
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
     """
     import yaml
 

@@ -103,9 +103,11 @@ def read(
     """Return checked options from a mapping, or from an instance of `cls`.
 
     All keys but those in OPTIONAL must be given: the 2017 release has no defaults. `name` may
-    hold the class, which is `network`. Raises ConfigError naming the key in its section ("gen" or
-    "dis"), the value and what it may be: a key is unknown or missing, or a value is of the wrong
-    type or out of range.
+    hold the class, which is `network`.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value is of the wrong type or out of range;
+            the message names the key in its section ("gen" or "dis"), the value and what it may be.
     """
     values = dataclasses.asdict(params) if isinstance(params, cls) else params
     if isinstance(values, Mapping) and "name" in values:

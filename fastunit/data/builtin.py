@@ -58,8 +58,9 @@ def demo_root(
     has the same file name in testA and testB, so that translations can be measured. The same
     arguments always give the same pictures. The folder appears only when it is complete.
 
-    Raises ConfigError for counts below 1 or a negative seed, DataError if the cache folder
-    cannot be written.
+    Raises:
+        ConfigError: a count is below 1, or the seed negative.
+        DataError: the cache folder cannot be written.
     """
     for name, value, least in (("n_train", n_train, 1), ("n_test", n_test, 1), ("seed", seed, 0)):
         if value < least:

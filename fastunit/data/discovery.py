@@ -33,7 +33,8 @@ def find_domains(config: Any) -> Domains:
     does. A list file names one file a line, relative to its ``data_folder_*``; a folder without
     a list is searched.
 
-    Raises: DataError, one message each, for a missing or empty folder, domain or list.
+    Raises:
+        DataError: a folder, domain or list is missing or empty.
     """
     pairs = {split: _folder_and_list(config, split) for split in SPLITS}
     listed = any(folder or names for folder, names in pairs.values())
@@ -58,7 +59,8 @@ def image_files(folder: Path) -> tuple[Path, ...]:
     Hidden files and folders are passed over; a folder reached twice through links is read once.
     Other files are passed over too, with a warning that counts them.
 
-    Raises: DataError when there is no image or a folder cannot be read.
+    Raises:
+        DataError: there is no image, or a folder cannot be read.
     """
     images: list[Path] = []
     others: list[Path] = []

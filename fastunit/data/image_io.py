@@ -51,8 +51,9 @@ class Reading:
 def read(file: Path, channels: int) -> np.ndarray:
     """Return a file's picture as training sees it: uint8 [H, W, channels].
 
-    Raises DataError, with a reason that does not repeat the name, when it cannot be read or is not
-    what training would see.
+    Raises:
+        DataError: it cannot be read, or is not what training would see; the reason does not repeat
+            the name.
     """
     return decode(content(file), Reading(channels))
 
@@ -64,7 +65,8 @@ def decode(data: bytes, reading: Reading) -> np.ndarray:
     DALI is not installed, and nothing can be trained, they are Pillow's: equal, but for one level
     of rounding in the luminance of colours and in colours of 16 bits.
 
-    Raises: DataError with the reason.
+    Raises:
+        DataError: it cannot be read, or decoders disagree; with the reason.
     """
     kind = kind_of(data)
     defined, name = _by_pillow(data, reading.channels)
@@ -129,8 +131,9 @@ def write(picture: np.ndarray, file: Path) -> None:
 
     JPEG has quality 95 and full colour resolution; all other formats are lossless.
 
-    Raises: DataError when the format cannot hold the picture (WebP ends at 16383 pixels a side);
-        OSError when the disk refuses it.
+    Raises:
+        DataError: the format cannot hold the picture (WebP ends at 16383 pixels a side).
+        OSError: the disk refuses it.
     """
     image = to_image(picture)
     try:

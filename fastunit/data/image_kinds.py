@@ -31,8 +31,9 @@ class Kind:
 def kind_of(data: bytes) -> Kind:
     """Return the kind of a file's picture, from its first header.
 
-    Raises: DataError with the reason for the TIFFs that are not read rightly, which are read by
-        neither training nor translation.
+    Raises:
+        DataError: a TIFF that is not read rightly, and is read by neither training nor
+            translation; with the reason.
     """
     if data[:8] == _PNG:
         return Kind(deep=data[24:25] == b"\x10")

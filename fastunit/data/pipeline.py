@@ -61,8 +61,9 @@ class DomainLoader:
         1. ``value_range`` is that of `pictures.Reading`, for 16-bit files. Neither ``flip`` nor
         ``threads`` changes the order or the crops.
 
-        Raises: ConfigError for ``channels`` other than 1 and 3 or a negative ``seed``; DataError
-        for no files or where DALI is not installed.
+        Raises:
+            ConfigError: ``channels`` are neither 1 nor 3, or ``seed`` is negative.
+            DataError: there are no files, or DALI is not installed.
         """
         if seed < 0:
             raise ConfigError(f"seed is {seed}; choose 0 or more")
@@ -89,8 +90,9 @@ class DomainLoader:
 
         The tensor is the caller's own. On CUDA it is ready on the current stream.
 
-        Raises: DataError naming the file, or the files of the batch, when one has vanished or
-        changed since it was validated.
+        Raises:
+            DataError: a file has vanished or changed since it was validated; the message names it,
+                or the files of the batch.
         """
         ahead = range(self._position, self._position + self._batch_size * (1 + _PREFETCH))
         images = self._reader.read(lambda: [self._sample(i)[0] for i in ahead])
@@ -124,7 +126,9 @@ def iter_images(
     With ``crop`` (height, width) the centre is taken (an odd spare pixel is left off at the top or
     left) and the last batch may be smaller; with None each image comes whole, alone, at its size.
 
-    Raises: ConfigError, DataError as DomainLoader, at the call rather than at the first image.
+    Raises:
+        ConfigError: as DomainLoader, at the call rather than at the first image.
+        DataError: likewise.
     """
     _check(files, channels)
     size = batch_size if crop else 1
@@ -221,7 +225,9 @@ class _Reader:
         """Return the next batch, NCHW in channels_last.
 
         ``suspects`` gives the files of this batch and the prefetched ones, for the message.
-        Raises: DataError when DALI fails.
+
+        Raises:
+            DataError: DALI fails.
         """
         stream = torch.cuda.current_stream(self._device) if self._cuda else None
         try:

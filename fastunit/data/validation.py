@@ -91,9 +91,10 @@ def validate_all(
     sizes, so another crop needs no reading. With ``skip_bad`` bad files are left out and a warning
     (`logging`) lists and counts them. Warns too of 16-bit values that leave few levels of 8 bits.
 
-    Raises: ConfigError for channels other than 1 and 3; DataError listing the bad files with their
-    reasons, unless ``skip_bad``; in either case when a group loses all its files; and where DALI is
-    not installed.
+    Raises:
+        ConfigError: channels are neither 1 nor 3.
+        DataError: files are bad, unless ``skip_bad``, and the message lists them with their
+            reasons; a group loses all its files; DALI is not installed.
     """
     for _, rule in groups.values():
         check_channels(rule.reading.channels)

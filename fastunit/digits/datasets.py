@@ -47,8 +47,9 @@ class Digits:
 def load(folder: Path, name: str, split: str) -> Digits:
     """Return the "train" or "test" split of "mnist", "usps" or "svhn" from its files in a folder.
 
-    Raises DataError when there are none, or what they hold is not what it should be; the message
-    names the file, the value and the remedy.
+    Raises:
+        DataError: there are none, or what they hold is not what it should be; the message names
+            the file, the value and the remedy.
     """
     if name not in SHAPES:
         raise DataError(f"{name!r} is no data set of digits; choose one of {', '.join(SHAPES)}")
@@ -84,7 +85,8 @@ def _candidates(name: str, split: str) -> list[tuple[Callable, tuple[str, ...]]]
 def _find(folder: Path, name: str, names: tuple[str, ...]) -> tuple[Path, ...]:
     """Return the files of these names, each as it is or compressed; none where none is there.
 
-    Raises DataError where only some are.
+    Raises:
+        DataError: only some are there.
     """
     for place in (folder, *(folder / sub for sub in (name, name.upper()))):
         for home in (place, place / "raw"):

@@ -29,12 +29,17 @@ _CHUNK = 4096  # images at a time
 def prepare(images: Tensor, geometry: Geometry) -> Tensor:
     """Bring uint8 images [N, C, H, W] of a data set to uint8 [N, C, 32, 32].
 
-    geometry: "frame" resizes the whole image. "pad" first gives it MNIST's margin: unless it has
-    28x28 pixels, it is scaled, its shape kept, to 20 pixels on the longer side, and centred on
-    black in 28x28. "box" finds the smallest box around the pixels of 64 and more (in any channel),
-    scales it, its shape kept, to 24 pixels on the longer side, and centres it on black; an image
-    without such pixels is resized as a whole. All are bilinear. Raises ValueError for another
-    geometry.
+    Args:
+        images: uint8 [N, C, H, W].
+        geometry: "frame" resizes the whole image. "pad" first gives it MNIST's margin: unless it
+            has 28x28 pixels, it is scaled, its shape kept, to 20 pixels on the longer side, and
+            centred on black in 28x28. "box" finds the smallest box around the pixels of 64 and
+            more (in any channel), scales it, its shape kept, to 24 pixels on the longer side, and
+            centres it on black; an image without such pixels is resized as a whole. All are
+            bilinear.
+
+    Raises:
+        ValueError: another geometry.
     """
     checks.choice("geometry", geometry, GEOMETRIES)
     if geometry == "frame" and images.shape[2:] == (SIZE, SIZE):

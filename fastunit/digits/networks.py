@@ -90,14 +90,17 @@ class CoVAE32x32(nn.Module):
 
     Args:
         gen_ch: channels next to the images; the code has 8 times as many.
-        input_dim_a, output_dim_a, input_dim_b, output_dim_b: channels of each domain's images
-            and of its results.
+        input_dim_a: channels of domain a's images.
+        output_dim_a: channels of its results.
+        input_dim_b: channels of domain b's images.
+        output_dim_b: channels of its results.
 
     Images are [N, input_dim, 32, 32] in [-1, 1], any floating dtype; a code is
     [N, 8 * gen_ch, 1, 1]. In training mode batch norm takes the statistics of the batch, the
     shared layers those of both domains together.
 
-    Raises ValueError for a size below 1, and for images that do not fit.
+    Raises:
+        ValueError: a size is below 1; on a call: images do not fit.
     """
 
     def __init__(
@@ -134,7 +137,8 @@ class CoVAE32x32(nn.Module):
         """Return both reconstructions and translations: x_aa, x_ba, x_ab, x_bb, (mu, sd).
 
         Args:
-            x_a, x_b: images of each domain; their N may differ.
+            x_a: images of domain a.
+            x_b: images of domain b; N may differ.
             noise: unit normals of the code's shape, of a's batch, then b's, for
                 z = mu + sd * noise. None draws them in training mode and leaves them out in
                 evaluation mode.
@@ -182,12 +186,14 @@ class CoDis32x32(nn.Module):
 
     Args:
         dis_ch: channels after the first layer; the last has 8 times as many.
-        input_dim_a, input_dim_b: channels of each domain's images.
+        input_dim_a: channels of domain a's images.
+        input_dim_b: channels of domain b's images.
 
     Images are [N, input_dim, 32, 32] in [-1, 1], any floating dtype. Dropout acts in training
     mode, on what the heads see.
 
-    Raises ValueError for a size below 1, and for images that do not fit.
+    Raises:
+        ValueError: a size is below 1; on a call: images do not fit.
     """
 
     def __init__(self, dis_ch: int, input_dim_a: int, input_dim_b: int) -> None:

@@ -108,7 +108,11 @@ def discriminator_losses(
     """Return what the discriminator descends, "discriminator_total", and its terms by name.
 
     Args:
-        x_a, x_b: real images. labels: int64 [N], the digits of x_a.
+        dis: the discriminators and classifiers of both domains.
+        settings: the weights of the terms.
+        x_a: real images of domain a.
+        x_b: real images of domain b.
+        labels: int64 [N], the digits of x_a.
         fakes: the generator's, which get no gradient. None: no term with a weight needs them.
         names: int64 [N], the digits that `self_labels` found in x_b. None: no such term.
 

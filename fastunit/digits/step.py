@@ -44,7 +44,8 @@ class Adaptation:
         source_only: train the classifier on source images alone; there is no generator.
 
     Attributes:
-        gen, dis: the networks.
+        gen: the generators of both domains.
+        dis: the discriminators and classifiers of both domains.
         judge: the discriminator to classify with: averaged weights where `ema_decay` is on.
         iteration: how many steps were made.
     """

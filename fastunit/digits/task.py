@@ -49,7 +49,10 @@ def load_task(
 
     Gray images are repeated where the other domain's have 3 channels. The target SHIFTED is what is
     held out of the source, deformed by SHIFT: a half to train on and a half to test with, so that
-    settings can be chosen without any other data set. Raises DataError.
+    settings can be chosen without any other data set.
+
+    Raises:
+        DataError: source and target are the same, or files are missing or damaged.
     """
     if source == target:
         raise DataError(f"--source and --target are both {source}; choose two data sets")

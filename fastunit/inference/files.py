@@ -37,9 +37,15 @@ class FileTranslator:
     """
 
     def __init__(self, translator: Translator, direction: Direction, *, batch_size: int) -> None:
-        """Prepare to translate at most `batch_size` images at a time.
+        """Prepare to translate.
 
-        Raises CheckpointError when the networks cannot serve image files.
+        Args:
+            translator: the networks.
+            direction: "a2b" or "b2a".
+            batch_size: most images at a time.
+
+        Raises:
+            CheckpointError: the networks cannot serve image files.
         """
         source, target = translator.networks.along(direction)
         for generator in (source, target):

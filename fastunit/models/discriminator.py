@@ -40,7 +40,14 @@ class Discriminator(nn.Module):
         self.mixes_samples, self.halve = mixes_samples, halve
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return one [N, 1, P, Q] tensor of logits or scores per scale, finest first."""
+        """Return one [N, 1, P, Q] tensor of logits or scores per scale, finest first.
+
+        Args:
+            x: images [N, input_dim, H, W] in [-1, 1].
+
+        Raises:
+            ValueError: the images' channels do not fit.
+        """
         check_image(x, self.input_dim)
         outputs = []
         for scale, net in enumerate(self.cnns):
@@ -53,6 +60,16 @@ class Discriminator(nn.Module):
         """Return the scalar loss that teaches this network fake from real (equation 2).
 
         Two passes, as in the release: a subclass may mix a batch's samples.
+
+        Args:
+            input_fake: translations [N, input_dim, H, W] in [-1, 1].
+            input_real: images of the domain, likewise; their N, H and W may differ.
+
+        Returns:
+            The sum over scales of the means over batch and pixels, in float32 or wider.
+
+        Raises:
+            ValueError: the images' channels do not fit.
         """
         fake, real = self(input_fake), self(input_real)
         return self._score(fake, 0.0) + self._score(real, 1.0)
@@ -62,7 +79,17 @@ class Discriminator(nn.Module):
         return not self.mixes_samples and input_fake.shape[1:] == input_real.shape[1:]
 
     def calc_gen_loss(self, input_fake: Tensor) -> Tensor:
-        """Return the scalar loss of a generator whose images should be taken for real."""
+        """Return the scalar loss of a generator whose images should be taken for real.
+
+        Args:
+            input_fake: translations [N, input_dim, H, W] in [-1, 1].
+
+        Returns:
+            The sum over scales of the means over batch and pixels, in float32 or wider.
+
+        Raises:
+            ValueError: the images' channels do not fit.
+        """
         return self.gen_loss(self(input_fake))
 
     def dis_loss(self, outputs: Sequence[Tensor], fakes: int) -> Tensor:

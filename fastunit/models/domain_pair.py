@@ -51,10 +51,18 @@ class DomainPair(nn.Module):
         return self.pairing.run(self.gen_a.dec, self.gen_b.dec, for_a, for_b)
 
     def translate(self, x: Tensor, direction: Direction) -> Tensor:
-        """Translate images "a2b" or "b2a" without noise; dropout is as the mode says.
+        """Translate images without noise; dropout is as the mode says.
 
-        Images [N, C, H, W] in [-1, 1] of any size: sides that the downsampling does not divide
-        are extended by repeating the last pixels, and the result is cut back to [N, K, H, W].
+        Args:
+            x: [N, C, H, W] in [-1, 1], of any size: sides that the downsampling does not divide
+                are extended by repeating the last pixels, and the result is cut back.
+            direction: "a2b" or "b2a".
+
+        Returns:
+            Images [N, K, H, W] in [-1, 1] with the other domain's K channels.
+
+        Raises:
+            ValueError: the direction is another, or the image has other channels or no pixels.
         """
         source, target = self.along(direction)
         check_image(x, source.input_dim)

@@ -132,7 +132,8 @@ class Pairing:
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return ``a(x), b(y)``, as tuples; with hooks on a or b, by calling them.
 
-        Raises ValueError for images of other channels than a discriminator's.
+        Raises:
+            ValueError: images have other channels than their discriminator's.
         """
         if not all(untouched(each, type(each)) for each in (a, b)):
             return tuple(a(x)), tuple(b(y))

@@ -12,11 +12,16 @@ from fastunit.kernels.common import checks
 
 
 def initialise(module: nn.Module, init: Init) -> None:
-    """Initialise every convolution and linear layer in place; their biases become 0.
+    """Initialize every convolution and linear layer in place; their biases become 0.
 
-    init: "gaussian" N(0, 0.02); "xavier" normal, gain sqrt(2) (Glorot and Bengio 2010);
-    "kaiming" normal, fan-in (He et al. 2015); "orthogonal", gain sqrt(2); "default" leaves
-    PyTorch's own weights. Raises ValueError for any other name.
+    Args:
+        module: whose layers are initialized, however deep they lie.
+        init: "gaussian" N(0, 0.02); "xavier" normal, gain sqrt(2) (Glorot and Bengio 2010);
+            "kaiming" normal, fan-in (He et al. 2015); "orthogonal", gain sqrt(2); "default"
+            leaves PyTorch's own weights.
+
+    Raises:
+        ValueError: init is another name.
     """
     checks.choice("init", init, INITS)
     for layer in module.modules():
@@ -40,7 +45,14 @@ def copy_matching(source: nn.Module, target: nn.Module) -> list[str]:
 
     What only one of them has, or has in another shape (the first and last convolution of domains
     with different channels), is left alone. The two share no memory afterwards unless they did
-    before. Returns the names in the target's state_dict of what was left alone.
+    before.
+
+    Args:
+        source: what is copied.
+        target: what is written to, in place.
+
+    Returns:
+        The names in the target's state_dict of what was left alone.
     """
     given, left = source.state_dict(), []
     for name, value in target.state_dict().items():  # views of the target's own memory

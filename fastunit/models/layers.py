@@ -35,8 +35,14 @@ class LayerNorm(nn.Module):
     """The release's layer norm: ``(x - mean) / (std + eps) * gamma + beta`` over (C, H, W).
 
     The standard deviation is the unbiased one and eps is added to it, not to the variance.
-    `gamma` starts uniform in [0, 1), `beta` at 0; both [C], absent when `affine` is false.
-    Input and result: [N, C, H, W] or [N, C].
+    Input and result: [N, C, H, W] or [N, C], of any floating dtype and memory format, as in
+    `norm_act`.
+
+    Args:
+        num_features: channels C.
+        eps: added to the standard deviation.
+        affine: whether to scale and shift by `gamma` and `beta`, both [C]; they start uniform in
+            [0, 1) and at 0.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True) -> None:
@@ -68,7 +74,7 @@ def _pixels(x: Tensor) -> Tensor:
 
 
 class Weights(NamedTuple):
-    """What a convolutional block learns, each with a leading dimension where it is for groups."""
+    """The parameters of a convolutional block, each with a leading dimension G for groups."""
 
     weight: Tensor  # [K, C, R, S]
     bias: Tensor | None  # [K]
@@ -150,14 +156,22 @@ class Conv2dBlock(_Block):
     """Pad, convolve, normalise, activate.
 
     Args:
-        input_dim, output_dim: channels in and out.
-        kernel_size, stride, padding: of the convolution, both axes.
+        input_dim: channels in.
+        output_dim: channels out.
+        kernel_size: height and width of the filters, in pixels.
+        stride: of the convolution, both axes.
+        padding: pixels added on each side.
         norm: "none", "bn", "in" or "ln".
         activation: "relu", "lrelu" (slope 0.2), "prelu", "selu", "tanh" or "none".
-        pad_type: "zero", "reflect" or "replicate".
+        pad_type: what the added pixels hold: "zero", "reflect" or "replicate".
 
-    Input [N, input_dim, H, W], result [N, output_dim, P, Q]; `residual`, of the result's shape,
-    is added last. Raises ValueError naming an option, its value and the choices.
+    Input [N, input_dim, H, W], result [N, output_dim, P, Q] with
+    P = (H + 2 * padding - kernel_size) // stride + 1, likewise Q; any floating dtype and memory
+    format, as in `conv_norm_act`. `residual`, of the result's shape, is added last.
+
+    Raises:
+        ValueError: an option is not one of its choices; the message names it and them. On a
+            call: the image's shape or dtype does not fit.
     """
 
     def __init__(
@@ -248,7 +262,19 @@ class Conv2dBlock(_Block):
 class UpsampleConv2dBlock(Conv2dBlock):
     """`Conv2dBlock` with stride 1 on the input enlarged twice by repetition.
 
-    The result is [N, output_dim, P, Q] with P = 2 * H + 2 * padding - kernel_size + 1.
+    The result is [N, output_dim, P, Q] with P = 2 * H + 2 * padding - kernel_size + 1, likewise Q.
+
+    Args:
+        input_dim: channels in.
+        output_dim: channels out.
+        kernel_size: height and width of the filters, in pixels of the enlarged image.
+        padding: pixels added on each side of the enlarged image.
+        norm: as in `Conv2dBlock`.
+        activation: as in `Conv2dBlock`.
+        pad_type: as in `Conv2dBlock`.
+
+    Raises:
+        ValueError: as `Conv2dBlock`.
     """
 
     def __init__(
@@ -284,6 +310,15 @@ class LinearBlock(_Block):
     """Linear layer, norm, activation. Input [N, input_dim], result [N, output_dim].
 
     A norm other than batch norm takes each sample's features as one row, as the release does.
+
+    Args:
+        input_dim: features in.
+        output_dim: features out.
+        norm: "none", "bn", "in" or "ln".
+        activation: "relu", "lrelu" (slope 0.2), "prelu", "selu", "tanh" or "none".
+
+    Raises:
+        ValueError: an option is not one of its choices; the message names it and them.
     """
 
     def __init__(
@@ -306,7 +341,17 @@ class LinearBlock(_Block):
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 blocks, the second without activation, plus the input. Shape is kept."""
+    """Two 3x3 blocks, the second without activation, plus the input. Shape is kept.
+
+    Args:
+        dim: channels of input [N, dim, H, W] and result.
+        norm: of both blocks, as in `Conv2dBlock`.
+        activation: of the first block, as in `Conv2dBlock`.
+        pad_type: of both blocks, as in `Conv2dBlock`.
+
+    Raises:
+        ValueError: as `Conv2dBlock`.
+    """
 
     def __init__(
         self,
@@ -340,7 +385,18 @@ class ResBlock(nn.Module):
 
 
 class ResBlocks(nn.Module):
-    """`num_blocks` residual blocks in a row; none is the identity."""
+    """Residual blocks in a row.
+
+    Args:
+        num_blocks: how many `ResBlock`s; 0 is the identity.
+        dim: channels of input [N, dim, H, W] and result.
+        norm: as in `ResBlock`.
+        activation: as in `ResBlock`.
+        pad_type: as in `ResBlock`.
+
+    Raises:
+        ValueError: as `Conv2dBlock`.
+    """
 
     def __init__(
         self,

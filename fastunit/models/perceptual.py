@@ -43,7 +43,8 @@ class Perceptual(nn.Module):
     Several comparisons with one image need its features once: ``distance(output,
     target_features(target))``. `pair` compares images of two domains together.
 
-    Raises ValueError for other channels, smaller images, or two images of different sizes.
+    Raises:
+        ValueError: on a call: other channels, smaller images, or two images of different sizes.
     """
 
     def __init__(self) -> None:
@@ -57,7 +58,7 @@ class Perceptual(nn.Module):
         self.requires_grad_(False)
 
     def features(self, x: Tensor) -> Tensor:
-        """Return relu5_3's features [N, 512, H / 8, W / 8] of images in [-1, 1]."""
+        """Return relu5_3's features [N, 512, H / 8, W / 8] of images [N, C, H, W] in [-1, 1]."""
         _check_images(x)
         dtype = _dtype(x)
         with runtime.no_autocast(x):
@@ -148,10 +149,13 @@ def _together(run: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> Sequ
 def load_perceptual(path: str | Path | None) -> Perceptual:
     """Return the term with weights from a torchvision-format VGG16 state_dict file.
 
-    The file's convolutions are `features.N.weight` and `features.N.bias`, of any floating dtype,
-    expecting BGR input of 0..255 minus the mean as the release's do; other keys, such as the
-    classifier's, are passed over. Raises ConfigError when the path is missing or the file is not
-    such a state_dict.
+    Args:
+        path: the file. Its convolutions are `features.N.weight` and `features.N.bias`, of any
+            floating dtype, expecting BGR input of 0..255 minus the mean as the release's do;
+            other keys, such as the classifier's, are passed over.
+
+    Raises:
+        ConfigError: the path is missing, or the file is not such a state_dict.
     """
     if path is None:
         raise ConfigError(f"vgg_w is above 0 but vgg_model_path is not set; {REMEDY}")

@@ -20,7 +20,7 @@ from fastunit.models.vae import VAE, start_sigma
 
 
 def networks(config: Config) -> Coupled:
-    """Return new networks of the kind that ``config.network`` names, initialised."""
+    """Return new networks of the kind that ``config.network`` names, initialized."""
     return PaperUNIT(config) if config.network == "paper" else UNIT(config)
 
 
@@ -29,8 +29,14 @@ class UNIT(Coupled):
 
     With ``config.share`` the last encoder and first decoder residual blocks of both generators
     are the same modules: once in `parameters()`, in the state_dict of each generator.
-    Initialised as the release: generators by ``config.init``, discriminators N(0, 0.02). With
+    Initialized as the release: generators by ``config.init``, discriminators N(0, 0.02). With
     ``config.init_b`` "copy" gen_b starts as gen_a where their shapes agree.
+
+    Args:
+        config: of which the networks' keys are read; from `fastunit.config`.
+
+    Raises:
+        ValueError: `share` asks for more blocks than a generator has.
     """
 
     def __init__(self, config: Config) -> None:
@@ -62,8 +68,16 @@ class UNIT(Coupled):
 def share_blocks(gen_a: VAEGen, gen_b: VAEGen, *, enc: int, dec: int) -> None:
     """Make the last `enc` and first `dec` residual blocks of both generators the same modules.
 
-    With `enc`, learned standard deviations come from one module too. Raises ValueError when there
-    are fewer blocks than that.
+    With `enc`, learned standard deviations come from one module too.
+
+    Args:
+        gen_a: keeps its blocks.
+        gen_b: loses the blocks that are to be shared, and takes gen_a's.
+        enc: residual blocks, counted from the end of the encoder.
+        dec: residual blocks, counted from the start of the decoder.
+
+    Raises:
+        ValueError: there are fewer blocks than that.
     """
     for name, count, mine, other in (
         ("enc", enc, gen_a.enc.res_blocks, gen_b.enc.res_blocks),
@@ -83,6 +97,9 @@ class PaperUNIT(Coupled):
 
     Generators start as ``config.init`` says, discriminators N(0, 0.02), all biases 0. With
     ``config.init_b`` "copy" domain b's own layers start as domain a's where their shapes agree.
+
+    Args:
+        config: of which the networks' keys are read, those of `paper` among them.
     """
 
     def __init__(self, config: Config) -> None:

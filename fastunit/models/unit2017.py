@@ -80,12 +80,17 @@ class COCOResGen(OfDomains, DomainPair):
         """Return both reconstructions and translations: x_aa, x_ba, x_ab, x_bb, shared.
 
         Args:
-            x_a, x_b: images of one H and W; their N may differ.
+            x_a: images of domain a.
+            x_b: images of domain b, of the same H and W; N may differ.
             noise: unit normals of the shared code's shape, added to it in training mode; None
                 draws them. Unused in evaluation mode.
 
-        x_ba is b translated to a; shared is the code that was decoded, of a's batch, then b's.
-        Raises ValueError when the images or the noise do not fit.
+        Returns:
+            Images in [-1, 1]; x_ba is b translated to a. shared is the code that was decoded, of
+                a's batch, then b's.
+
+        Raises:
+            ValueError: the images or the noise do not fit.
         """
         if x_a.shape[2:] != x_b.shape[2:]:
             raise ValueError(
@@ -99,11 +104,15 @@ class COCOResGen(OfDomains, DomainPair):
         return x_aa, x_ba, x_ab, x_bb, shared
 
     def sample(self, mu: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return z = mu + sd * noise and its divergence, a scalar; see `vae.sample`."""
+        """Return z = mu + sd * noise and its divergence; see `fastunit.models.vae.sample`."""
         return self.domains["a"].sample(mu, noise)
 
     def code(self, images: Tensor, domain: str) -> Tensor:
-        """Return the mean of the code of images of domain "a" or "b"."""
+        """Return the mean of the code of images of domain "a" or "b"; draws no noise.
+
+        Raises:
+            ValueError: another domain, or images that do not fit it.
+        """
         checks.choice("domain", domain, self.domains)
         return self.domains[domain].code(images)
 
@@ -149,6 +158,11 @@ class COCOResGen(OfDomains, DomainPair):
 
 
 class COCOResGen2(COCOResGen):
-    """COCOResGen with LeakyReLU and no norm outside the residual blocks."""
+    """`COCOResGen` with LeakyReLU and no norm outside the residual blocks.
+
+    Args:
+        params: as `COCOResGen`.
+        latent: as `COCOResGen`.
+    """
 
     NORM, ACT = "none", "lrelu"

@@ -55,7 +55,12 @@ class PairDiscriminator(OfDomains):
     def forward(self, x_a: Tensor, x_b: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return each domain's logits as the release does: flattened, one tensor for a scale.
 
-        Raises ValueError for images of other channels than the domain's.
+        Args:
+            x_a: images of domain a.
+            x_b: images of domain b.
+
+        Raises:
+            ValueError: images have other channels than their domain's.
         """
         outputs_a, outputs_b = self.discriminate(x_a, x_b)
         return [y.flatten() for y in outputs_a], [y.flatten() for y in outputs_b]
@@ -79,8 +84,11 @@ class PairDiscriminator(OfDomains):
 class COCODis(PairDiscriminator):
     """One patch discriminator for each domain; logits of ceil(H / 2^n_layer) rows.
 
-    params: ch, input_dim_a, input_dim_b, n_layer (a mapping, or DisOptions). Raises ValueError
-    naming a key that is unknown, missing or of a wrong value.
+    Args:
+        params: ch, input_dim_a, input_dim_b, n_layer; a mapping, or DisOptions.
+
+    Raises:
+        ValueError: a key is unknown, missing or of a wrong value; the message names it.
     """
 
     def __init__(self, params: Mapping[str, Any] | DisOptions) -> None:
@@ -97,7 +105,11 @@ class COCODis(PairDiscriminator):
 class COCOMsDis(PairDiscriminator):
     """Three patch discriminators for each domain: of the image, and of it halved once and twice.
 
-    params: as COCODis.
+    Args:
+        params: as `COCODis`.
+
+    Raises:
+        ValueError: as `COCODis`.
     """
 
     def __init__(self, params: Mapping[str, Any] | DisOptions) -> None:
@@ -115,9 +127,14 @@ class COCOMsDis(PairDiscriminator):
 class COCOSharedDis(PairDiscriminator):
     """One patch discriminator for each domain, whose last layers both domains share.
 
-    params: ch, input_dim_a, input_dim_b, n_front_layer, n_shared_layer (a mapping, or
-    SharedDisOptions). Without shared layers each domain has its own logits' layer. Raises
-    ValueError naming a key that is unknown, missing or of a wrong value.
+    Without shared layers each domain has its own layer of logits.
+
+    Args:
+        params: ch, input_dim_a, input_dim_b, n_front_layer, n_shared_layer; a mapping, or
+            SharedDisOptions.
+
+    Raises:
+        ValueError: a key is unknown, missing or of a wrong value; the message names it.
     """
 
     def __init__(self, params: Mapping[str, Any] | SharedDisOptions) -> None:

@@ -120,8 +120,9 @@ class MsImageDis(Discriminator):
         params: the YAML's ``dis`` section (a mapping, or a DiscriminatorConfig): dim, norm,
             activ, n_layer, gan_type, num_scales, pad_type.
 
-    `forward` takes images [N, input_dim, H, W] and returns one [N, 1, P, Q] tensor of logits
-    (nsgan) or scores (lsgan) per scale, finest first.
+    `forward` takes images [N, input_dim, H, W] in [-1, 1], of any floating dtype and memory
+    format, and returns one [N, 1, P, Q] tensor of logits (nsgan) or scores (lsgan) per scale,
+    finest first.
 
     Raises:
         ValueError: an option is unknown or out of range, or the channels do not fit.

@@ -15,7 +15,8 @@ class VAE(nn.Module):
     """One domain's encoder and decoder; the posterior is N(hidden, sigma^2).
 
     Args:
-        enc, dec: from images [N, input_dim, H, W] in [-1, 1] to codes [N, C, P, Q], and back.
+        enc: from images [N, input_dim, H, W] in [-1, 1] to the codes' means [N, C, P, Q].
+        dec: from codes to images.
         input_dim: channels of the images.
         multiple: of which height and width must be multiples.
         sigma: the `sigma_layer` of codes whose spread is learned; None: it is 1.
@@ -35,17 +36,37 @@ class VAE(nn.Module):
         self.input_dim, self.multiple = input_dim, multiple
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the code's mean and noise of its shape, for z = hidden + noise."""
+        """Encode images, as in the 2018 release.
+
+        Args:
+            images: [N, input_dim, H, W] in [-1, 1]; H and W multiples of `multiple`.
+
+        Returns:
+            The code's mean, hidden, [N, C, P, Q], and noise of its shape with the code's standard
+                deviation, for z = hidden + noise.
+
+        Raises:
+            ValueError: the images' channels or size do not fit.
+        """
         hidden = self.code(images)
         noise = torch.randn_like(hidden)
         return hidden, noise if self.sigma is None else noise * F.softplus(self.sigma(hidden))
 
     def sample(self, hidden: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return z = hidden + sigma * noise and the code's divergence; see `sample`."""
+        """Return z = hidden + sigma * noise and the code's divergence from N(0, I).
+
+        Args:
+            hidden: the code's mean [N, C, P, Q].
+            noise: unit normals of its shape; None draws them.
+
+        Returns:
+            z of hidden's shape and dtype, and a scalar; `fastunit.models.vae.sample` has the
+                equation.
+        """
         return sample(hidden, self.sigma, noise)
 
     def code(self, images: Tensor) -> Tensor:
-        """Return the code's mean alone, drawing no noise."""
+        """Return the code's mean [N, C, P, Q] alone, drawing no noise; otherwise as `encode`."""
         self.check(images)
         return self.enc(images)
 
@@ -60,7 +81,7 @@ class VAE(nn.Module):
             )
 
     def decode(self, hidden: Tensor) -> Tensor:
-        """Return images in [-1, 1] for codes."""
+        """Return images [N, input_dim, H, W] in [-1, 1] for codes [N, C, P, Q]."""
         return self.dec(hidden)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,6 +114,9 @@ def sample(
         mu: the mean of a code [N, C, P, Q].
         sigma: the layer whose softplus of mu is sd; None: sd is 1.
         noise: unit normals of mu's shape; None draws them.
+
+    Returns:
+        z of mu's shape and dtype, and the divergence, in float32 or wider.
 
     The divergence is mean(mu^2 + sd^2 - log(sd^2) - 1): the KL of equation 1 (Liu, Breuel and
     Kautz 2017) times 2 / (C P Q), so that for an sd of 1 it is the release's mean(mu^2) and the

@@ -51,7 +51,8 @@ def measure(
     that leaves `MOST_TRAINING`. Retrieval is among every k-th pair likewise, where comparing all
     would take more than `MOST_COMPARED` differences.
 
-    Raises: DataError naming a file that cannot be read any more.
+    Raises:
+        DataError: a file cannot be read any more; the message names it.
     """
     crop = config.crop if config.data.test_crop == "center" else None
     training = {"a": _thinned(domains.train_a), "b": _thinned(domains.train_b)}

@@ -115,8 +115,10 @@ class Trainer:
         """Train up to `max_iter`; returns False when it was stopped earlier.
 
         A checkpoint of the last iteration is written in both cases, and before an error of the
-        data or the disk leaves. Raises TrainingDiverged when a loss or weight is not finite; the
-        checkpoints before it stay.
+        data or the disk leaves.
+
+        Raises:
+            TrainingDiverged: a loss or weight is not finite; the checkpoints before it stay.
         """
         session = self.session
         loaders = session.loaders(self.domains)

@@ -50,8 +50,10 @@ class LossMonitor:
         """Start reading what was added; return the records that are complete.
 
         `extra` ends a record here and joins its values; None only has the losses looked at, and
-        the record goes on. Raises TrainingDiverged naming the first loss and iteration that is
-        not finite.
+        the record goes on.
+
+        Raises:
+            TrainingDiverged: a loss is not finite; the message names the first and its iteration.
         """
         self._start(extra)
         on_cuda = bool(self._pending) and self._pending[-1].ready is not None

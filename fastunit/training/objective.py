@@ -58,10 +58,16 @@ def decode_both(unit: Coupled, x_a: Tensor, x_b: Tensor, noise: Noise | None = N
     """Encode both images and decode both codes with each generator.
 
     Args:
-        x_a, x_b: [N, C, H, W] in [-1, 1]; the domains' N, C, H and W may differ.
+        unit: the networks of both domains.
+        x_a: images of domain a, [N, C, H, W] in [-1, 1].
+        x_b: images of domain b; N, C, H and W may differ from x_a's.
         noise: unit normals of the codes' shapes under "a" and "b"; None draws them.
 
-    Raises ValueError when noise lacks a name.
+    Returns:
+        Images in [-1, 1] and the codes' divergences, scalars, all with their graph.
+
+    Raises:
+        ValueError: noise lacks a name.
     """
     noise = checked(noise, DISCRIMINATOR_NOISE)
     mu_a, mu_b = unit.encode(x_a, x_b)
@@ -87,11 +93,19 @@ def discriminator_losses(
     """Return the discriminators' losses; the generators get no gradient.
 
     Args:
-        x_a, x_b: [N, C, H, W] in [-1, 1]; the domains' N, C, H and W may differ.
+        unit: the networks of both domains.
+        x_a: images of domain a, [N, C, H, W] in [-1, 1].
+        x_b: images of domain b; N, C, H and W may differ from x_a's.
+        config: whose gan_w weighs both losses.
         noise: unit normals of the codes' shapes under "a" and "b"; None draws them.
         decoded: the translations, if they are there already; noise is then unused.
 
-    Raises ValueError when noise lacks a name.
+    Returns:
+        discriminator_a, discriminator_b (equation 2) and discriminator_total, scalars in float32
+            or wider.
+
+    Raises:
+        ValueError: noise lacks a name.
     """
     if decoded is None:
         noise = checked(noise, DISCRIMINATOR_NOISE)
@@ -116,10 +130,13 @@ def generator_losses(
     perceptual: Perceptual | None = None,
     decoded: Decoded | None = None,
 ) -> Losses:
-    """Return the generators' losses.
+    """Return the generators' losses (equations 1 to 3, and the terms that the release adds).
 
     Args:
-        x_a, x_b: [N, C, H, W] in [-1, 1]; the domains' N, C, H and W may differ.
+        unit: the networks of both domains.
+        x_a: images of domain a, [N, C, H, W] in [-1, 1].
+        x_b: images of domain b; N, C, H and W may differ from x_a's.
+        config: the losses' weights.
         noise: unit normals of the codes' shapes under "a", "b" (the images' codes), "ba", "ab"
             (the codes of the translations); None draws them.
         perceptual: the VGG16 term; needed when config.vgg_w is above 0.
@@ -129,7 +146,13 @@ def generator_losses(
     config.identity_w above 0 (CycleGAN, Zhu et al. 2017, section 5.2) the generators are asked to
     leave alone what is in their domain already; as in translation the codes get no noise, so the
     term draws none.
-    Raises ValueError when noise lacks a name or the perceptual term is needed but None.
+
+    Returns:
+        The losses of `LOSSES` that the weights ask for, and generator_total, scalars in float32
+            or wider. Gradients also reach the discriminators unless they are frozen.
+
+    Raises:
+        ValueError: noise lacks a name, or the perceptual term is needed but None.
     """
     noise = checked(noise, GENERATOR_NOISE)
     if config.vgg_w > 0 and perceptual is None:
@@ -196,7 +219,11 @@ def _l1(output: Tensor, target: Tensor) -> Tensor:
 
 
 def checked(noise: Noise | None, names: tuple[str, ...]) -> Noise:
-    """Return the noise of these names, None for each to be drawn; ValueError when one lacks."""
+    """Return the noise of these names, None for each that is to be drawn.
+
+    Raises:
+        ValueError: a name lacks.
+    """
     if noise is None:
         return dict.fromkeys(names)
     missing = [name for name in names if name not in noise]

@@ -100,9 +100,10 @@ def _alike(value: Any, other: Any) -> bool:
 
 
 def load(optimizers: Mapping[str, Optimizer], state: Any) -> None:
-    """Restore optimisers from the release's optimizer.pt, {"gen": ..., "dis": ...}.
+    """Restore optimizers from the release's optimizer.pt, {"gen": ..., "dis": ...}.
 
-    Raises CheckpointError when it is of other networks or of another kind of optimiser.
+    Raises:
+        CheckpointError: it is of other networks or of another kind of optimizer.
     """
     try:
         for name, optimizer in optimizers.items():

@@ -62,7 +62,8 @@ def changes(network: object, cls: type, name: str) -> list[str]:
 def replaced(owner: object, originals: Mapping[str, object]) -> list[str]:
     """Return which methods of an object are others than `originals`.
 
-    Raises ValueError where a module has a method's name: Python goes on to call the method.
+    Raises:
+        ValueError: a module has a method's name: Python goes on to call the method.
     """
     shadowed = _shadowed(owner, originals)
     return sorted({*shadowed, *_replaced(type(owner), originals)})

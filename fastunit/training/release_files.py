@@ -32,8 +32,9 @@ def save_networks(unit: Coupled, folder: Path, iteration: int) -> None:
 def load_networks(unit: Coupled, path: Path, expect: str) -> None:
     """Load the networks of a kind, "gen" or "dis", from a file that `save_networks` writes.
 
-    Raises CheckpointError when the file does not fit the networks, or when it holds different
-    values for blocks that the networks share.
+    Raises:
+        CheckpointError: the file does not fit the networks, or holds different values for blocks
+            that the networks share.
     """
     networks, state = unit.layout()[expect], files.read(path)
     if isinstance(networks, nn.Module):

@@ -58,7 +58,8 @@ class Run:
     def claim(self) -> Iterator[Path]:
         """Make the folder, and keep other trainings out of it while the block runs.
 
-        Raises UserError when one is under way there.
+        Raises:
+            UserError: one is under way there.
         """
         folder = self.folder
         while self.numbered:
@@ -85,8 +86,9 @@ def find_run(output: str | None, resume: str | None, name: str | None) -> Run:
     NAME-2, ..., or without `name` of any folder in runs; where there is none, it starts a run.
     Nothing is written.
 
-    Raises ConfigError for a folder that would lose something, and CheckpointError when there is
-    nothing to continue.
+    Raises:
+        ConfigError: a folder would lose something.
+        CheckpointError: there is nothing to continue.
     """
     base = name or _run_of(resume) or "demo"
     fresh = Run(_fresh(Path(output))) if output and not resume else Run(_free(base), numbered=True)

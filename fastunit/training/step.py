@@ -39,11 +39,22 @@ _SWITCH = {"auto": None, "on": True, "off": False}
 
 
 class TrainStep:
-    """``step(x_a, x_b) -> losses``: both updates, with the release's optimisers and schedule.
+    """``step(x_a, x_b) -> losses``: both updates, with the release's optimizers and schedule.
 
     Images are [N, C, H, W] in [-1, 1] on the networks' device and of their dtype; the losses
     are detached scalars on that device, named as in `objective.LOSSES`. Nothing waits for the
-    device. An `average` of the generators takes in what each step makes of them.
+    device.
+
+    Args:
+        unit: the networks of both domains, whose weights the step changes.
+        config: weights of the losses, optimizers, schedule, precision and how to compute.
+        perceptual: the VGG16 term; needed where config.vgg_w is above 0.
+        average: of the generators' weights; each step updates it.
+
+    Attributes:
+        dis_opt: Adam of the discriminators.
+        gen_opt: Adam of the generators.
+        learning_rate: the last step's, known without asking the device.
     """
 
     def __init__(
@@ -65,15 +76,25 @@ class TrainStep:
         self._graphed: GraphedStep | None = None
 
     def __call__(self, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Losses:
-        """Take a step; `noise` as in `objective.generator_losses`, drawn where it is None.
+        """Take a step: the discriminators' update, then the generators'.
 
         With `share_fakes` both updates use one forward pass of the generators, which do not
         change in between; without, the discriminators' update draws its own noise, as the
         release does. With `accumulate` of n the batch is n equal parts, whose gradients are
         averaged one after the other; each update then translates for itself.
 
-        Afterwards the generators have their gradients, the discriminators none. Raises
-        ValueError when the batch cannot be divided.
+        Args:
+            x_a: images of domain a, [N, C, H, W] in [-1, 1].
+            x_b: images of domain b; N, C, H and W may differ from x_a's.
+            noise: unit normals, as in `objective.generator_losses`; None draws them.
+
+        Returns:
+            The losses of `objective.LOSSES` that the configuration has, detached scalars.
+
+        Afterwards the generators have their gradients, the discriminators none.
+
+        Raises:
+            ValueError: the batch cannot be divided by `accumulate`.
         """
         self.update_learning_rate()
         if self._graphed is not None and noise is None:
@@ -204,8 +225,13 @@ class TrainStep:
     def use_graphs(self, *, required: bool = False) -> None:
         """Replay the step as a CUDA graph once it is warm; the networks are on a GPU.
 
-        Where the step cannot be captured, RuntimeError if `required`, else a warning with the
-        reason, and the step goes on as it is. Raises ConfigError without a GPU.
+        Args:
+            required: what to do where the step cannot be captured: raise, or warn with the
+                reason and go on uncaptured.
+
+        Raises:
+            ConfigError: the networks are not on a GPU.
+            RuntimeError: from a later step, where it cannot be captured and is required to be.
         """
         if self.device.type != "cuda":
             raise ConfigError(f"graphs=on needs an NVIDIA GPU, not {self.device}; use graphs=auto")
@@ -233,7 +259,7 @@ class TrainStep:
         return {name: part for name, part in parts.items() if part is not None}
 
     def state_dict(self) -> dict:
-        """Return the state of the optimisers and schedules (not of the networks)."""
+        """Return the state of the optimizers and schedules (not of the networks)."""
         state = {name: part.state_dict() for name, part in self._stateful().items()}
         for name in ("dis_opt", "gen_opt"):
             for group in state[name]["param_groups"]:
@@ -251,7 +277,7 @@ class TrainStep:
         self._settle()
 
     def reset_settings(self, iteration: int) -> None:
-        """Give restored optimisers and schedules the configuration's settings at an iteration."""
+        """Give restored optimizers and schedules the configuration's settings at an iteration."""
         config = self.config
         for optimizer in (self.dis_opt, self.gen_opt):
             for group in optimizer.param_groups:
@@ -265,8 +291,17 @@ class TrainStep:
     def load_release_optimizers(self, state: dict, iteration: int) -> list[str]:
         """Restore the release's optimizer.pt, {"gen": ..., "dis": ...}, at an iteration.
 
-        The configuration's settings and its rate at that iteration win over the file's; returns
-        where they differ. Raises CheckpointError when the file does not fit.
+        The configuration's settings and its rate at that iteration win over the file's.
+
+        Args:
+            state: the content of the file.
+            iteration: how many iterations were done.
+
+        Returns:
+            A line for each setting in which they differ.
+
+        Raises:
+            CheckpointError: the file does not fit the networks.
         """
         optimizers = {"gen": self.gen_opt, "dis": self.dis_opt}
         optim.load(optimizers, state)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastunit.kernels.norm_act import aten
-
-SELU_SCALE = tl.constexpr(aten.SELU_SCALE)
-SELU_ALPHA = tl.constexpr(aten.SELU_ALPHA)
+SCALE, ALPHA = 1.0507009873554805, 1.6732632423543772  # of SELU (Klambauer et al. 2017)
+SELU_SCALE, SELU_ALPHA = tl.constexpr(SCALE), tl.constexpr(ALPHA)
 
 
 @triton.jit

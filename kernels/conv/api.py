@@ -43,25 +43,34 @@ def conv_norm_act(
 
     Args:
         x: [N, C, H, W], floating dtype, any memory format; channels_last is not copied.
-        w: [K, C, R, S], or [G, K, C, R, S] where G divides N: sample n then uses the filters
-            n // (N / G), so that one launch serves two domains. b: [K] or [G, K]. Both of x's
-            dtype, or float32, which half-precision networks keep for their optimiser.
+        w: filters [K, C, R, S], or [G, K, C, R, S] where G divides N: sample n then uses those of
+            group n // (N / G), so that one launch serves two domains. Of x's dtype, or float32,
+            which half-precision networks keep for their optimizer.
+        b: bias [K] or [G, K], of x's dtype or float32. None adds none.
         stride: of the convolution, both axes.
-        padding: pixels added on each side; pad_mode "zero", "reflect" or "replicate".
-        norm, gamma, beta, eps, act, slope: as in `norm_act`.
-        residual: [N, K, P, Q], added after the activation.
-        halo: pixels then added around the result, by halo_mode, for a convolution that follows
-            with padding=0.
-        impl: "auto", "triton" or "aten"; see `runtime`.
+        padding: pixels added on each side.
+        pad_mode: what they hold: "zero", "reflect" or "replicate".
+        norm: "none", "in" (instance norm) or "ln" (the 2018 release's layer norm), as in
+            `norm_act`.
+        gamma: scale after the norm, [K] or [G, K], of x's dtype or float32. None leaves it out.
+        beta: shift after the norm, likewise.
+        eps: added to the variance ("in") or the standard deviation ("ln").
+        act: "none", "relu", "lrelu", "prelu", "selu" or "tanh".
+        slope: negative slope; a float for lrelu, a tensor [1] or [K] for prelu.
+        residual: [N, K, P, Q], of x's dtype, added after the activation.
+        halo: pixels then added on each side of the result, for a convolution that follows with
+            padding=0.
+        halo_mode: what they hold; as pad_mode.
+        impl: "auto", "triton" or "aten"; see `fastunit.kernels.common.runtime`.
 
     Returns:
         [N, K, P, Q] with P = (H + 2 * padding - R) // stride + 1, likewise Q, both enlarged by
-        2 * halo; x's dtype (autocast's where that is on). channels_last from Triton, else in
-        x's memory format. Products and statistics are accumulated in fp32 or wider.
+            2 * halo; x's dtype (autocast's where that is on). channels_last from Triton, else in
+            x's memory format. Sums and statistics are accumulated in fp32 or wider.
 
     Differentiable, once and in reverse mode, in every tensor argument; gradients have the dtypes
     of their tensors.
-    Same bits for same inputs. Compiles into a full graph; captured by CUDA graphs.
+    Same bits for same inputs. Compiles with ``fullgraph=True``; may be captured in a CUDA graph.
 
     Raises:
         ValueError: shapes do not fit, a padding mode, norm or activation is unknown, or
@@ -93,8 +102,12 @@ def conv_gemm(
     Args:
         x: [N, C, H, W], floating dtype. Not copied where it is channels_last, C a multiple of 8
             (or 4), and H and W multiples of the stride.
-        w: [K, C, R, S] or [G, K, C, R, S]; b: [K] or [G, K]; stride; impl: as in `conv_norm_act`.
-        act: "none", "relu", "lrelu", "selu" or "tanh"; slope: lrelu's.
+        w: filters [K, C, R, S] or [G, K, C, R, S], as in `conv_norm_act`.
+        b: bias [K] or [G, K], likewise.
+        stride: of the convolution, both axes.
+        act: "none", "relu", "lrelu", "selu" or "tanh".
+        slope: negative slope of lrelu.
+        impl: "auto", "triton" or "aten"; see `fastunit.kernels.common.runtime`.
 
     Returns:
         [N, K, P, Q] with P = (H - R) // stride + 1, likewise Q. Otherwise as `conv_norm_act`.
@@ -102,7 +115,9 @@ def conv_gemm(
     Differentiable, once, in x, w and b. Saved: x and, with an activation, the result.
 
     Raises:
-        ValueError, NotImplementedError, RuntimeError: as `conv_norm_act`.
+        ValueError: as `conv_norm_act`.
+        NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
+        RuntimeError: on a second derivative.
     """
     return conv_block(
         "conv", x, w, b, slope=slope, stride=stride, act=act, impl=impl, name="conv_gemm"
@@ -132,20 +147,30 @@ def upsample_conv(
 
     Args:
         x: [N, C, H, W], floating dtype, any memory format, any H and W.
-        w: [K, C, R, S] or [G, K, C, R, S], b: [K] or [G, K]. The Triton implementation takes
-            square filters; "auto" runs others on ATen.
-        padding: pixels added on each side *after* upsampling; pad_mode as in `conv_norm_act`.
-            Reflect padding of more than 2 builds the large image.
-        norm, gamma, beta, eps, act, slope, impl: as in `conv_norm_act`.
+        w: filters [K, C, R, S] or [G, K, C, R, S]. The Triton implementation takes square filters;
+            "auto" runs others on ATen.
+        b: bias [K] or [G, K].
+        padding: pixels added on each side *after* upsampling.
+        pad_mode: what they hold: "zero", "reflect" or "replicate". Reflect padding of more than
+            2 builds the large image.
+        norm: "none", "in" or "ln", as in `conv_norm_act`.
+        gamma: scale after the norm, [K] or [G, K]. None leaves it out.
+        beta: shift after the norm, likewise.
+        eps: added to the variance ("in") or the standard deviation ("ln").
+        act: as in `conv_norm_act`.
+        slope: negative slope; a float for lrelu, a tensor [1] or [K] for prelu.
+        impl: "auto", "triton" or "aten"; see `fastunit.kernels.common.runtime`.
 
     Returns:
         [N, K, P, Q] with P = 2 * H + 2 * padding - R + 1, likewise Q. Otherwise as
-        `conv_norm_act`.
+            `conv_norm_act`.
 
     Differentiable, once, in every tensor argument.
 
     Raises:
-        ValueError, NotImplementedError, RuntimeError: as `conv_norm_act`.
+        ValueError: as `conv_norm_act`.
+        NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
+        RuntimeError: on a second derivative.
     """
     kind: Kind = "upsample"
     if pad_mode == "reflect" and padding > REFLECT_LIMIT:
@@ -182,20 +207,31 @@ def conv_transpose(
 
     Args:
         x: [N, C, H, W], floating dtype, any memory format.
-        w: [C, K, R, S], as in `torch.nn.functional.conv_transpose2d`, or [G, C, K, R, S]; b:
-            [K] or [G, K]. The Triton implementation takes square filters; "auto"
-            runs others on ATen.
-        stride, padding, output_padding: as PyTorch's, both axes; output_padding < stride.
-        norm, gamma, beta, eps, act, slope, residual, impl: as in `conv_norm_act`.
+        w: filters [C, K, R, S], as in `torch.nn.functional.conv_transpose2d`, or [G, C, K, R, S].
+            The Triton implementation takes square filters; "auto" runs others on ATen.
+        b: bias [K] or [G, K].
+        stride: as PyTorch's, both axes.
+        padding: as PyTorch's, both axes: pixels cut off on each side of the result.
+        output_padding: rows and columns added at its end; less than stride.
+        norm: "none", "in" or "ln", as in `conv_norm_act`.
+        gamma: scale after the norm, [K] or [G, K]. None leaves it out.
+        beta: shift after the norm, likewise.
+        eps: added to the variance ("in") or the standard deviation ("ln").
+        act: as in `conv_norm_act`.
+        slope: negative slope; a float for lrelu, a tensor [1] or [K] for prelu.
+        residual: [N, K, P, Q], of x's dtype, added after the activation.
+        impl: "auto", "triton" or "aten"; see `fastunit.kernels.common.runtime`.
 
     Returns:
         [N, K, P, Q] with P = (H - 1) * stride - 2 * padding + R + output_padding, likewise Q.
-        Otherwise as `conv_norm_act`.
+            Otherwise as `conv_norm_act`.
 
     Differentiable, once, in every tensor argument.
 
     Raises:
-        ValueError, NotImplementedError, RuntimeError: as `conv_norm_act`.
+        ValueError: as `conv_norm_act`; or output_padding is not below stride.
+        NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
+        RuntimeError: on a second derivative.
     """
     return conv_block(
         "transpose", x, w, b, gamma, beta, residual, slope, stride=stride, padding=padding,

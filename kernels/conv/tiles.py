@@ -92,7 +92,11 @@ def gemm_candidates(
     """Return tiles for a product of `images` x `rows` windows; the table's choice first.
 
     Args:
-        channels, columns: of the result, without and with padding.
+        x: whose dtype and device count.
+        images: of the batch.
+        rows: windows of an image.
+        channels: of the result.
+        columns: its channels with padding.
         run: consecutive values of GEMM_K.
     """
     arch, deep = generation(runtime.arch(x.device)), _depth(x, run)

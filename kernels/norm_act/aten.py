@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+from fastunit.kernels.common.activations import ALPHA, SCALE
+
 PIXELS = (2, 3)
 _UNPAD = {
     "reflect": torch.ops.aten.reflection_pad2d_backward,
@@ -235,7 +236,7 @@ def _activate_backward(
     if tail.act == "prelu":
         return aten._prelu_kernel_backward(dy, pre, slope)
     if tail.act == "selu":
-        return aten.elu_backward(dy, SELU_ALPHA, SELU_SCALE, 1, from_output, pre), None
+        return aten.elu_backward(dy, ALPHA, SCALE, 1, from_output, pre), None
     if tail.act == "tanh":
         return aten.tanh_backward(dy, pre if from_output else pre.tanh()), None
     return dy, None

@@ -70,8 +70,12 @@ def tail_triton(
     """Return y in a frame and mean, rstd [N, C] fp32, which are empty for norm "none".
 
     Args:
-        x, residual: [N, H, W, C] with any strides; contiguous ones are fast.
-        gamma, beta, slope: as in `norm_act`, fp32 or x's dtype; slope is prelu's.
+        x: [N, H, W, C] with any strides; contiguous ones are fast.
+        gamma: as in `norm_act`, fp32 or x's dtype.
+        beta: likewise.
+        slope: prelu's, likewise.
+        residual: of x's shape, with any strides.
+        tail: the options.
         partial: statistics [N, T, 3, C] fp32 of disjoint parts of x that cover it: mean, M2 and
             count, which may be 0; None computes them.
         frame: where y goes; dense without one. Line i of the result is at lead + i; what is
@@ -175,10 +179,16 @@ def tail_backward_triton(
     Args:
         dy: [N, H + 2 * halo, W + 2 * halo, C], channel stride 1, any other strides.
         x: [N, H, W, C] with any strides; contiguous ones are fast.
-        mean, rstd, gamma, beta, slope: as `tail_triton` took and gave them; without a norm mean
-            and rstd are not read.
+        mean: as `tail_triton` gave it; without a norm it is not read.
+        rstd: likewise.
+        gamma: as `tail_triton` took it.
+        beta: as `tail_triton` took it.
+        slope: as `tail_triton` took it.
+        tail: the options.
         frame: where dx goes, surrounded by zeros whatever the padding mode; dense without one.
-        from_output, residual, sums: as in `tail_backward_aten`; dresidual is [N, H, W, C].
+        from_output: as in `tail_backward_aten`.
+        residual: as in `tail_backward_aten`; dresidual is [N, H, W, C].
+        sums: as in `tail_backward_aten`.
     """
     samples, height, width, _ = x.shape
     if tail.halo and not tail.folds:

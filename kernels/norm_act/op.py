@@ -61,8 +61,9 @@ def norm_act(
     Args:
         x: [N, C, H, W], floating dtype, any memory format.
         norm: "none", "in" (over H, W) or "ln" (over C, H, W); see the module's docstring.
-        gamma, beta: scale and shift after the norm, of x's dtype or float32: [C], or [G, C]
-            with G dividing N, where sample n takes row n // (N // G). None leaves them out.
+        gamma: scale after the norm, of x's dtype or float32: [C], or [G, C] with G dividing N,
+            where sample n takes row n // (N // G). None leaves it out.
+        beta: shift after the norm, likewise.
         eps: added to the variance ("in") or the standard deviation ("ln").
         act: "none", "relu", "lrelu", "prelu", "selu" or "tanh".
         slope: negative slope; a float for lrelu, a tensor [1] or [C], of x's dtype or float32,
@@ -73,16 +74,15 @@ def norm_act(
         impl: "auto", "triton" or "aten"; see `fastunit.kernels.common.runtime`.
 
     Returns:
-        [N, C, H + 2 * halo, W + 2 * halo] of x's dtype: channels_last from Triton, else in x's
-        memory format. x itself where nothing is to be done.
+        [N, C, H + 2 * halo, W + 2 * halo] of x's dtype; channels_last from Triton, else in x's
+            memory format. x itself where nothing is to be done.
 
     Statistics, sums and everything between load and store are fp32, or float64 for a float64 x.
     Differentiable in x, gamma, beta, slope (as a tensor) and residual, with gradients in their
     dtypes; once and in reverse mode, except that "aten" without norm and halo is PyTorch's own
     operations, with all their derivatives. Saves x and two numbers per sample and channel.
     Triton copies an x that is not channels_last. The same inputs give the same bits. Compiles
-    with ``fullgraph=True``; may be captured in a CUDA
-    graph.
+    with ``fullgraph=True``; may be captured in a CUDA graph.
 
     Raises:
         ValueError: a shape, a dtype, an option or impl is not one of the above.
@@ -133,12 +133,22 @@ def instance_norm_act(
 
     Args:
         x: [N, C, H, W], floating dtype; channels_last is fastest on a GPU.
-        weight, bias: [C], of x's dtype or float32; see `arguments_of`.
-        eps, act, slope, residual, impl: as in `norm_act`, as are the result, its memory format,
-            dtypes, derivatives and determinism.
+        weight: scale [C], of x's dtype or float32; see `arguments_of`. None leaves it out.
+        bias: shift [C], likewise.
+        eps: added to the variance.
+        act: "none", "relu", "lrelu", "prelu", "selu" or "tanh".
+        slope: negative slope; a float for lrelu, a tensor [1] or [C] for prelu.
+        residual: of x's shape and dtype, added after the activation.
+        impl: "auto", "triton" or "aten"; see `fastunit.kernels.common.runtime`.
+
+    Returns:
+        [N, C, H, W] of x's dtype. Memory format, derivatives and determinism are those of
+            `norm_act`.
 
     Raises:
-        ValueError, NotImplementedError, RuntimeError: as `norm_act`.
+        ValueError: a shape, a dtype, an option or impl is not one of the above.
+        NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
+        RuntimeError: on a second derivative.
     """
     derivatives.only_reverse("instance_norm_act", x, weight, bias, slope, residual)
     return norm_act(
@@ -156,6 +166,12 @@ def instance_norm_act(
 
 def arguments_of(module: nn.InstanceNorm2d) -> dict[str, Tensor | float | None]:
     """Return weight, bias and eps of a module, for `instance_norm_act`.
+
+    Args:
+        module: of which each image is normalised by its own statistics.
+
+    Returns:
+        Keyword arguments, for ``instance_norm_act(x, **arguments_of(module))``.
 
     Raises:
         ValueError: the module tracks running statistics, which would be ignored.

@@ -17,7 +17,16 @@ from torch import Tensor
 
 
 def noise_state(seed: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return a state at the start of the seed's stream; the seed is a signed 64-bit integer."""
+    """Return a state at the start of a seed's stream of normals, for `reparameterize`.
+
+    Args:
+        seed: a signed 64-bit integer.
+        device: of the state, and of what is drawn from it.
+
+    Returns:
+        int64 [2], the seed and a counter. A draw advances the counter in place, on the device, so
+            that each replay of a CUDA graph draws fresh numbers.
+    """
     return torch.tensor([seed, 0], dtype=torch.int64, device=device)
 
 

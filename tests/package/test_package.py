@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = ("train", "digits", "test", "bench", "dev")
+EXTRAS = ("train", "digits", "docs", "test", "bench", "dev")
 
 
 # ---- installation
@@ -146,14 +146,18 @@ def _readme_command(name: str, *readme: Path) -> subprocess.CompletedProcess[str
 
 @pytest.mark.parametrize(
     ("name", "last"),
-    [("train-command", "python -m fastunit.train"), ("test-command", "python -m pytest")],
+    [
+        ("train-command", "python -m fastunit.train"),
+        ("test-command", "python -m pytest -n 2 --dist loadfile"),
+    ],
 )
 def test_readme_command_installs_and_runs(name: str, last: str) -> None:
     done = _readme_command(name)
     assert done.returncode == 0, done.stderr
     install, _, run = done.stdout.strip().rpartition("&&")
     assert run.strip() == last
-    assert find_spec(last.removeprefix("python -m ")), f"there is no such module: {last}"
+    module = last.split()[2]
+    assert find_spec(module), f"there is no such module: {module}"
     assert "pip install -c constraints.txt" in install
     # Not a plain install: run in the checkout, `fastunit/` would hide it, and has no kernels/.
     extras = re.search(r"-e '\.\[([a-z,]+)\]'", install)

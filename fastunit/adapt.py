@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from fastunit import config
-from fastunit.common import cli, environment, files
+from fastunit.common import cli, environment, files, progress
 from fastunit.common.errors import ConfigError, TrainingDiverged, UserError
-from fastunit.common.progress import STDERR
 from fastunit.config.fields import build
 from fastunit.digits import datasets, step
 from fastunit.digits.images import normalised
@@ -151,7 +150,10 @@ def train(run: Adaptation, task: Task, folder: Path, stop: Stop) -> dict[str, fl
     settings, monitor, accuracies = run.settings, LossMonitor(), {}
     labelled = step.stream(task.source.images, task.source.labels, settings, SOURCE)
     unlabelled = step.stream(task.target, None, settings, TARGET)
-    with Metrics(folder) as metrics, _progress_bar(settings.iterations) as bar:
+    with (
+        Metrics(folder) as metrics,
+        progress.bar(total=settings.iterations, unit="it", desc="adapting") as bar,
+    ):
         while run.iteration < settings.iterations and stop.signal is None:
             (x_a, labels), (x_b, _) = next(labelled), next(unlabelled)
             monitor.add(run.iteration + 1, run.advance(x_a, labels, x_b))
@@ -271,12 +273,6 @@ def _print_plan(settings: Settings, task: Task, folder: Path, device: torch.devi
         tests = len(task.tests[domain].labels)
         print(f"{role}: {task.names[domain]}, {count} training digits, {tests} test digits")
     print(f"would train on {device} into {folder}/")
-
-
-def _progress_bar(total: int) -> tqdm:
-    # In a log file each refresh is a line of its own.
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, unit="it", desc="adapting", mininterval=interval, file=STDERR)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from pathlib import Path
 from fastunit import config
 from fastunit.common import cli
 from fastunit.common.choices import DIRECTIONS, PRECISIONS
-from fastunit.common.errors import ConfigError, DataError
+from fastunit.common.errors import DataError
 from fastunit.data.discovery import EXTENSIONS, image_files
-from fastunit.training import checkpoint
+from fastunit.training.loading import load
 
 with cli.needs("train"):
-    from fastunit.inference.translator import FileTranslator, Job
+    from fastunit.inference.files import FileTranslator, Job
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.translate") -> int:
@@ -102,29 +102,20 @@ def _translate(args: argparse.Namespace) -> int:
     device = cli.pick_device(args.device)
     jobs = plan(args.input, args.output)
     given = config.load(args.config) if args.config else None
-    pair, used = checkpoint.load_generators(args.checkpoint, given)
-    if given is not None and used is not given:
-        raise ConfigError(f"{args.checkpoint} has its own configuration; leave out --config")
-    translator = FileTranslator(
-        pair,
-        args.direction,
-        device=device,
-        batch_size=args.batch_size,
-        precision=args.precision,
-        value_range=used.domain(args.direction[0]).value_range,
-    )
+    translator = load(args.checkpoint, device, args.precision, config=given)
+    files = FileTranslator(translator, args.direction, batch_size=args.batch_size)
     start = time.perf_counter()
     try:
-        translator.run(jobs)
+        files.run(jobs)
     finally:  # what stops the run does not hide these
-        _report(translator.failed)
-    seconds, done = time.perf_counter() - start, len(jobs) - len(translator.failed)
+        _report(files.failed)
+    seconds, done = time.perf_counter() - start, len(jobs) - len(files.failed)
     print(
         f"translated {done} of {len(jobs)} images {args.direction} in {seconds:.1f} s "
         f"({done / seconds:.1f} images/s) to {jobs[0].target if len(jobs) == 1 else args.output}"
     )
-    _print_ranges(used, args.direction)
-    return 1 if translator.failed else 0
+    _print_ranges(translator.config, args.direction)
+    return 1 if files.failed else 0
 
 
 def _print_ranges(settings: config.Config, direction: str) -> None:

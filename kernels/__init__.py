@@ -1,7 +1,13 @@
-"""Fused operations on images: Triton kernels with plain ATen twins."""
+"""Fused operations on images: Triton kernels with plain ATen twins.
 
+`noise_state` makes the state that `reparameterize` draws from. With `weight_cache.keep_filters`
+the operations make casts, layouts and phases of weights once for as long as the weights stay.
+"""
+
+from fastunit.kernels.common import weight_cache
 from fastunit.kernels.conv.api import conv_gemm, conv_norm_act, conv_transpose, upsample_conv
 from fastunit.kernels.norm_act.op import instance_norm_act, norm_act
+from fastunit.kernels.sampling.philox import noise_state
 from fastunit.kernels.sampling.reparameterize import reparameterize
 
 __all__ = [
@@ -9,7 +15,9 @@ __all__ = [
     "conv_norm_act",
     "conv_transpose",
     "instance_norm_act",
+    "noise_state",
     "norm_act",
     "reparameterize",
     "upsample_conv",
+    "weight_cache",
 ]

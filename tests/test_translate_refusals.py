@@ -177,7 +177,7 @@ WRONG = {
     ),
     "config of its own": (
         lambda t, m: (m, t / "in", t / "out", "--config", t / "c.yml"),
-        "00000001.pt has its own configuration; leave out --config",
+        "00000001.pt has its own configuration; leave out config",
     ),
     "device": (lambda t, m: (m, t / "in", t / "out", "--device", "gpu"), "--device gpu must be"),
 }

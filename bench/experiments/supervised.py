@@ -70,7 +70,7 @@ def ceiling(settings: Config) -> dict:
         for _ in tqdm(range(settings.max_iter), f"seed {settings.seed}", file=STDERR):
             session.advance(*map(next, loaders))
     pairs = held_out.find_pairs(demo, settings)
-    found = evaluate.measure(session.translator, pairs, demo, settings, device)
+    found = evaluate.measure(session.generator_pair, pairs, demo, settings, device)
     return found | {"pairs": len(pairs)}
 
 

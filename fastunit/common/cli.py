@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
+from fastunit.common import devices
 from fastunit.common.errors import UserError
 from fastunit.common.progress import STDERR
 from fastunit.common.version import version
@@ -59,28 +59,15 @@ def needs(extra: str) -> Iterator[None]:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device that ``--device`` names: "auto", "cpu", "cuda" or "cuda:N".
-
-    "auto" is the first GPU where PyTorch sees one, else the CPU. A GPU comes with its index and
-    becomes CUDA's current device, on which Triton launches its kernels.
+    """Return the device that ``--device`` names, made CUDA's current one where it is a GPU.
 
     Raises:
         UserError: another name, or a GPU that is not there.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
-        return torch.device("cpu")
-    match = re.fullmatch(r"cuda(?::(\d+))?", name)
-    if match is None:
-        raise UserError(f"--device {name} must be auto, cpu, cuda or a GPU such as cuda:1")
-    if not torch.cuda.is_available():
-        raise UserError(f"--device {name}: PyTorch sees no GPU here; choose --device cpu")
-    index, count = int(match[1] or 0), torch.cuda.device_count()
-    if index >= count:
-        raise UserError(f"--device {name}: there is only cuda:0 to cuda:{count - 1} here")
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+    device = devices.choose(name, "--device ")
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index)
+    return device
 
 
 def setup_logging() -> None:

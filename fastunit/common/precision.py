@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastunit.common.choices import Precision
+from fastunit.common.choices import PRECISIONS, Precision
 from fastunit.common.errors import ConfigError
 
 
@@ -16,8 +16,10 @@ def resolve(precision: Precision, device: torch.device) -> Precision:
     """Return what "auto" is on a device: bf16 on GPUs that have it (Ampere on), else fp32.
 
     Raises:
-        ConfigError: tf32 anywhere but on such a GPU.
+        ConfigError: it is no precision, or it is tf32 anywhere but on such a GPU.
     """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision={precision!r} must be one of {', '.join(PRECISIONS)}")
     on_gpu = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if precision == "auto":
         return "bf16" if on_gpu else "fp32"

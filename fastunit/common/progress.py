@@ -1,9 +1,17 @@
-"""Where progress bars and messages go."""
+"""Progress bars: where they and messages go, and whether bars are shown."""
 
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+_shown = ContextVar("_shown", default=True)
 
 
 class LastingStderr:
@@ -31,3 +39,22 @@ class LastingStderr:
 
 
 STDERR = LastingStderr()  # one for all, so that tqdm knows messages and bars share a terminal
+
+
+@contextmanager
+def shown(yes: bool) -> Iterator[None]:
+    """Show the bars that are made inside the block, or do not."""
+    token = _shown.set(yes)
+    try:
+        yield
+    finally:
+        _shown.reset(token)
+
+
+def bar(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
+    """Return a progress bar on stderr, with tqdm's own `options`; needs tqdm."""
+    from tqdm import tqdm
+
+    # In a log file each refresh is a line of its own.
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(items, mininterval=interval, file=STDERR, disable=not _shown.get(), **options)

@@ -36,18 +36,31 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply overrides, check.
+def load(path: str | Path | None = None, overrides: Sequence[str] = (), **changes: Any) -> Config:
+    """Read a configuration from YAML, change it and check it.
 
     Args:
-        path: a file, or the name of one of our own configurations, such as "photos"; None is
-            "demo".
-        overrides: ``section.key=value``, the value as YAML.
+        path: a YAML file, ours or the release's, or the name of one of our own configurations,
+            such as "photos"; None is "demo".
+        overrides: changes as the command line takes them, for instance ``"gen.dim=32"``.
+        changes: changes by key; of a section, a mapping of the keys to change:
+            ``load("photos", data_root="photos", gen={"dim": 32})``.
 
     Raises:
-        ConfigError: the file cannot be read, or as `from_dict`.
+        ConfigError: the file cannot be read, or a key or value is wrong; the message names it.
     """
-    return resolve(read_yaml(path), overrides, {})
+    return resolve(_changed(read_yaml(path), changes), overrides, {})
+
+
+def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with some changed, within sections too."""
+    changed = dict(values)
+    for name, change in changes.items():
+        old = values.get(name)
+        if isinstance(old, Mapping) and isinstance(change, Mapping):
+            change = _changed(old, change)
+        changed[name] = change
+    return changed
 
 
 def resolve(values: dict[str, Any], overrides: Sequence[str], extra: Mapping[str, Any]) -> Config:

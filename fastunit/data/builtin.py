@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -16,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from fastunit.common import progress
 from fastunit.common.errors import ConfigError, DataError
 from fastunit.common.files import cache_dir
 from fastunit.data import scene_maps, scenes
@@ -105,10 +104,9 @@ def _draw(folder: Path, jobs: list[_Job], seed: int, builtin: str) -> None:
     render_a, render_b, extension = _renderings(builtin)
     for name in {name for split_a, split_b, *_ in jobs for name in (split_a, split_b) if name}:
         (folder / name).mkdir(parents=True)
-    # In a log file each refresh is a line of its own.
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    bar = tqdm(jobs, desc="drawing demo scenes", unit="scene", mininterval=interval)
-    for split_a, split_b, stream, index in bar:
+    for split_a, split_b, stream, index in progress.bar(
+        jobs, desc="drawing demo scenes", unit="scene"
+    ):
         scene = scenes.make_scene(np.random.default_rng([seed, stream, index]))
         for split, render in ((split_a, render_a), (split_b, render_b)):
             if split:

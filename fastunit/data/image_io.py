@@ -71,10 +71,7 @@ def decode(data: bytes, reading: Reading) -> np.ndarray:
     kind = kind_of(data)
     defined, name = _by_pillow(data, reading.channels)
     if reading.value_range and not kind.deep:
-        raise DataError(
-            f"not of 16 bits, as {reading.key}={list(reading.value_range)} expects; save it with "
-            "16 bits, or train without that range"
-        )
+        raise DataError(_not_deep(reading))
     if not dali_installed():
         if reading.value_range:
             raise DataError(f"{reading.key} needs NVIDIA DALI: pip install 'fastunit[train]'")
@@ -89,6 +86,30 @@ def decode(data: bytes, reading: Reading) -> np.ndarray:
     if not _agree(np.round(values / 257).astype(np.uint8), seen, kind):
         raise misread
     return reading.table()[values]
+
+
+def from_image(image: Image.Image, reading: Reading) -> np.ndarray:
+    """Return what an image that Pillow holds shows, as of a file: uint8 [H, W, channels].
+
+    The modes that start with I are 16 bits. No second decoder is asked, so that the pixels of a
+    JPEG may differ from those that `decode` gives by a few levels. The image is left as it is.
+
+    Raises: DataError with the reason.
+    """
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            upright = Image.fromarray(reading.table()[_sixteen_bits_of(upright)])
+        elif reading.value_range:
+            raise DataError(_not_deep(reading))
+        return _pixels(_eight_bits(upright), reading.channels)
+    except OSError as error:  # of a file that is read only now
+        raise DataError(f"damaged or truncated: {error}") from error
+
+
+def to_image(picture: np.ndarray) -> Image.Image:
+    """Return uint8 [H, W, 1 or 3] as an image of mode L or RGB."""
+    return Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
 
 
 def sixteen_bits(data: bytes, channels: int) -> np.ndarray:
@@ -114,7 +135,7 @@ def write(picture: np.ndarray, file: Path) -> None:
         DataError: the format cannot hold the picture (WebP ends at 16383 pixels a side).
         OSError: the disk refuses it.
     """
-    image = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
+    image = to_image(picture)
     try:
         with atomic(file) as temporary:
             image.save(temporary, **_OPTIONS.get(file.suffix.lower(), {}))
@@ -151,9 +172,7 @@ def _by_pillow(data: bytes, channels: int) -> tuple[np.ndarray, str]:
                 name += " with EXIF data"
             if channels == 1:
                 image.draft("L", image.size)  # of a JPEG: its own luminance, as DALI takes it
-            picture = _eight_bits(ImageOps.exif_transpose(image))
-            # By way of RGBA: Pillow warns where a palette's transparency is dropped directly.
-            values = np.asarray(picture.convert("RGBA").convert(_MODES[channels]))
+            return _pixels(_eight_bits(ImageOps.exif_transpose(image)), channels), name
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -162,7 +181,28 @@ def _by_pillow(data: bytes, channels: int) -> tuple[np.ndarray, str]:
         raise DataError(f"too large: {error}") from error
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged files
         raise DataError(f"damaged or truncated: {error}") from error
-    return values.reshape(*values.shape[:2], channels), name
+
+
+def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+    """Return an image of 8 bits as uint8 [H, W, channels], its alpha dropped."""
+    # By way of RGBA: Pillow warns where a palette's transparency is dropped directly.
+    values = np.asarray(image.convert("RGBA").convert(_MODES[channels]))
+    return values.reshape(*values.shape[:2], channels)
+
+
+def _sixteen_bits_of(image: Image.Image) -> np.ndarray:
+    """Return the values of an image of 16 bits, in a type that may be wider."""
+    values = np.asarray(image)
+    if values.size and not (values.min() >= 0 and values.max() <= 65535):
+        raise DataError(f"values {values.min()}..{values.max()} are not of 16 bits (0..65535)")
+    return values
+
+
+def _not_deep(reading: Reading) -> str:
+    return (
+        f"not of 16 bits, as {reading.key}={list(reading.value_range or ())} expects; save it with "
+        "16 bits, or train without that range"
+    )
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

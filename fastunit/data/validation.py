@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fastunit.common import progress
 from fastunit.common.errors import ConfigError, DataError
 from fastunit.common.files import cache_dir, write_text
 from fastunit.data import image_io, value_ranges
@@ -174,8 +175,6 @@ def _measure_all(
     files: Sequence[tuple[Path, Reading]], workers: int, index: Path
 ) -> dict[tuple[Path, Reading], _Found]:
     """Measure each file once, from the index where it is unchanged, else in ``workers`` threads."""
-    from tqdm import tqdm
-
     entries = _read_index(index)
     prints = {wanted: _fingerprint(*wanted) for wanted in files}
     found: dict[tuple[Path, Reading], _Found] = {}
@@ -186,8 +185,9 @@ def _measure_all(
     pool = ThreadPoolExecutor(max(1, workers))
     try:
         results = pool.map(_measure, *zip(*new, strict=True)) if new else ()
-        bar = tqdm(results, "checking images", len(new), unit="image", disable=not new)
-        for wanted, result in zip(new, bar, strict=True):
+        if new:
+            results = progress.bar(results, desc="checking images", total=len(new), unit="image")
+        for wanted, result in zip(new, results, strict=True):
             found[wanted] = result
             if not isinstance(result, str):  # bad files are read anew each time: chmod mends one
                 key, *state = prints[wanted]

@@ -1,170 +1,181 @@
-"""Files of pictures through trained networks, read ahead and written behind in threads."""
+"""Tensors, arrays and images of Pillow through trained networks."""
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
+from fastunit.common import devices
 from fastunit.common import precision as precisions
 from fastunit.common.choices import Direction, Precision
-from fastunit.common.errors import CheckpointError, DataError, UserError
-from fastunit.data import image_io
-from fastunit.models.domain_pair import Translator
+from fastunit.common.errors import DataError
+from fastunit.config import Config
+from fastunit.models.domain_pair import DomainPair, evaluating
 from fastunit.models.layers import moved
 
-THREADS = min(4, os.cpu_count() or 1)
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Picture = TypeVar("Picture", "Tensor", "np.ndarray", "Image")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One image to translate: where it is read, and where the translation goes."""
+class Translator:
+    """Trained generators of two domains, ready to translate; `fastunit.load` makes one.
 
-    source: Path
-    target: Path
-
-
-class FileTranslator:
-    """Translates image files one way, in batches of consecutive images of equal size.
+    Args:
+        networks: the generators, for instance a trained `UNIT`. They are moved to the device, in
+            channels_last memory format, and put into evaluation mode.
+        config: what the networks were trained with. `data.range_a` and `data.range_b` say how
+            16-bit images of Pillow are read; networks and sizes are not taken from it.
+        device: where to compute: "cpu", "cuda", "cuda:N" or a torch.device; None is the first GPU,
+            or the CPU where there is none.
+        precision: compute dtype of convolutions: "bf16", "tf32", "fp32", or "inherit" for what
+            PyTorch is set to; None or "auto" is bf16 on GPUs that have it, else fp32.
 
     Attributes:
-        failed: the sources that could not be read or written, with the reasons.
+        networks, config: as given.
+        device: the torch.device in use.
+        precision: the precision in use; "auto" has been resolved.
+
+    Raises:
+        UserError: there is no such device, or it does not have this precision (ConfigError).
     """
 
     def __init__(
         self,
-        pair: Translator,
-        direction: Direction,
+        networks: DomainPair,
+        config: Config,
         *,
-        device: torch.device,
-        batch_size: int,
-        precision: Precision = "auto",
-        value_range: tuple[int, int] | None = None,
+        device: torch.device | str | None = None,
+        precision: Precision | None = None,
     ) -> None:
-        """Move the networks to the device.
+        self.device = devices.choose(device)
+        self.precision: Precision = precisions.resolve(precision or "auto", self.device)
+        self.networks = moved(networks, self.device).eval()
+        self.config = config
+
+    def translate(self, x: Picture, direction: Direction, *, grad: bool = False) -> Picture:
+        """Translate one image, or a batch, to the other domain, without noise.
+
+        Any height and width will do: the edges are extended by repeating the last pixels to a size
+        that the networks take, and the result is cut back. C is the channels of the source domain,
+        K those of the target domain.
 
         Args:
-            pair: the generators.
+            x: one of
+                a tensor [C, H, W] or [N, C, H, W] on any device, of a floating dtype with values
+                in [-1, 1], or of uint8;
+                an array [H, W, C] or [N, H, W, C] of uint8;
+                an image of Pillow of any mode. It is read as `python -m fastunit.translate` reads
+                a file: turned upright by its EXIF orientation, alpha dropped, gray made RGB or
+                colours made gray where the domain asks for it; 16 bits scaled to 8, by the
+                domain's `data.range_*` where there is one.
             direction: "a2b" or "b2a".
-            device: where to translate.
-            batch_size: most images at a time.
-            precision: of convolutions and matrix products, one of `PRECISIONS`.
-            value_range: what the source domain was trained with (data.range_a, data.range_b).
+            grad: build the graph for backward. `x` is then a floating tensor, and gradients reach
+                it and the networks' parameters. By default nothing is recorded.
+
+        Returns:
+            The translation: for a tensor [K, H, W] or [N, K, H, W] of the same dtype, range,
+            device and memory format; for an array [H, W, K] or [N, H, W, K], uint8; for an image
+            one of mode L or RGB. Values of uint8 are rounded to the nearest.
 
         Raises:
-            CheckpointError: the networks cannot serve image files.
-            ConfigError: the device has not that precision.
+            UserError: the direction is neither of the two.
+            DataError: x is of another kind, dtype or shape, or has no pixels.
+            torch.OutOfMemoryError: the GPU's memory is too small for the batch.
         """
-        source, target = pair.along(direction)
-        for generator in (source, target):
-            if generator.input_dim not in (1, 3):
-                raise CheckpointError(
-                    f"the networks take images of {generator.input_dim} channels; image files are "
-                    "translated with 1 (grayscale) or 3 (RGB)"
-                )
-        if not all(parameter.isfinite().all() for parameter in pair.parameters()):
-            raise CheckpointError("the checkpoint holds weights that are NaN or infinite")
-        self._pair = moved(pair, device)
-        self._direction: Direction = direction
-        self._device, self._batch_size = device, batch_size
-        self._precision: Precision = precisions.resolve(precision, device)
-        self._reading = image_io.Reading(
-            source.input_dim, value_range, f"data.range_{direction[0]}"
+        source, target = (each.input_dim for each in self.networks.along(direction))
+        if grad and not (isinstance(x, Tensor) and x.is_floating_point()):
+            raise DataError(f"grad=True needs a tensor of a floating dtype, not {_kind(x)}")
+        if isinstance(x, Tensor):
+            return self._tensor(x, direction, source, grad)
+        if isinstance(x, np.ndarray):
+            return self._array(x, direction, source)
+        if _is_image(x):
+            return self._image(x, direction, source, target)
+        raise DataError(
+            f"cannot translate {_kind(x)}; give a tensor, a NumPy array or an image of Pillow"
         )
-        self._writes: deque[tuple[Job, Future[None]]] = deque()
-        self.failed: dict[Path, str] = {}
 
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Translate all `jobs` that can be; `failed` tells of the others.
+    def _tensor(self, x: Tensor, direction: Direction, channels: int, grad: bool) -> Tensor:
+        if not (x.is_floating_point() or x.dtype == torch.uint8):
+            raise DataError(f"a tensor must be floating, in [-1, 1], or uint8, not {x.dtype}")
+        _check_shape(x, "CHW", channels)
+        batch = x if x.dim() == 4 else x[None]
+        y = self._run(batch, direction, grad)
+        y = y.to(x.device, x.dtype).contiguous(memory_format=_memory_format(batch))
+        return y if x.dim() == 4 else y[0]
 
-        Raises:
-            UserError: an output cannot be written to disk, or the GPU's memory is too small.
-        """
-        pool = ThreadPoolExecutor(THREADS)
-        try:
-            with tqdm(total=len(jobs), desc="translating", unit="image") as bar:
-                for batch, images in self._batches(self._read_ahead(jobs, pool, bar)):
-                    for job, picture in zip(batch, self._outputs(batch, images), strict=True):
-                        self._writes.append((job, pool.submit(image_io.write, picture, job.target)))
-                    self._finish_writes(bar, leave=2 * self._batch_size)
-                self._finish_writes(bar, leave=0)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    @torch.inference_mode()
-    def translate(self, images: np.ndarray) -> np.ndarray:
-        """Translate uint8 [N, H, W, C] to uint8 [N, H, W, K] through the network's [-1, 1]."""
+    def _array(self, x: np.ndarray, direction: Direction, channels: int) -> np.ndarray:
+        if x.dtype != np.uint8:
+            raise DataError(
+                f"an array must be uint8, not {x.dtype}; values in [-1, 1] go in a tensor"
+            )
+        _check_shape(x, "HWC", channels)
+        # A copy: PyTorch takes neither negative strides nor, without a warning, read-only memory.
+        batch = torch.from_numpy(np.array(x if x.ndim == 4 else x[None], order="C"))
         # Channels stay last in memory: NHWC seen as NCHW is channels_last.
-        x = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with precisions.products(self._precision, self._device):
-            y = self._pair.translate(x, self._direction).float()
-        values = ((y + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return values.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        y = self._run(batch.permute(0, 3, 1, 2), direction, grad=False)
+        found = y.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return found if x.ndim == 4 else found[0]
 
-    def _outputs(self, batch: list[Job], images: list[np.ndarray]) -> np.ndarray:
-        try:
-            return self.translate(np.stack(images))
-        except torch.OutOfMemoryError as error:
-            height, width = images[0].shape[:2]
-            raise UserError(
-                f"{self._device} has too little memory for {len(batch)} images of {width}x{height} "
-                f"pixels, from {batch[0].source} on; lower --batch-size {self._batch_size}, or "
-                "use --device cpu"
-            ) from error
+    def _image(self, x: Image, direction: Direction, source: int, target: int) -> Image:
+        from fastunit.data import image_io  # needs Pillow, which tensors and arrays do not
 
-    def _read_ahead(
-        self, jobs: Sequence[Job], pool: ThreadPoolExecutor, bar: tqdm
-    ) -> Iterator[tuple[Job, np.ndarray]]:
-        """Yield the readable pictures in order, keeping two batches of them under way."""
-        reads: deque[tuple[Job, Future[np.ndarray]]] = deque()
-        todo = iter(jobs)
-        while True:
-            while len(reads) < 2 * self._batch_size and (job := next(todo, None)):
-                reads.append((job, pool.submit(self._read, job.source)))
-            if not reads:
-                return
-            job, read = reads.popleft()
-            try:
-                yield job, read.result()
-            except DataError as error:
-                self._fail(job, error, bar)
+        if not {source, target} <= {1, 3}:
+            raise DataError(
+                f"the networks translate {source} channels to {target}, but images of Pillow are "
+                "gray (1) or RGB (3); give a tensor or an array"
+            )
+        value_range = self.config.domain(direction[0]).value_range
+        reading = image_io.Reading(source, value_range, f"data.range_{direction[0]}")
+        return image_io.to_image(
+            self._array(image_io.from_image(x, reading), direction, channels=source)
+        )
 
-    def _read(self, file: Path) -> np.ndarray:
-        return image_io.decode(image_io.content(file), self._reading)
+    def _run(self, x: Tensor, direction: Direction, grad: bool) -> Tensor:
+        """Translate [N, C, H, W]; uint8 gives uint8, any floating dtype that of the computation."""
+        dtype = next(self.networks.parameters()).dtype
+        with (
+            torch.set_grad_enabled(grad),
+            evaluating(self.networks),
+            devices.current(self.device),
+            precisions.products(self.precision, self.device),
+        ):
+            images = x.to(self.device).to(dtype).contiguous(memory_format=torch.channels_last)
+            if x.dtype != torch.uint8:
+                return self.networks.translate(images, direction)
+            y = self.networks.translate(images / 127.5 - 1, direction).to(dtype)
+            return ((y + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
-    def _batches(
-        self, images: Iterator[tuple[Job, np.ndarray]]
-    ) -> Iterator[tuple[list[Job], list[np.ndarray]]]:
-        """Group consecutive pictures of one size, at most the batch size of them."""
-        batch: list[tuple[Job, np.ndarray]] = []
-        for job, image in images:
-            if batch and (len(batch) == self._batch_size or batch[0][1].shape != image.shape):
-                yield [job for job, _ in batch], [image for _, image in batch]
-                batch = []
-            batch.append((job, image))
-        if batch:
-            yield [job for job, _ in batch], [image for _, image in batch]
 
-    def _finish_writes(self, bar: tqdm, *, leave: int) -> None:
-        """Wait until at most `leave` writes are under way."""
-        while len(self._writes) > leave:
-            job, write = self._writes.popleft()
-            try:
-                write.result()
-            except DataError as error:
-                self._fail(job, error, bar)
-            except OSError as error:  # a full disk, a forbidden folder: the next would fail too
-                raise UserError(f"cannot write {job.target}: {error.strerror}") from error
-            else:
-                bar.update()
+def _check_shape(x: Tensor | np.ndarray, layout: str, channels: int) -> None:
+    """Raise DataError unless x is one image or a batch of `layout` with these channels."""
+    shape = tuple(x.shape)
+    if len(shape) not in (3, 4) or shape[-3:][layout.index("C")] != channels:
+        wanted = ", ".join(layout).replace("C", str(channels))
+        raise DataError(
+            f"{_kind(x)} of shape {shape} does not fit; this domain takes [{wanted}] or "
+            f"[N, {wanted}]"
+        )
+    if 0 in shape[-3:]:
+        raise DataError(f"{_kind(x)} of shape {shape} has no pixels")
 
-    def _fail(self, job: Job, error: DataError, bar: tqdm) -> None:
-        self.failed[job.source] = str(error)
-        bar.update()
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _is_image(x: object) -> bool:
+    module: Any = sys.modules.get("PIL.Image")  # not imported: there is no image of Pillow
+    return module is not None and isinstance(x, module.Image)
+
+
+def _kind(x: object) -> str:
+    names = {Tensor: "a tensor", np.ndarray: "an array"}
+    return names.get(type(x), f"an object of type {type(x).__name__}")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastunit.common.choices import DIRECTIONS, Direction
+from fastunit.common.errors import UserError
 from fastunit.models.discriminator import Discriminator
 from fastunit.models.grouped import Pairing
 from fastunit.models.vae import VAE, check_image
@@ -29,7 +30,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(training)
 
 
-class Translator(nn.Module):
+class DomainPair(nn.Module):
     """The two generators that together translate, run side by side by `pairing`."""
 
     gen_a: VAE
@@ -73,11 +74,11 @@ class Translator(nn.Module):
     def along(self, direction: Direction) -> tuple[VAE, VAE]:
         """Return the generators whose encoder and whose decoder serve a direction."""
         if direction not in DIRECTIONS:
-            raise ValueError(f"direction={direction!r} must be one of {', '.join(DIRECTIONS)}")
+            raise UserError(f"direction={direction!r} must be one of {', '.join(DIRECTIONS)}")
         return (self.gen_a, self.gen_b) if direction == "a2b" else (self.gen_b, self.gen_a)
 
 
-class GeneratorPair(Translator):
+class GeneratorPair(DomainPair):
     """Two generators that are modules of their own."""
 
     def __init__(self, gen_a: VAE, gen_b: VAE) -> None:
@@ -85,7 +86,7 @@ class GeneratorPair(Translator):
         self.gen_a, self.gen_b = gen_a, gen_b
 
 
-class Coupled(Translator):
+class Coupled(DomainPair):
     """Generators and discriminators of both domains."""
 
     dis_a: Discriminator
@@ -105,7 +106,7 @@ class Coupled(Translator):
         """Return both discriminators' parameters, shared ones once."""
         return _unique(self.dis_a, self.dis_b)
 
-    def translator(self) -> Translator:
+    def generator_pair(self) -> DomainPair:
         """Return the generators alone, the same modules."""
         raise NotImplementedError
 

@@ -55,7 +55,7 @@ class UNIT(Coupled):
             copy_matching(self.gen_a, self.gen_b)
         share_blocks(self.gen_a, self.gen_b, enc=config.share.enc, dec=config.share.dec)
 
-    def translator(self) -> GeneratorPair:
+    def generator_pair(self) -> GeneratorPair:
         return GeneratorPair(self.gen_a, self.gen_b)
 
     def layout(self) -> dict[str, dict[str, nn.Module]]:
@@ -97,6 +97,9 @@ class PaperUNIT(Coupled):
 
     Generators start as ``config.init`` says, discriminators N(0, 0.02), all biases 0. With
     ``config.init_b`` "copy" domain b's own layers start as domain a's where their shapes agree.
+
+    Args:
+        config: of which the networks' keys are read, those of `paper` among them.
     """
 
     def __init__(self, config: Config) -> None:
@@ -130,7 +133,7 @@ class PaperUNIT(Coupled):
     def dis_b(self) -> Discriminator:
         return self.dis.domains["b"]
 
-    def translator(self) -> COCOResGen:
+    def generator_pair(self) -> COCOResGen:
         return self.gen
 
     def layout(self) -> dict[str, nn.Module]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastunit.common.choices import LATENTS, Latent
 from fastunit.config.schema2017 import ResGenOptions, read
 from fastunit.kernels.common import checks
-from fastunit.models.domain_pair import Translator
+from fastunit.models.domain_pair import DomainPair
 from fastunit.models.unit2017_discriminators import COCODis, COCOMsDis, COCOSharedDis
 from fastunit.models.unit2017_layers import (
     BlockActivation,
@@ -30,7 +30,7 @@ from fastunit.models.vae import VAE, sigma_layer
 __all__ = ["COCODis", "COCOMsDis", "COCOResGen", "COCOResGen2", "COCOSharedDis"]
 
 
-class COCOResGen(OfDomains, Translator):
+class COCOResGen(OfDomains, DomainPair):
     """Both domains' generators; instance norm and ReLU in every layer but the first and last.
 
     Args:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastunit import config
 from fastunit.common import files
 from fastunit.config import Config
-from fastunit.models.domain_pair import Translator, evaluating
+from fastunit.models.domain_pair import DomainPair, evaluating
 from fastunit.report.grid import draw_grid, to_pixels
 from fastunit.report.metrics import Metrics
 from fastunit.report.page import write_page
@@ -38,7 +38,7 @@ class Gallery:
         self._thread = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
 
-    def show(self, pair: Translator, iteration: int, keep: Metrics | None = None) -> None:
+    def show(self, pair: DomainPair, iteration: int, keep: Metrics | None = None) -> None:
         """Write samples/latest.png; with `keep` also samples/NNNNNNNN.png, to TensorBoard too.
 
         A grid that is not kept is left out while the one before is still being written.
@@ -92,7 +92,7 @@ def page(run_dir: Path, settings: Config, iteration: int, result: dict[str, Any]
 
 
 @torch.no_grad()
-def sample_rows(pair: Translator, x_a: Tensor, x_b: Tensor) -> dict[str, Tensor]:
+def sample_rows(pair: DomainPair, x_a: Tensor, x_b: Tensor) -> dict[str, Tensor]:
     """Return the rows of a sample grid by their labels: [N, C, H, W] in [-1, 1], no noise."""
     z_a, z_b = pair.gen_a.code(x_a), pair.gen_b.code(x_b)
     x_ab, x_ba = pair.gen_b.decode(z_a), pair.gen_a.decode(z_b)

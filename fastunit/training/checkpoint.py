@@ -18,7 +18,7 @@ from fastunit import config as configuration
 from fastunit.common import files
 from fastunit.common.errors import CheckpointError, ConfigError
 from fastunit.config import Config
-from fastunit.models.domain_pair import Coupled, Translator
+from fastunit.models.domain_pair import Coupled, DomainPair
 from fastunit.models.unit import networks
 from fastunit.training import release_files
 
@@ -95,7 +95,7 @@ def load_newest(run_dir: Path) -> dict[str, Any] | None:
     return None
 
 
-def load_generators(path: Path, config: Config | None = None) -> tuple[Translator, Config]:
+def load_generators(path: Path, config: Config | None = None) -> tuple[DomainPair, Config]:
     """Return the generators for translating, in evaluation mode on the CPU, and their config.
 
     Args:
@@ -117,7 +117,7 @@ def load_generators(path: Path, config: Config | None = None) -> tuple[Translato
     config = config or config_beside(path)
     unit = networks(config)
     release_files.load_networks(unit, path, expect="gen")
-    return unit.translator().eval(), config
+    return unit.generator_pair().eval(), config
 
 
 def load_modules(modules: dict[str, nn.Module], state: dict[str, Any], source: str) -> None:
@@ -143,10 +143,10 @@ def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def _from_state(state: dict[str, Any], source: str) -> tuple[Translator, Config]:
+def _from_state(state: dict[str, Any], source: str) -> tuple[DomainPair, Config]:
     config = stored_config(state, source)
     unit = networks(config)
-    pair = unit.translator()
+    pair = unit.generator_pair()
     if state.get("ema") is not None:
         load_modules({"ema": pair}, state, source)
     else:
@@ -173,5 +173,6 @@ def config_beside(path: Path) -> Config:
     if folder := run_of(path):
         return configuration.load(folder / "config.yaml")
     raise CheckpointError(
-        f"{path} is a release's file without a configuration; give its YAML with --config"
+        f"{path} is a release's file without a configuration; give its YAML as config "
+        "(--config), or put it beside the file as config.yaml"
     )

@@ -8,7 +8,6 @@ statistics stand beside it, and whether each translation is recognised among all
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,13 +15,12 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from fastunit.common import progress
 from fastunit.common.choices import DIRECTIONS
-from fastunit.common.progress import STDERR
 from fastunit.config import Config
 from fastunit.data.discovery import Domains
-from fastunit.models.domain_pair import Translator, evaluating
+from fastunit.models.domain_pair import DomainPair, evaluating
 from fastunit.report.summary import KINDS
 from fastunit.training import baselines, held_out
 from fastunit.training.baselines import Statistics
@@ -36,7 +34,7 @@ _SLOW = 2.0  # seconds after which there is a progress bar
 
 @torch.no_grad()
 def measure(
-    pair: Translator, pairs: Pairs, domains: Domains, config: Config, device: torch.device
+    pair: DomainPair, pairs: Pairs, domains: Domains, config: Config, device: torch.device
 ) -> dict[str, dict[str, Any]]:
     """Return, for "a2b" and "b2a", the translations' errors beside those of no translation.
 
@@ -61,7 +59,8 @@ def measure(
     first = next(held_out.read([pairs[0][0]], config.domain("a"), config, crop, device))
     pairs, compared = _compared_first(pairs, first[0].numel())
     files = dict(zip("ab", zip(*pairs, strict=True), strict=True))
-    with _progress_bar(sum(map(len, training.values())) + 2 * (compared + len(pairs))) as bar:
+    images = sum(map(len, training.values())) + 2 * (compared + len(pairs))
+    with progress.bar(total=images, unit="image", desc="measuring", delay=_SLOW) as bar:
 
         def read(name: str, files: Sequence[Path]) -> Iterator[Tensor]:
             for images in held_out.read(files, config.domain(name), config, crop, device):
@@ -157,16 +156,3 @@ def _stacked(batches: Iterator[Tensor]) -> Tensor | None:
             return None
         found.append(images)
     return torch.cat(found)
-
-
-def _progress_bar(images: int) -> tqdm:
-    # In a log file each refresh is a line of its own.
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(
-        total=images,
-        unit="image",
-        desc="measuring",
-        delay=_SLOW,
-        mininterval=interval,
-        file=STDERR,
-    )

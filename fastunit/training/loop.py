@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from fastunit.common import files
+from fastunit.common import files, progress
 from fastunit.common.errors import DataError
-from fastunit.common.progress import STDERR
 from fastunit.data.discovery import Domains
 from fastunit.report import gallery
 from fastunit.report.gallery import Gallery
@@ -26,14 +24,21 @@ from fastunit.training.evaluate import measure
 from fastunit.training.loss_monitor import LossMonitor, Record
 from fastunit.training.state import Session
 
+# Takes an iteration and its losses; True stops the run.
+Callback = Callable[[int, dict[str, float]], bool | None]
+
 CHECK_EVERY = 100  # iterations between looks for NaN when losses are logged more rarely
 
 
 @dataclass
 class Stop:
-    """Set by a signal; the loop saves and leaves at the end of the iteration."""
+    """A request to stop, by a signal or a callback: the loop saves and leaves."""
 
     signal: int | None = None
+    asked: bool = False
+
+    def __bool__(self) -> bool:
+        return self.asked or self.signal is not None
 
 
 @contextmanager
@@ -86,7 +91,7 @@ class Trainer:
     """Drives a session over its data and keeps the run's folder.
 
     `shown` are the images of both domains for the sample grids; `started` is the
-    time.perf_counter() at which the command began.
+    time.perf_counter() at which the run began; `callback` takes the losses at every `log_iter`.
     """
 
     def __init__(
@@ -96,17 +101,18 @@ class Trainer:
         run_dir: Path,
         shown: tuple[Tensor, Tensor],
         started: float,
+        callback: Callback | None = None,
     ) -> None:
         self.session, self.config, self.run_dir = session, session.config, run_dir
         self.domains, self.shown, self.started = domains, shown, started
         self._earlier = dict(session.spent)
-        self._monitor = LossMonitor()
+        self._monitor, self._callback = LossMonitor(), callback
         self._loop_started = started
         # A fresh run saves even iteration 0 when it is stopped, so that it can be resumed.
         self._saved = session.iteration if session.iteration else -1
 
     def run(self, stop: Stop) -> bool:
-        """Train up to `max_iter`; returns False when a signal ended it earlier.
+        """Train up to `max_iter`; returns False when it was stopped earlier.
 
         A checkpoint of the last iteration is written in both cases, and before an error of the
         data or the disk leaves.
@@ -119,11 +125,13 @@ class Trainer:
         with (
             Metrics(self.run_dir, resume_from=session.iteration or None) as metrics,
             Gallery(self.run_dir, self.config, self.shown) as shows,
-            _progress_bar(self.config.max_iter, session.iteration) as bar,
+            progress.bar(
+                total=self.config.max_iter, initial=session.iteration, unit="it", desc="training"
+            ) as bar,
         ):
             shows.forget_after(session.iteration)
             if session.iteration == 0:
-                shows.show(session.translator, 0, keep=metrics)
+                shows.show(session.generator_pair, 0, keep=metrics)
             try:
                 self._iterate(loaders, stop, metrics, shows, bar)
             except (DataError, OSError):
@@ -131,16 +139,18 @@ class Trainer:
                 self._save()
                 raise
             for record in self._monitor.drain():
-                _report(record, metrics, bar)
+                self._report(record, stop, metrics, bar)
             self._save()
-        return stop.signal is None
+        return stop.signal is None and session.iteration >= self.config.max_iter
 
     def finish(self, pairs: held_out.Pairs) -> dict[str, Any]:
         """Measure, write result.json and the page; returns the result."""
         session = self.session
         result: dict[str, Any] = {"iteration": session.iteration}
         if pairs:
-            result |= measure(session.translator, pairs, self.domains, self.config, session.device)
+            result |= measure(
+                session.generator_pair, pairs, self.domains, self.config, session.device
+            )
             result["pairs"] = len(pairs)
         loop_seconds = session.spent["loop_seconds"]
         images = sum(session.positions.values())
@@ -155,20 +165,20 @@ class Trainer:
     ) -> None:
         session, clock = self.session, Clock()
         self._loop_started = time.perf_counter()
-        while session.iteration < self.config.max_iter and stop.signal is None:
+        while session.iteration < self.config.max_iter and not stop:
             losses = session.advance(*clock.next_batch(loaders))
             self._monitor.add(session.iteration, losses)
             bar.update()
             for record in self._read_losses(clock):
-                _report(record, metrics, bar)
+                self._report(record, stop, metrics, bar)
             if self._due("snapshot_save_iter"):
                 for record in self._monitor.drain():
-                    _report(record, metrics, bar)
+                    self._report(record, stop, metrics, bar)
                 self._save()
             if self._due("image_save_iter"):
-                shows.show(session.translator, session.iteration, keep=metrics)
+                shows.show(session.generator_pair, session.iteration, keep=metrics)
             elif self._due("image_display_iter"):
-                shows.show(session.translator, session.iteration)
+                shows.show(session.generator_pair, session.iteration)
 
     def _due(self, key: str) -> bool:
         return self.session.iteration % getattr(self.config, key) == 0
@@ -180,6 +190,13 @@ class Trainer:
         if self.session.iteration % CHECK_EVERY == 0:
             return self._monitor.flush(None)
         return []
+
+    def _report(self, record: Record, stop: Stop, metrics: Metrics, bar: tqdm) -> None:
+        iteration, values = record
+        metrics.write(iteration, values)
+        bar.set_postfix_str(_postfix(values), refresh=False)
+        if self._callback is not None and self._callback(iteration, dict(values)):
+            stop.asked = True
 
     def _save(self) -> None:
         """Write a checkpoint unless this iteration has one; `drain` has checked its losses."""
@@ -195,24 +212,8 @@ class Trainer:
         self._saved = session.iteration
 
 
-def _report(record: Record, metrics: Metrics, bar: tqdm) -> None:
-    iteration, values = record
-    metrics.write(iteration, values)
-    bar.set_postfix_str(
+def _postfix(values: dict[str, float]) -> str:
+    return (
         f"D {values['discriminator_total']:.3f}, G {values['generator_total']:.3f}, "
-        f"{values['images_per_s']:.1f} images/s, {values['data_wait']:.0%} data wait",
-        refresh=False,
-    )
-
-
-def _progress_bar(total: int, done: int) -> tqdm:
-    # In a log file each refresh is a line of its own.
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(
-        total=total,
-        initial=done,
-        unit="it",
-        desc="training",
-        mininterval=interval,
-        file=STDERR,
+        f"{values['images_per_s']:.1f} images/s, {values['data_wait']:.0%} data wait"
     )

@@ -105,7 +105,7 @@ def forecast(config: Config, device: torch.device) -> Forecast:
         live.belongs([p.grad for p in unit.parameters()], GRADIENTS)
         live.restart()
         step(*_images(config))
-    average = _nbytes(_tensors(unit.translator())) if config.ema_decay else 0
+    average = _nbytes(_tensors(unit.generator_pair())) if config.ema_decay else 0
     weights, optimiser, gradients, others = live.peak
     resident = None if device.type == "cuda" else live.peak_resident + average
     return Forecast(weights + average, optimiser, gradients, others, resident)

@@ -77,25 +77,25 @@ class Run:
             yield folder
 
 
-def find_run(output: str | None, resume: str | None, config_path: str | None) -> Run:
-    """Return the run that the command line's --output, --resume and --config ask for.
+def find_run(output: str | None, resume: str | None, name: str | None) -> Run:
+    """Return the run that writes to `output` and continues what `resume` says.
 
-    Without --output the folder is runs/NAME, NAME being the configuration's, or that of the run
-    which a release's file to be continued lies in; a fresh run takes
-    the first of NAME, NAME-2, ... that is free. `--resume auto` continues the newest checkpoint
-    of --output, or of NAME, NAME-2, ..., or without --config of any folder in runs; where there
-    is none, it starts a run. Nothing is written.
+    Without `output` the folder is runs/NAME, NAME being `name`, or that of the run which a
+    release's file to be continued lies in, or demo; a fresh run takes the first of NAME, NAME-2,
+    ... that is free. To `resume` "auto" continues the newest checkpoint of `output`, or of NAME,
+    NAME-2, ..., or without `name` of any folder in runs; where there is none, it starts a run.
+    Nothing is written.
 
     Raises:
         ConfigError: a folder would lose something.
         CheckpointError: there is nothing to continue.
     """
-    name = Path(config_path).stem if config_path else _run_of(resume) or "demo"
-    fresh = Run(_fresh(Path(output))) if output and not resume else Run(_free(name), numbered=True)
+    base = name or _run_of(resume) or "demo"
+    fresh = Run(_fresh(Path(output))) if output and not resume else Run(_free(base), numbered=True)
     if resume is None:
         return fresh
     if resume == "auto":
-        folder = Path(output) if output else _latest(name if config_path else None)
+        folder = Path(output) if output else _latest(name)
         run = folder and _continue_folder(folder)
         if not run:
             _logger.info("nothing to continue in %s: starting afresh", folder or f"{ROOT}/")
@@ -118,7 +118,7 @@ def _continue_path(path: Path, fresh: Run) -> Run:
     if path.is_dir():
         run = _continue_folder(path)
         if run is None:
-            raise CheckpointError(f"--resume {path}: this folder has no checkpoints/XXXXXXXX.pt")
+            raise CheckpointError(f"nothing to resume: {path} has no checkpoints/XXXXXXXX.pt")
         return run
     if _RELEASE.fullmatch(path.name):
         return replace(fresh, source=str(path), weights=path)
@@ -144,21 +144,20 @@ def _refuse_to_rewind(run: Run) -> None:
     if newest is not None and newest["iteration"] > run.state["iteration"]:
         raise ConfigError(
             f"{run.folder} has later checkpoints than {run.source} (up to iteration "
-            f"{newest['iteration']}); give a new folder with --output, or delete them first"
+            f"{newest['iteration']}); give a new folder as output (--output), or delete them first"
         )
 
 
 def _fresh(folder: Path) -> Path:
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--output {folder} is a file; give a folder")
+        raise ConfigError(f"output {folder} is a file; give a folder")
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
-            f"--output {folder} is not empty; continue that run with --resume, or give another "
-            "folder"
+            f"output {folder} is not empty; continue that run (--resume), or give another folder"
         )
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ConfigError(f"--output {folder} cannot be made: {existing} is not a writable folder")
+        raise ConfigError(f"output {folder} cannot be made: {existing} is not a writable folder")
     return folder
 
 

@@ -17,7 +17,7 @@ from fastunit.common.errors import CheckpointError, TrainingDiverged
 from fastunit.config import Config
 from fastunit.data.discovery import Domains
 from fastunit.data.pipeline import DomainLoader
-from fastunit.models.domain_pair import Translator
+from fastunit.models.domain_pair import DomainPair
 from fastunit.models.layers import moved
 from fastunit.models.perceptual import load_perceptual
 from fastunit.models.unit import networks
@@ -47,7 +47,7 @@ class Session:
         torch.manual_seed(config.seed)
         perceptual = load_perceptual(config.vgg_model_path) if config.vgg_w > 0 else None
         self.unit = moved(networks(config), device, MEMORY_FORMAT)
-        self._pair = self.unit.translator()
+        self._pair = self.unit.generator_pair()
         self._average = Average(self._pair, config.ema_decay) if config.ema_decay else None
         perceptual = perceptual and perceptual.to(device)
         self.step = TrainStep(self.unit, config, perceptual, self._average)
@@ -55,7 +55,7 @@ class Session:
             self.step.use_graphs(required=config.graphs == "on")
 
     @property
-    def translator(self) -> Translator:
+    def generator_pair(self) -> DomainPair:
         """The generators to look at: averaged ones where `ema_decay` is on."""
         return self._average.module if self._average is not None else self._pair
 

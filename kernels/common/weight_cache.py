@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = ["forget", "keep_filters", "kept"]
+
 
 class _Scope:
     """The forms of some weights, and of these forms."""

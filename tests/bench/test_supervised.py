@@ -49,10 +49,10 @@ def test_both_directions_are_descended_and_averaged(tiny):
     discriminators = [weight.clone() for weight in session.unit.discriminators()]
     supervised.supervise(session.step)
     x_a, x_b = torch.rand(2, 2, 3, 16, 16)
-    before = [weight.clone() for weight in session.translator.parameters()]
+    before = [weight.clone() for weight in session.generator_pair.parameters()]
     first = session.advance(x_a, x_b)
     assert session.iteration == 1
-    after = list(session.translator.parameters())
+    after = list(session.generator_pair.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     for _ in range(20):
         last = session.advance(x_a, x_b)

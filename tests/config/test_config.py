@@ -251,3 +251,12 @@ def test_new_size_need_only_reach_the_shorter_side_of_the_crop(tiny):
     own = wide | {"new_size_b": 60}
     with pytest.raises(ConfigError, match="new_size=60 of domain b"):
         config.from_dict(own)
+
+
+def test_load_takes_changes_by_key_and_within_sections():
+    demo = config.load()
+    changed = config.load("demo", ["gen.n_res=1"], max_iter=7, gen={"dim": 4})
+    assert (changed.max_iter, changed.gen.dim, changed.gen.n_res) == (7, 4, 1)
+    assert changed.gen.n_downsample == demo.gen.n_downsample and changed.dis == demo.dis
+    with pytest.raises(ConfigError, match=r"unknown key 'gen\.dims'"):
+        config.load(gen={"dims": 4})

@@ -137,6 +137,6 @@ def test_our_configurations_start_equal_and_the_releases_do_not(tiny):
 
 def test_the_average_starts_equal_too(tiny):
     session = Session(from_dict(tiny | {"init_b": "copy", "ema_decay": 0.9}), torch.device("cpu"))
-    a, b = values(session.translator)
-    assert session.translator is not session.unit.translator()
+    a, b = values(session.generator_pair)
+    assert session.generator_pair is not session.unit.generator_pair()
     assert all(torch.equal(a[name], b[name]) for name in a)

@@ -144,7 +144,7 @@ def test_it_trains_and_is_restored(tiny, tmp_path):
     pair, used = checkpoint.load_generators(session.save(tmp_path))
     assert used.latent == "learned"
     torch.testing.assert_close(
-        pair.translate(images[0], "a2b"), session.translator.translate(images[0], "a2b")
+        pair.translate(images[0], "a2b"), session.generator_pair.translate(images[0], "a2b")
     )
 
 

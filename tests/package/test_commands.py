@@ -88,7 +88,9 @@ def test_python_dash_m_fastunit_ends_with_the_exit_code():
 def test_every_public_name_is_there():
     assert all(getattr(fastunit, name) is not None for name in fastunit.__all__)
     assert f"fastunit {fastunit.__version__}\n" == VERSION
-    assert set(fastunit.__all__) - {"__version__"} == set().union(*fastunit._MODULES.values())
+    assert set(fastunit.__all__) - {"__version__", "Config", "config", "errors"} == set().union(
+        *fastunit._MODULES.values()
+    )
     with pytest.raises(AttributeError, match=r"module 'fastunit' has no attribute 'nothing'"):
         _ = fastunit.nothing
 

@@ -184,6 +184,12 @@ def test_readme_command_prints_the_block_alone(tmp_path: Path) -> None:
     assert _readme_command("it", readme).stdout == "one &&\n  two\n"
 
 
+def test_readme_command_prints_python_too(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- it -->\n```python\nimport fastunit\n```\n")
+    assert _readme_command("it", readme).stdout == "import fastunit\n"
+
+
 def test_ci_runs_the_readme_command() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)

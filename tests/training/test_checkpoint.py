@@ -177,7 +177,7 @@ def test_generators_for_translation_are_the_averaged_ones(session, tmp_path):
     path = session.save(tmp_path)
     pair, settings = checkpoint.load_generators(path)
     assert settings == session.config and not pair.training
-    assert equal(pair.state_dict(), session.translator.state_dict())
+    assert equal(pair.state_dict(), session.generator_pair.state_dict())
     assert not equal(pair.gen_a.state_dict(), session.unit.gen_a.state_dict())
     raw, _ = checkpoint.load_generators(path.with_name("gen_00000002.pt"), session.config)
     assert equal(raw.gen_a.state_dict(), session.unit.gen_a.state_dict())
@@ -204,13 +204,13 @@ def test_average_follows_its_ramp(session):
     key = "enc.model.0.conv.weight"
     assert not torch.equal(start[key], first[key])
     expected = 2 / 11 * (0.1 * start[key] + 0.9 * first[key]) + 9 / 11 * second[key]
-    torch.testing.assert_close(session.translator.gen_a.state_dict()[key], expected)
+    torch.testing.assert_close(session.generator_pair.gen_a.state_dict()[key], expected)
 
 
 def test_sharing_survives_averaging_and_loading(session, tmp_path):
     train(session, 1)
     pair, _ = checkpoint.load_generators(session.save(tmp_path))
-    for generators in (pair, session.translator, session.unit):
+    for generators in (pair, session.generator_pair, session.unit):
         assert generators.gen_a.enc.res_blocks[-1] is generators.gen_b.enc.res_blocks[-1]
     assert isinstance(session.unit, UNIT)
 

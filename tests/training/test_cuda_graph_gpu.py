@@ -114,14 +114,14 @@ def test_the_schedule_acts_on_replays(make, batches):
 
 def test_the_average_ramps_on_replays(tiny, batches):
     session = Session(from_dict(tiny | {"ema_decay": 0.9, "graphs": "on", "lr": 0.01}), CUDA)
-    wanted = {n: p.double() for n, p in session.translator.named_parameters()}
-    trained = dict(session.unit.translator().named_parameters())
+    wanted = {n: p.double() for n, p in session.generator_pair.named_parameters()}
+    trained = dict(session.unit.generator_pair().named_parameters())
     for n, images in enumerate(batches):
         session.advance(*images)
         decay = (1 + n) / (10 + n)
         wanted = {k: decay * v + (1 - decay) * trained[k].double() for k, v in wanted.items()}
     assert session.step._graphed._graph is not None
-    for name, value in session.translator.named_parameters():
+    for name, value in session.generator_pair.named_parameters():
         torch.testing.assert_close(value.double(), wanted[name], rtol=1e-5, atol=1e-6)
     assert session.state()["ema_updates"] == STEPS
 

@@ -103,21 +103,22 @@ def test_the_average_is_taken_where_the_step_is_captured(tiny):
     session = Session(from_dict(tiny | {"ema_decay": 0.9}), CPU)
     session.step._updates(*torch.rand(2, 2, 3, 16, 16))
     assert session._average.updates == 1
-    pairs = zip(session.translator.parameters(), session.unit.generators(), strict=True)
+    pairs = zip(session.generator_pair.parameters(), session.unit.generators(), strict=True)
     assert any(not torch.equal(mine, other) for mine, other in pairs)
 
 
 def test_the_networks_of_few_iterations_are_those_that_were_trained(tiny):
     """With 0.999 for each of 20 updates the average would be the untrained network by 98 %."""
     session = Session(from_dict(tiny | {"ema_decay": 0.999, "lr": 0.01}), CPU)
-    before = [p.clone() for p in session.translator.parameters()]
+    before = [p.clone() for p in session.generator_pair.parameters()]
     for _ in range(20):
         session.advance(*torch.rand(2, 2, 3, 16, 16))
     way, left = (
         sum(
-            (x - y).square().sum() for x, y in zip(xs, session.translator.parameters(), strict=True)
+            (x - y).square().sum()
+            for x, y in zip(xs, session.generator_pair.parameters(), strict=True)
         )
-        for xs in (before, list(session.unit.translator().parameters()))
+        for xs in (before, list(session.unit.generator_pair().parameters()))
     )
     assert left < way / 4
 
@@ -129,7 +130,7 @@ def test_a_checkpoint_of_an_average_without_a_ramp_goes_on_in_the_ramp(tiny):
     weights = {name: 1 - 2 * value for name, value in state["ema"].items()}
     session.restore(state | {"ema": weights}, "state")
     session.advance(*torch.rand(2, 2, 3, 16, 16))
-    mine, trained = session.translator.state_dict(), session.unit.translator().state_dict()
+    mine, trained = session.generator_pair.state_dict(), session.unit.generator_pair().state_dict()
     for name, value in weights.items():
         torch.testing.assert_close(mine[name], (8 * value + 9 * trained[name]) / 17, msg=name)
     assert session.state()["ema_updates"] == 8
@@ -140,6 +141,6 @@ def test_an_average_that_is_switched_on_later_starts_there(tiny):
     plain.advance(*torch.rand(2, 2, 3, 16, 16))
     session = Session(from_dict(tiny | {"ema_decay": 0.9}), CPU)
     session.restore(copy.deepcopy(plain.state()), "state")
-    mine, trained = session.translator.state_dict(), plain.unit.translator().state_dict()
+    mine, trained = session.generator_pair.state_dict(), plain.unit.generator_pair().state_dict()
     assert all(torch.equal(mine[name], trained[name]) for name in trained)
     assert session.state()["ema_updates"] == 0

@@ -192,12 +192,12 @@ def test_what_is_looked_at_is_without_dropout(tiny, tmp_path):
     session = Session(from_dict(paper(tiny, dropout=0.5)), CPU)
     x = torch.rand(2, 3, 16, 16)
     state = torch.get_rng_state()
-    with evaluating(session.translator):
-        rows = gallery.sample_rows(session.translator, x, x)
+    with evaluating(session.generator_pair):
+        rows = gallery.sample_rows(session.generator_pair, x, x)
     assert torch.equal(torch.get_rng_state(), state) and session.unit.gen.training
     pair, _ = checkpoint.load_generators(session.save(tmp_path))
     torch.testing.assert_close(pair.translate(x, "a2b"), rows["a to b"])
-    assert not torch.equal(session.translator.translate(x, "a2b"), rows["a to b"])
+    assert not torch.equal(session.generator_pair.translate(x, "a2b"), rows["a to b"])
 
 
 def test_replaced_layers_are_the_ones_that_run(tiny):

@@ -1,0 +1,142 @@
+"""Files of pictures through trained networks, read ahead and written behind in threads."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fastunit.common.choices import Direction
+from fastunit.common.errors import CheckpointError, DataError, UserError
+from fastunit.data import image_io
+from fastunit.inference.translator import Translator
+
+THREADS = min(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to translate: where it is read, and where the translation goes."""
+
+    source: Path
+    target: Path
+
+
+class FileTranslator:
+    """Translates image files one way, in batches of consecutive images of equal size.
+
+    Attributes:
+        failed: the sources that could not be read or written, with the reasons.
+    """
+
+    def __init__(self, translator: Translator, direction: Direction, *, batch_size: int) -> None:
+        """Prepare to translate.
+
+        Args:
+            translator: the networks.
+            direction: "a2b" or "b2a".
+            batch_size: most images at a time.
+
+        Raises:
+            CheckpointError: the networks cannot serve image files.
+        """
+        source, target = translator.networks.along(direction)
+        for generator in (source, target):
+            if generator.input_dim not in (1, 3):
+                raise CheckpointError(
+                    f"the networks take images of {generator.input_dim} channels; image files are "
+                    "translated with 1 (grayscale) or 3 (RGB)"
+                )
+        self._translator, self._batch_size = translator, batch_size
+        self._direction: Direction = direction
+        value_range = translator.config.domain(direction[0]).value_range
+        self._reading = image_io.Reading(
+            source.input_dim, value_range, f"data.range_{direction[0]}"
+        )
+        self._writes: deque[tuple[Job, Future[None]]] = deque()
+        self.failed: dict[Path, str] = {}
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Translate all `jobs` that can be; `failed` tells of the others.
+
+        Raises UserError when an output cannot be written to disk or the GPU's memory is too small.
+        """
+        pool = ThreadPoolExecutor(THREADS)
+        try:
+            with tqdm(total=len(jobs), desc="translating", unit="image") as bar:
+                for batch, images in self._batches(self._read_ahead(jobs, pool, bar)):
+                    for job, picture in zip(batch, self._outputs(batch, images), strict=True):
+                        self._writes.append((job, pool.submit(image_io.write, picture, job.target)))
+                    self._finish_writes(bar, leave=2 * self._batch_size)
+                self._finish_writes(bar, leave=0)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _outputs(self, batch: list[Job], images: list[np.ndarray]) -> np.ndarray:
+        try:
+            with torch.inference_mode():
+                return self._translator.translate(np.stack(images), self._direction)
+        except torch.OutOfMemoryError as error:
+            height, width = images[0].shape[:2]
+            raise UserError(
+                f"{self._translator.device} has too little memory for {len(batch)} images of "
+                f"{width}x{height} pixels, from {batch[0].source} on; lower --batch-size "
+                f"{self._batch_size}, or use --device cpu"
+            ) from error
+
+    def _read_ahead(
+        self, jobs: Sequence[Job], pool: ThreadPoolExecutor, bar: tqdm
+    ) -> Iterator[tuple[Job, np.ndarray]]:
+        """Yield the readable pictures in order, keeping two batches of them under way."""
+        reads: deque[tuple[Job, Future[np.ndarray]]] = deque()
+        todo = iter(jobs)
+        while True:
+            while len(reads) < 2 * self._batch_size and (job := next(todo, None)):
+                reads.append((job, pool.submit(self._read, job.source)))
+            if not reads:
+                return
+            job, read = reads.popleft()
+            try:
+                yield job, read.result()
+            except DataError as error:
+                self._fail(job, error, bar)
+
+    def _read(self, file: Path) -> np.ndarray:
+        return image_io.decode(image_io.content(file), self._reading)
+
+    def _batches(
+        self, images: Iterator[tuple[Job, np.ndarray]]
+    ) -> Iterator[tuple[list[Job], list[np.ndarray]]]:
+        """Group consecutive pictures of one size, at most the batch size of them."""
+        batch: list[tuple[Job, np.ndarray]] = []
+        for job, image in images:
+            if batch and (len(batch) == self._batch_size or batch[0][1].shape != image.shape):
+                yield [job for job, _ in batch], [image for _, image in batch]
+                batch = []
+            batch.append((job, image))
+        if batch:
+            yield [job for job, _ in batch], [image for _, image in batch]
+
+    def _finish_writes(self, bar: tqdm, *, leave: int) -> None:
+        """Wait until at most `leave` writes are under way."""
+        while len(self._writes) > leave:
+            job, write = self._writes.popleft()
+            try:
+                write.result()
+            except DataError as error:
+                self._fail(job, error, bar)
+            except OSError as error:  # a full disk, a forbidden folder: the next would fail too
+                raise UserError(f"cannot write {job.target}: {error.strerror}") from error
+            else:
+                bar.update()
+
+    def _fail(self, job: Job, error: DataError, bar: tqdm) -> None:
+        self.failed[job.source] = str(error)
+        bar.update()

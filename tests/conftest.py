@@ -57,6 +57,8 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
+        # Runs of pytest that tests start are not this one's workers: pytest-benchmark asks this.
+        patch.delenv("PYTEST_XDIST_WORKER", raising=False)
         patch.setenv("FASTUNIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 

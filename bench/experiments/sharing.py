@@ -36,6 +36,7 @@ with cli.needs("train"):
 
     from fastunit.data import builtin, discovery
     from fastunit.report import grid
+    from fastunit.training import held_out
 
 LEVELS = 16  # a pixel is right when each channel is this near to the truth, of 255
 SHOWN = 12  # pictures
@@ -169,7 +170,7 @@ def _train(run: Run, args: argparse.Namespace) -> None:
 @torch.no_grad()
 def _write(runs: Sequence[Run], args: argparse.Namespace) -> None:
     """Score the runs and write the tables and the picture."""
-    (x_a, x_b), training = (_images(runs[0].settings(args), held_out=h) for h in (True, False))
+    (x_a, x_b), training = (_images(runs[0].settings(args), test=t) for t in (True, False))
     scores, rows = {}, {"scene": x_a[:SHOWN]}
     for run in runs:
         pair, _ = checkpoint.load_generators(run.folder(args.out))
@@ -194,12 +195,12 @@ def _write(runs: Sequence[Run], args: argparse.Namespace) -> None:
     print("\n".join(lines))
 
 
-def _images(settings: config.Config, *, held_out: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _images(settings: config.Config, *, test: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the centre crops of all held-out pairs, or of all training pictures."""
     root = builtin.demo_root(builtin=settings.data.builtin)
     settings = replace(settings, data_root=str(root), display_size=10_000)
     domains = discovery.find_domains(settings)
-    if not held_out:
+    if not test:
         domains = replace(domains, test_a=(), test_b=())
     return held_out.shown_images(domains, settings, torch.device("cpu"))
 

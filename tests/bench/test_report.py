@@ -237,7 +237,7 @@ def test_report_of_a_gpu_is_written_beside_its_numbers(write, tmp_path):
 @pytest.mark.slow
 def test_a_stage_leaves_results_that_the_report_reads(tmp_path, monkeypatch):
     options, path = argparse.Namespace(quick=True, patience=None), tmp_path / "x.json"
-    stage = Stage(("bench_norm_act.py",), "ours and forward and ln", 60)
+    stage = Stage(("ops/bench_norm_act.py",), "ours and forward and ln", 60)
     words = measure.command(stage, path, 60, Ceilings(800, 3000), options)
     assert measure.run(words, 90, os.environ) == 0
     run = markdown.merged([path])

@@ -182,8 +182,8 @@ def test_it_is_a_module_of_the_checkout():
 @pytest.mark.slow
 def test_all_is_trained_scored_drawn_and_reported_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sharing, "VARIANTS", [OWN, Variant(2, False, "copy")])
-    drawn = sharing.datasets.demo_root
-    monkeypatch.setattr(sharing.datasets, "demo_root", lambda **keys: drawn(n_train=8, **keys))
+    drawn = sharing.builtin.demo_root
+    monkeypatch.setattr(sharing.builtin, "demo_root", lambda **keys: drawn(n_train=8, **keys))
     monkeypatch.setattr(sharing, "_contrasts", lambda: {"x": ([OWN], [OWN])})
     shared = ["--out", str(tmp_path), "--iterations", "1", "--seeds", "2"]
     assert sharing.main([*shared, "--jobs", "2"]) == 0
@@ -191,5 +191,5 @@ def test_all_is_trained_scored_drawn_and_reported_again(tmp_path, monkeypatch, c
     monkeypatch.setattr(sharing.subprocess, "run", lambda *_, **__: pytest.fail("trained again"))
     assert sharing.main([*shared, "--report"]) == 0
     assert capsys.readouterr().out == first == (tmp_path / "sharing.md").read_text("utf-8")
-    with sharing.report.Image.open(tmp_path / "sharing.png") as picture:
+    with sharing.grid.Image.open(tmp_path / "sharing.png") as picture:
         assert picture.height == 4 * (64 + 24) + 4

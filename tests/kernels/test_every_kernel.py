@@ -18,7 +18,7 @@ KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 
 def jitted() -> Iterator[ast.FunctionDef]:
     """Yield every function under kernels/ that Triton compiles."""
-    for path in KERNELS.glob("*.py"):
+    for path in KERNELS.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and any(
                 "jit" in ast.unparse(decorator) for decorator in node.decorator_list

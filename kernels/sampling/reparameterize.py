@@ -10,18 +10,15 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from fastunit.kernels.common import checks, derivatives, eager, runtime
-from fastunit.kernels.sampling import philox
+from fastunit.kernels.sampling import aten, launch, philox
 
 Sigma = Literal["unit", "softplus", "exp_half"]
 Divergence = Literal["mean_square", "normal"]
+_IMPLEMENTATIONS = {"aten": aten, "triton": launch}
 SIGMAS, KLS = get_args(Sigma), get_args(Divergence)
-BLOCK = 2048  # values per program: two 16-byte loads of 2-byte values in each of 128 threads
 
 
 def reparameterize(
@@ -160,211 +157,10 @@ def _aligned(like: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=value.dtype).copy_(value)
 
 
-# ---- ATen
-
-
-def _reparameterize_fprop_aten(
-    mu: Tensor, raw: Tensor | None, source: Tensor, sigma: str, scale: float
-) -> tuple[Tensor, Tensor]:
-    noise = _noise_aten(source, mu)
-    wide = mu.to(_wide(mu))
-    terms = wide.square()
-    if raw is None:  # sigma = 1
-        z = wide + noise
-    else:
-        raw = raw.to(wide.dtype)
-        value = _sigma_aten(raw, sigma)
-        z = wide + value * noise
-        terms = terms + value.square() - 2 * _log_sigma_aten(raw, value, sigma) - 1
-    return z.to(mu.dtype), terms.sum() * scale
-
-
-def _reparameterize_dgrad_aten(
-    dz: Tensor,
-    dkl: Tensor,
-    mu: Tensor,
-    raw: Tensor | None,
-    source: Tensor | None,
-    sigma: str,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    dkl = 2 * scale * dkl
-    wide = mu.to(_wide(mu))
-    dmu = (dz + dkl * wide).to(mu.dtype)
-    if raw is None:  # sigma = 1
-        return dmu, mu.new_empty(0)
-    assert source is not None  # kept for a learned sigma
-    raw = raw.to(wide.dtype)
-    value = _sigma_aten(raw, sigma)
-    slope = _log_sigma_slope_aten(raw, value, sigma)
-    draw = slope * (value * _noise_aten(source, mu) * dz + dkl * (value.square() - 1))
-    return dmu, draw.to(mu.dtype)
-
-
-def _wide(mu: Tensor) -> torch.dtype:
-    return torch.promote_types(mu.dtype, torch.float32)
-
-
-def _sigma_aten(raw: Tensor, sigma: str) -> Tensor:
-    return (0.5 * raw).exp() if sigma == "exp_half" else F.softplus(_bounded(raw))
-
-
-def _log_sigma_aten(raw: Tensor, value: Tensor, sigma: str) -> Tensor:
-    return 0.5 * raw if sigma == "exp_half" else value.log() + (raw - _bounded(raw))
-
-
-def _log_sigma_slope_aten(raw: Tensor, value: Tensor, sigma: str) -> Tensor | float:
-    return 0.5 if sigma == "exp_half" else _bounded(raw).sigmoid() / value
-
-
-def _bounded(raw: Tensor) -> Tensor:
-    """Keep softplus above 0, and with it logarithm and quotient finite; see `_sigma`."""
-    return raw.clamp(min=-80)
-
-
-def _noise_aten(source: Tensor, mu: Tensor) -> Tensor:
-    if source.dtype != torch.int64:
-        return source
-    return philox.normals_aten(source, mu.numel()).as_strided(mu.shape, mu.stride())
-
-
-# ---- Triton
-
-
-@triton.jit
-def _log1p(x):
-    """For x in [0, 1], to fp32 rounding even where 1 + x is 1: 2 atanh(x / (2 + x))."""
-    s = x / (2.0 + x)
-    q = s * s
-    series = 1 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q / 13)))))
-    return 2.0 * s * series
-
-
-@triton.jit
-def _sigma(raw, SIGMA: tl.constexpr):
-    """Return sigma, log(sigma), and the derivative of log(sigma) by raw."""
-    if SIGMA == "exp_half":
-        return tl.exp(0.5 * raw), 0.5 * raw, tl.full(raw.shape, 0.5, tl.float32)
-    else:
-        # Bounded before it underflows: the quotient and the logarithm stay finite. Below -16,
-        # log(softplus(raw)) is raw to rounding.
-        e = tl.exp(tl.maximum(-tl.abs(raw), -80.0))
-        sigma = tl.where(raw < 0, 0.0, raw) + _log1p(e)  # not maximum(): a NaN stays a NaN
-        slope = tl.where(raw < 0, e, 1.0) / (1.0 + e) / sigma
-        return sigma, tl.where(raw < -80.0, raw, tl.log(sigma)), slope
-
-
-@triton.jit
-def _noise(source_ptr, start, offs, mask, BLOCK: tl.constexpr):
-    """Load the noise of the tile at `start`, or draw it where the source is a pair."""
-    if source_ptr.dtype.element_ty == tl.int64:
-        return philox.normals(source_ptr, start, BLOCK)
-    else:
-        return tl.load(source_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _reparameterize_fprop_kernel(
-    mu_ptr,  # [n]
-    raw_ptr,  # [n], or None for sigma = 1
-    source_ptr,  # [n] noise, or [2] int64: seed and counter to draw it from
-    z_ptr,  # [n]
-    partial_ptr,  # [programs] fp32
-    n,
-    scale,
-    SIGMA: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    offs = tl.arange(0, BLOCK)
-    mask = offs < n - start
-    mu = tl.load(mu_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
-    noise = _noise(source_ptr, start, offs, mask, BLOCK)
-    terms = mu * mu
-    if SIGMA == "unit":
-        z = mu + noise
-    else:
-        raw = tl.load(raw_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
-        sigma, log_sigma, _ = _sigma(raw, SIGMA)
-        z = mu + sigma * noise
-        terms += sigma * sigma - 2.0 * log_sigma - 1.0
-    tl.store(z_ptr + start + offs, z.to(z_ptr.dtype.element_ty), mask=mask)
-    tl.store(partial_ptr + tl.program_id(0), tl.sum(tl.where(mask, terms, 0.0), 0) * scale)
-
-
-@triton.jit
-def _reparameterize_dgrad_kernel(
-    dz_ptr,  # [n]
-    dkl_ptr,  # scalar
-    mu_ptr,  # [n]
-    raw_ptr,  # [n], or None for sigma = 1
-    source_ptr,  # as in fprop, or None for sigma = 1, which needs no noise
-    dmu_ptr,  # [n]
-    draw_ptr,  # [n]
-    n,
-    scale,
-    SIGMA: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    offs = tl.arange(0, BLOCK)
-    mask = offs < n - start
-    dkl = 2.0 * scale * tl.load(dkl_ptr).to(tl.float32)
-    dz = tl.load(dz_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
-    mu = tl.load(mu_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
-    tl.store(dmu_ptr + start + offs, (dz + dkl * mu).to(dmu_ptr.dtype.element_ty), mask=mask)
-    if SIGMA != "unit":
-        raw = tl.load(raw_ptr + start + offs, mask=mask, other=0.0).to(tl.float32)
-        noise = _noise(source_ptr, start, offs, mask, BLOCK)
-        sigma, _, slope = _sigma(raw, SIGMA)
-        draw = slope * (sigma * noise * dz + dkl * (sigma * sigma - 1.0))
-        tl.store(draw_ptr + start + offs, draw.to(draw_ptr.dtype.element_ty), mask=mask)
-
-
-def _reparameterize_fprop_triton(
-    mu: Tensor, raw: Tensor | None, source: Tensor, sigma: str, scale: float
-) -> tuple[Tensor, Tensor]:
-    z, n = torch.empty_like(mu), mu.numel()
-    programs = runtime.cdiv(n, BLOCK)
-    partial = mu.new_empty(programs, dtype=torch.float32)
-    runtime.launch(
-        _reparameterize_fprop_kernel,
-        (programs,),
-        *(mu, raw, source, z, partial, n, scale),
-        SIGMA=sigma,
-        BLOCK=BLOCK,
-    )
-    return z, partial.sum()
-
-
-def _reparameterize_dgrad_triton(
-    dz: Tensor,
-    dkl: Tensor,
-    mu: Tensor,
-    raw: Tensor | None,
-    source: Tensor | None,
-    sigma: str,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    dmu, n = torch.empty_like(mu), mu.numel()
-    draw = mu.new_empty(0) if raw is None else torch.empty_like(mu)
-    runtime.launch(
-        _reparameterize_dgrad_kernel,
-        (runtime.cdiv(n, BLOCK),),
-        *(dz, dkl, mu, raw, source, dmu, draw, n, scale),
-        SIGMA=sigma,
-        BLOCK=BLOCK,
-    )
-    return dmu, draw
-
-
-# ---- Registration
-
-
 def _fprop(
     mu: Tensor, raw: Tensor | None, source: Tensor, sigma: str, kl: str, impl: str
 ) -> tuple[Tensor, Tensor]:
-    fprop = _reparameterize_fprop_triton if impl == "triton" else _reparameterize_fprop_aten
+    fprop = _IMPLEMENTATIONS[impl].fprop
     like = torch.empty_like(mu)
     mu, source = _aligned(like, mu), _aligned(like, source)
     raw = None if raw is None else _aligned(like, raw)
@@ -376,7 +172,7 @@ _reparameterize = torch.library.custom_op("fastunit::reparameterize", _fprop, mu
 
 @_reparameterize.register_fake
 def _(mu, raw, source, sigma, kl, impl):
-    return torch.empty_like(mu), mu.new_empty((), dtype=_wide(mu))
+    return torch.empty_like(mu), mu.new_empty((), dtype=aten.accumulator(mu))
 
 
 def _bprop(
@@ -389,7 +185,7 @@ def _bprop(
     kl: str,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    dgrad = _reparameterize_dgrad_triton if impl == "triton" else _reparameterize_dgrad_aten
+    dgrad = _IMPLEMENTATIONS[impl].dgrad
     like = torch.empty_like(mu)
     dz, mu = _aligned(like, dz), _aligned(like, mu)
     raw, source = (None if value is None else _aligned(like, value) for value in (raw, source))

@@ -40,8 +40,17 @@ _EVERY = {"log_iter": 1, "image_save_iter": 2, "image_display_iter": 1, "snapsho
 Golden = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Have pytest-xdist keep the order of files below, not that of their numbers of tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `gpu` where there is none, saying so."""
+    """Begin with files that have slow tests; skip what is marked `gpu` where there is none."""
+    # Of two workers neither is then left alone with a test of minutes at the end.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs an NVIDIA GPU; torch.cuda.is_available() is false")

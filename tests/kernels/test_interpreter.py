@@ -19,9 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_kernels_pass_their_tests_in_the_interpreter():
     # The parent's options and cache are its own: -k or --junitxml must not reach the child.
     environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
-    words = ["tests/interpreter", "-q", "-x", "-p", "no:cacheprovider", "-n", "2"]
     child = subprocess.run(
-        [sys.executable, "-m", "pytest", *words],
+        [sys.executable, "-m", "pytest", "tests/interpreter", "-q", "-x", "-p", "no:cacheprovider"],
         cwd=ROOT,
         env=environment | {"TRITON_INTERPRET": "1"},
         stdout=subprocess.PIPE,

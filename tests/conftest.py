@@ -147,14 +147,12 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-@pytest.fixture
-def restored_logging() -> Iterator[None]:
-    """Undo what `cli.setup_logging` does in the test; for files that run command lines."""
+@pytest.fixture(autouse=True)
+def _silent_logging() -> None:
+    """Undo what `cli.setup_logging` did in an earlier test or in a fixture of any scope."""
     logger = logging.getLogger("fastunit")
-    level, handlers = logger.level, list(logger.handlers)
-    yield
-    logger.setLevel(level)
-    logger.handlers[:] = handlers
+    logger.setLevel(logging.NOTSET)
+    logger.handlers.clear()
 
 
 @pytest.fixture(scope="session")

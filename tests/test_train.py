@@ -19,8 +19,6 @@ from fastunit.report import summary
 from fastunit.training import checkpoint
 from fastunit.training.state import Session
 
-pytestmark = pytest.mark.usefixtures("restored_logging")
-
 
 def records(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

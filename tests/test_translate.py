@@ -21,7 +21,6 @@ from fastunit.training import checkpoint
 from fastunit.translate import main
 
 SIZES = [(33, 47), (1, 1), (5, 200), (32, 32)]  # height, width
-pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
 def draw(height: int = 8, width: int = 8, channels: int = 3) -> np.ndarray:

@@ -15,8 +15,6 @@ from PIL import Image
 
 from fastunit.translate import main
 
-pytestmark = pytest.mark.usefixtures("restored_logging")
-
 
 def put(*files: Path) -> None:
     for file in files:

@@ -13,8 +13,6 @@ from bench.experiments import digits_table
 from bench.experiments.digits_table import METHODS, PROTOCOLS, Run
 from fastunit import adapt
 
-pytestmark = pytest.mark.usefixtures("restored_logging")
-
 TINY = ("gen_ch=1", "dis_ch=1", "iterations=2", "warmup=1", "batch_size=2", "test_every=1")
 
 

@@ -17,9 +17,6 @@ from fastunit.data.discovery import image_files
 from fastunit.report.grid import GAP, LABEL
 from fastunit.training.state import Session
 
-pytestmark = pytest.mark.usefixtures("restored_logging")
-
-
 DOMAINS = ("trainA", "trainB", "testA", "testB")
 
 

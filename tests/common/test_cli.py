@@ -11,8 +11,6 @@ from tqdm import tqdm
 from fastunit.common import cli
 from fastunit.common.errors import ConfigError, UserError
 
-pytestmark = pytest.mark.usefixtures("restored_logging")
-
 
 def raises(error: BaseException):
     def main() -> int:

@@ -17,7 +17,6 @@ from fastunit.data.pipeline import DomainLoader
 from fastunit.data.validation import SizeRule, problem, validate_all
 
 pytest.importorskip("nvidia.dali", reason="16-bit values are read with NVIDIA DALI")
-pytestmark = pytest.mark.usefixtures("restored_logging")
 THERMAL = (51709, 52147)
 
 

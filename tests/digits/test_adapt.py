@@ -18,8 +18,6 @@ from fastunit import adapt
 from fastunit.common import files
 from fastunit.digits.networks import CoDis32x32, CoVAE32x32
 
-pytestmark = pytest.mark.usefixtures("restored_logging")
-
 TINY = ("gen_ch=2", "dis_ch=2", "batch_size=4", "warmup=1", "log_every=1", "test_every=2")
 SMALL = ["--iterations", 3, "--device", "cpu"]
 SMALL += [word for key in TINY for word in ("--set", key)]

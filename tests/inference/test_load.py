@@ -16,8 +16,6 @@ from fastunit.common.errors import CheckpointError, ConfigError, DataError, User
 from fastunit.models.unit import networks
 from fastunit.translate import main
 
-pytestmark = pytest.mark.usefixtures("restored_logging")
-
 
 def draw(*shape: int) -> np.ndarray:
     return np.random.default_rng(sum(shape)).integers(0, 256, shape, dtype=np.uint8)

@@ -14,8 +14,6 @@ from fastunit.__main__ import COMMANDS, main
 
 VERSION = f"fastunit {version('fastunit')}\n"
 
-pytestmark = pytest.mark.usefixtures("restored_logging")
-
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
 def test_it_names_the_commands(argv, capsys):

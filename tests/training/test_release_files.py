@@ -17,7 +17,6 @@ from fastunit.config import from_dict
 from fastunit.training import lr_schedule, memory, release_files
 from fastunit.training.state import Session
 
-pytestmark = pytest.mark.usefixtures("restored_logging")
 FILES = sorted((Path(__file__).parent / "release").glob("*.yaml"))
 
 

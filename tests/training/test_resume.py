@@ -20,8 +20,6 @@ from fastunit.data.pipeline import DomainLoader
 from fastunit.training import checkpoint
 from fastunit.training.state import Session
 
-pytestmark = pytest.mark.usefixtures("restored_logging")
-
 
 def weights(run_dir: Path, iteration: int) -> dict[str, torch.Tensor]:
     state = checkpoint.load(checkpoint.path_of(run_dir, iteration))

@@ -20,7 +20,6 @@ from fastunit.training.state import Session
 from fastunit.translate import main as translate
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from fastunit.training.objective import discriminator_losses, generator_losses
 from fastunit.training.state import Session
 from fastunit.training.step import TrainStep
 
-pytestmark = pytest.mark.usefixtures("restored_logging")
 CPU = torch.device("cpu")
 BLOCKS = {"n_enc_front_blk": 2, "n_enc_res_blk": 1, "n_enc_shared_blk": 1}
 BLOCKS |= {"n_gen_shared_blk": 1, "n_gen_res_blk": 1, "n_gen_front_blk": 2}

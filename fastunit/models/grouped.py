@@ -26,11 +26,6 @@ from fastunit.models.unfused import untouched
 from fastunit.models.unit2018 import ContentEncoder, Decoder
 from fastunit.models.vae import check_image
 
-# Values of a layer's filters, and of a batch of its images, up to which a CPU gains by grouping. It
-# multiplies one group after the other all the same: what it saves is a call forward and backward,
-# about a millisecond, and what it pays is a copy of filters, images and gradients.
-SMALL = 1 << 17
-
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -92,8 +87,7 @@ class Both:
 class Pairing:
     """How pairs of networks are run.
 
-    With `grouped`, layers of equal shapes run in one launch; None is: where that pays, on a GPU
-    and, for small layers, on a CPU.
+    With `grouped`, layers of equal shapes run in one launch; None is: where that pays, on a GPU.
     With `recompute` only the inputs of blocks are saved, and backward runs the blocks again.
     """
 
@@ -175,9 +169,11 @@ class Pairing:
         Not with batch norm, whose running statistics would advance twice, nor with dropout, whose
         draw would have to be repeated, which no CUDA graph can do.
         """
+        if not (self.recompute and torch.is_grad_enabled()):
+            return False
         block = hasattr(layer, "halves") or hasattr(layer, "settings")
         once = _has(layer, _BatchNorm) or _has(layer, nn.Dropout)
-        return self.recompute and torch.is_grad_enabled() and block and not once and _whole(layer)
+        return block and not once and _whole(layer)
 
     def _block(self, a: nn.Module, b: nn.Module, both: Both) -> Both:
         halves, others = getattr(a, "halves", None), getattr(b, "halves", None)
@@ -193,20 +189,28 @@ class Pairing:
         both: Both,
         *residual: Both,
     ) -> Both:
-        if a is b and not _has(a, _BatchNorm) and _whole(a):
+        if a is b and _serves_both(a):
             return both.apply_shared(a, *residual)
-        if (pair := _groupable(a, b)) and self._groups(pair[0], both):
+        if self._groups(both) and (pair := _groupable(a, b)):
             weights = _stacked(pair[0].weights(), pair[1].weights())
             return both.apply_joined(lambda *inputs: pair[0].run(weights, *inputs), *residual)
         return both.apply_apart(a, b, *residual)
 
-    def _groups(self, layer: Groupable, both: Both) -> bool:
+    def _groups(self, both: Both) -> bool:
         x, y = both.parts
         if x.shape != y.shape:
             return False
         if self.grouped is not None:
             return self.grouped
-        return x.is_cuda or max(x.numel(), layer.weights()[0].numel()) <= SMALL
+        return x.is_cuda
+
+
+def _serves_both(layer: object) -> bool:
+    """Return whether one call of a layer may serve both batches: no batch norm, no hooks."""
+    blocks = getattr(layer, "halves", None) or (layer,)
+    if all(getattr(block, "per_sample", False) for block in blocks):
+        return True
+    return not _has(layer, _BatchNorm) and _whole(layer)
 
 
 def _has(layer: object, kind: type) -> bool:
@@ -234,7 +238,8 @@ def _groupable(a: Any, b: Any) -> tuple[Groupable, Groupable] | None:
     """Return two layers if they can be grouped."""
     if not (hasattr(a, "settings") and hasattr(b, "settings")):
         return None
-    return (a, b) if a.per_sample and a.settings() == b.settings() else None
+    alike = a.per_sample and b.per_sample and a.settings() == b.settings()
+    return (a, b) if alike else None
 
 
 def _stacked(mine: Weights, others: Weights) -> Weights:

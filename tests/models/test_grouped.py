@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastunit.config import from_dict
-from fastunit.models import grouped as grouped_module
 from fastunit.models.grouped import Pairing
 from fastunit.models.layers import Conv2dBlock
 from fastunit.models.unit import UNIT
@@ -105,16 +105,25 @@ def test_alike_domains_take_half_the_calls(make):
     assert counts["off"] == 2 * counts["on"]
 
 
-@pytest.mark.parametrize(("small", "grouped"), [(0, False), (1 << 30, True)])
-def test_a_cpu_groups_small_layers_alone(small, grouped, make, monkeypatch):
-    monkeypatch.setattr(grouped_module, "SMALL", small)
+def test_a_cpu_groups_nothing_by_itself(make):
     counts = {}
-    for paired in ("auto", "on" if grouped else "off"):
+    for paired in ("auto", "off"):
         step, images = make(ALIKE, pair_domains=paired, share={"enc": 0, "dec": 0})
         with Calls() as calls:
             step(*images)
         counts[paired] = calls.count
-    assert len(set(counts.values())) == 1
+    assert counts["auto"] == counts["off"]
+
+
+def test_hooks_within_either_network_are_called():
+    a, b = (nn.Sequential(Conv2dBlock(4, 4, 3, 1, 1, norm="in")) for _ in range(2))
+    x, y = torch.randn(2, 1, 4, 8, 8)
+    called = []
+    for network in (a, b):
+        hook = network[0].conv.register_forward_hook(lambda conv, *_: called.append(conv))
+        Pairing(grouped=True).run(a, b, x, y)
+        hook.remove()
+    assert called == [a[0].conv, b[0].conv]
 
 
 def test_only_layers_that_differ_run_apart(make):
@@ -131,18 +140,18 @@ def test_only_layers_that_differ_run_apart(make):
 @pytest.mark.parametrize("paired", ["on", "off"])
 def test_shared_layers_run_once_for_both_domains(paired, make, monkeypatch):
     step, images = make(ALIKE, pair_domains=paired, share={"enc": 1, "dec": 1})
-    calls, unit, parts, run = Counter(), step.unit, {}, Conv2dBlock.run
+    calls, unit, parts, run = Counter(), step.unit, {}, Conv2dBlock._run_fused
     for part in ("enc", "dec"):
         block = getattr(unit.gen_a, part).res_blocks[-1 if part == "enc" else 0].model[0]
         assert block is getattr(unit.gen_b, part).res_blocks[-1 if part == "enc" else 0].model[0]
         parts[block] = part
 
-    def counted(block, weights, x, residual=None):  # a hook would take the block out of the pair
+    def counted(block, x, *others):  # a hook would take the block out of the pair
         if block in parts:
             calls.update({parts[block]: len(x)})
-        return run(block, weights, x, residual)
+        return run(block, x, *others)
 
-    monkeypatch.setattr(Conv2dBlock, "run", counted)
+    monkeypatch.setattr(Conv2dBlock, "_run_fused", counted)
     with torch.no_grad():
         decode_both(unit, *images)
     # The decoders' first block sees two codes of two samples, not these twice.

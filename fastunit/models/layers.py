@@ -194,7 +194,8 @@ class Conv2dBlock(_Block):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.fuses:
-            return self.run(self.weights(), x, residual)
+            conv = self.conv
+            return self._run_fused(x, conv.weight, conv.bias, residual, self._tail())
         say_plain(type(self).__name__)
         y = self._run_modules(x)
         return y if residual is None else y + residual
@@ -240,23 +241,21 @@ class Conv2dBlock(_Block):
 
         They may be stacked: with G of each, sample n takes those of group n // (N / G).
         """
-        tail: dict[str, Any] = self._tail() | {"residual": residual}
+        tail = self._tail()
         if weights.gamma is not None:
             tail |= {"gamma": weights.gamma, "beta": weights.beta}
-        if self.norm_name != "bn":
-            return self._convolve(x, weights, **tail)
-        return norm_act(self.norm(self._convolve(x, weights)), **tail)
+        return self._run_fused(x, weights.weight, weights.bias, residual, tail)
 
-    def _convolve(self, x: Tensor, weights: Weights, **tail: Any) -> Tensor:
-        return conv_norm_act(
-            x,
-            weights.weight,
-            weights.bias,
-            stride=self.stride,
-            padding=self.padding,
-            pad_mode=self.pad_type,
-            **tail,
-        )
+    def _run_fused(
+        self, x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, tail: dict[str, Any]
+    ) -> Tensor:
+        if self.norm_name != "bn":
+            return self._convolve(x, w, b, residual=residual, **tail)
+        return norm_act(self.norm(self._convolve(x, w, b)), residual=residual, **tail)
+
+    def _convolve(self, x: Tensor, w: Tensor, b: Tensor | None, **tail: Any) -> Tensor:
+        where: dict[str, Any] = {"padding": self.padding, "pad_mode": self.pad_type}
+        return conv_norm_act(x, w, b, stride=self.stride, **where, **tail)
 
 
 class UpsampleConv2dBlock(Conv2dBlock):
@@ -290,16 +289,9 @@ class UpsampleConv2dBlock(Conv2dBlock):
         super().__init__(input_dim, output_dim, kernel_size, 1, padding, norm, activation, pad_type)
 
     def _convolve(
-        self, x: Tensor, weights: Weights, residual: Tensor | None = None, **tail: Any
+        self, x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = None, **tail: Any
     ) -> Tensor:
-        y = upsample_conv(
-            x,
-            weights.weight,
-            weights.bias,
-            padding=self.padding,
-            pad_mode=self.pad_type,
-            **tail,
-        )
+        y = upsample_conv(x, w, b, padding=self.padding, pad_mode=self.pad_type, **tail)
         return y if residual is None else y + residual
 
     def _run_modules(self, x: Tensor) -> Tensor:

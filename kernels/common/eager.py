@@ -7,11 +7,37 @@ backward takes as much again. For a block of small images that is more than its 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
 import torch
 import torch._C._functorch as _functorch
 from torch import Tensor, nn
 
 _PLAIN = (Tensor, nn.Parameter, type(None))
+_REMEMBERED = 4096  # results of each cached function
+R = TypeVar("R")
+
+
+def cached(function: Callable[..., R]) -> Callable[..., R]:
+    """Remember what a function of plain values returned: checks and plans, per shape and options.
+
+    1 and 1.0 are different values. torch.compile traces the function itself; values that cannot be
+    hashed, as sizes that are symbols, are not remembered.
+    """
+    remember = functools.lru_cache(_REMEMBERED, typed=True)(function)
+
+    @functools.wraps(function)
+    def call(*values: Hashable) -> R:
+        if torch.compiler.is_compiling():
+            return function(*values)
+        try:
+            return remember(*values)
+        except TypeError:
+            return function(*values)
+
+    return call
 
 
 def is_plain(*tensors: Tensor | None) -> bool:

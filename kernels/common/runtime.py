@@ -1,9 +1,14 @@
 """Where an operation runs, and the one place that launches Triton kernels.
 
-Every operation takes ``impl``: "triton", "aten" (its plain PyTorch twin) or "auto", which is
-Triton for CUDA tensors of a dtype and a GPU the kernels support and ATen for all others. With
-TRITON_INTERPRET=1 in the environment before Python starts, "triton" takes CPU tensors and runs
-the kernels in Triton's interpreter.
+Every operation takes ``impl``:
+
+- "triton": our kernels. With TRITON_INTERPRET=1 in the environment before Python starts, they take
+  CPU tensors and run in Triton's interpreter.
+- "aten": the same operation on PyTorch's kernels, on any device.
+- "plain": a composition of PyTorch's operations, which saves more for backward but has all
+  derivatives and transforms.
+- "auto": Triton for CUDA tensors of a dtype and a GPU the kernels support, ATen for all others; in
+  eager mode on a CPU, "plain" or parts of it for images so small that calls outweigh arithmetic.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ import torch
 from torch import Tensor
 from triton import knobs
 
-Impl = Literal["auto", "triton", "aten"]
+Impl = Literal["auto", "triton", "aten", "plain"]
 IMPLS = get_args(Impl)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTERPRET: bool = knobs.runtime.interpret
@@ -67,7 +72,7 @@ def default_impl(impl: str) -> Iterator[None]:
 
 
 def choose_impl(impl: str, x: Tensor) -> str:
-    """Return "triton" or "aten" for an operation on x.
+    """Return "triton", "aten" or "plain" for an operation on x.
 
     Raises:
         ValueError: impl is unknown, or "triton" was asked for where it cannot run.
@@ -81,6 +86,11 @@ def choose_impl(impl: str, x: Tensor) -> str:
     if impl == "triton" and (obstacle := _obstacle(x)) is not None:
         raise ValueError(f"impl='triton' {obstacle}; use impl='auto' or 'aten'")
     return impl
+
+
+def is_auto(impl: str) -> bool:
+    """Return whether neither a call nor `default_impl` names an implementation."""
+    return impl == _default == "auto"
 
 
 def autocast(x: Tensor) -> Tensor:

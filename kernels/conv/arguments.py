@@ -3,49 +3,46 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from fastunit.kernels.common import checks
+from fastunit.kernels.common.checks import Form
+from fastunit.kernels.common.eager import cached
 from fastunit.kernels.conv.plan import Plan
 
 _LETTERS = {"conv": "K, C", "upsample": "K, C", "transpose": "C, K"}
 
 
-def block(
-    plan: Plan,
-    x: Tensor,
-    w: Tensor,
-    b: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    slope: float | Tensor,
-    residual: Tensor | None,
-) -> Tensor | None:
-    """Check the arguments of `conv_block`; return the residual, under autocast in x's dtype."""
+@cached
+def result(
+    x: Form,
+    w: Form,
+    b: Form | None,
+    gamma: Form | None,
+    beta: Form | None,
+    slope: float | Form,
+    *settings: object,
+) -> Form:
+    """Check the arguments of `conv_block`; `settings` are a Plan's. Return the result's form."""
+    plan = Plan(*settings)
+    checks.image("x", x)
     _settings(plan)
     _filters(plan, x, w)
     size, taps = x.shape[2:], w.shape[-2:]
     if plan.kind == "upsample":
-        size = [2 * length for length in size]
+        size = tuple(2 * length for length in size)
     if plan.kind != "transpose":
-        image = _of_shape(x, *x.shape[:2], *size)
-        checks.padding(image, plan.padding, plan.pad_mode)
-        checks.window(image, w if w.dim() == 4 else w[0], plan.padding)
+        checks.padding(size, plan.padding, plan.pad_mode)
+        checks.window(size, taps, plan.padding)
     out = [plan.size_out(*pair) for pair in zip(x.shape[2:], taps, strict=True)]
     if min(out) < 1:
         raise ValueError(f"padding={plan.padding} leaves nothing of the result: {out[0]}x{out[1]}")
-    result = _of_shape(x, x.shape[0], plan.channels_out(w), *out)
-    _bias(w, b, result.shape[1])
-    checks.slope(result, plan.act, slope)
-    checks.parameter_rows(result, gamma=gamma, beta=beta)
-    checks.padding(result, plan.halo, plan.halo_mode)
+    y = Form((x.shape[0], plan.channels_out(w.shape), *out), x.dtype)
+    _bias(w, b, y.shape[1])
+    checks.slope(y, plan.act, slope)
+    checks.parameter_rows(y, gamma=gamma, beta=beta)
+    checks.padding(out, plan.halo, plan.halo_mode)
     _dtypes(x, w=w, b=b)
-    return checks.residual(result, residual)
-
-
-def _of_shape(x: Tensor, *shape: int) -> Tensor:
-    """Return a stand-in for an image like x of that shape, without its memory."""
-    return x.new_empty(()).expand(shape)
+    return y
 
 
 def _settings(plan: Plan) -> None:
@@ -67,30 +64,29 @@ def _settings(plan: Plan) -> None:
         )
 
 
-def _filters(plan: Plan, x: Tensor, w: Tensor) -> None:
-    letters, channels = _LETTERS[plan.kind], x.shape[1]
+def _filters(plan: Plan, x: Form, w: Form) -> None:
+    letters, channels, shape = _LETTERS[plan.kind], x.shape[1], tuple(w.shape)
     axis = -4 if plan.kind == "transpose" else -3
-    if w.dim() not in (4, 5) or w.shape[axis] != channels:
+    if len(shape) not in (4, 5) or shape[axis] != channels:
         raise ValueError(
             f"w must be [{letters}, R, S] or [G, {letters}, R, S] with C={channels} as in x, "
-            f"not of shape {tuple(w.shape)}"
+            f"not of shape {shape}"
         )
-    if w.dim() == 5 and x.shape[0] % max(len(w), 1):
-        raise ValueError(f"w has {len(w)} groups of filters, which do not divide N={x.shape[0]}")
-    if plan.impl == "triton" and plan.kind != "conv" and w.shape[-2] != w.shape[-1]:
+    if len(shape) == 5 and x.shape[0] % max(shape[0], 1):
+        raise ValueError(f"w has {shape[0]} groups of filters, which do not divide N={x.shape[0]}")
+    if plan.impl == "triton" and plan.kind != "conv" and shape[-2] != shape[-1]:
         raise ValueError(
-            f"impl='triton' takes square filters here, not {w.shape[-2]}x{w.shape[-1]}; "
-            "use impl='aten'"
+            f"impl='triton' takes square filters here, not {shape[-2]}x{shape[-1]}; use impl='aten'"
         )
 
 
-def _bias(w: Tensor, b: Tensor | None, channels: int) -> None:
+def _bias(w: Form, b: Form | None, channels: int) -> None:
     wanted = (*w.shape[:-4], channels)
     if b is not None and b.shape != wanted:
         raise ValueError(f"b must be of shape {wanted}, not {tuple(b.shape)}")
 
 
-def _dtypes(x: Tensor, **parameters: Tensor | None) -> None:
+def _dtypes(x: Form, **parameters: Form | None) -> None:
     for name, parameter in parameters.items():
         if parameter is not None and parameter.dtype not in (x.dtype, torch.float32):
             raise ValueError(f"{name} must be {x.dtype}, as x, or float32, not {parameter.dtype}")

@@ -17,6 +17,7 @@ from fastunit.kernels.common import checks, derivatives, eager, runtime
 from fastunit.kernels.common.checks import Activation, Norm, PadMode
 from fastunit.kernels.common.runtime import Impl
 from fastunit.kernels.conv import arguments, aten, launch
+from fastunit.kernels.conv.plain import block_plain, is_small, split_block
 from fastunit.kernels.conv.plan import Gradients, Kind, Plan, Wants
 
 _IMPLEMENTATIONS = {"aten": aten, "triton": launch}
@@ -29,6 +30,7 @@ _PLAN = (
 _NAMES = {"conv": "conv_norm_act", "transpose": "conv_transpose", "upsample": "upsample_conv"}
 _PARAMETERS = "Tensor w, Tensor? b, Tensor? gamma, Tensor? beta, Tensor? prelu"
 _TENSORS = 7  # that the forward operator takes
+_GIVEN = 14  # arguments of the backward operator between dy and the plan
 
 
 def conv_block(
@@ -58,9 +60,9 @@ def conv_block(
     The public functions say what the arguments are; `name` is the one that was called, where it
     does not follow from `kind`.
     """
-    checks.image("x", x)
-    name = name or _NAMES.get(kind, kind)
-    derivatives.only_reverse(name, x, w, b, gamma, beta, slope, residual)
+    if impl != "plain":
+        name = name or _NAMES.get(kind, kind)
+        derivatives.only_reverse(name, x, w, b, gamma, beta, slope, residual)
     x = runtime.autocast(x)
     prelu = slope if act == "prelu" and isinstance(slope, Tensor) else None
     plan = Plan(
@@ -68,13 +70,27 @@ def conv_block(
         float(slope) if act == "lrelu" and not isinstance(slope, Tensor) else 0.0, halo, halo_mode,
         "aten" if impl == "auto" and _is_oblong(kind, w) else runtime.choose_impl(impl, x),
     )  # fmt: skip
-    residual = arguments.block(plan, x, w, b, gamma, beta, slope, residual)
-    w = w if w.dim() == 5 else w[None]
-    b, gamma, beta = (p if p is None or p.dim() == 2 else p[None] for p in (b, gamma, beta))
+    form = checks.form
+    given = form(slope) if isinstance(slope, Tensor) else slope
+    result = arguments.result(form(x), form(w), form(b), form(gamma), form(beta), given, *plan)
+    if residual is not None:
+        residual = checks.residual(result, residual)
     tensors = x, w, b, gamma, beta, prelu, residual
+    if plan.impl == "plain":
+        with runtime.no_autocast(x):
+            return block_plain(plan, *tensors)
     if eager.is_plain(*tensors):
-        return _Eager.apply(*tensors, *plan)
-    return _forward(*tensors, *plan)[0]
+        if runtime.is_auto(impl) and is_small(plan, x, w):
+            with runtime.no_autocast(x):
+                return split_block(plan, *tensors)
+        return _Eager.apply(*tensors, plan)
+    return _forward(x, *_grouped(w, b, gamma, beta), prelu, residual, *plan)[0]
+
+
+def _grouped(w: Tensor, *parameters: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return filters and parameters with their dimension of groups, where it was left out."""
+    rows = (p if p is None or p.dim() == 2 else p[None] for p in parameters)
+    return w if w.dim() == 5 else w[None], *rows
 
 
 def _is_oblong(kind: str, w: Tensor) -> bool:
@@ -82,10 +98,9 @@ def _is_oblong(kind: str, w: Tensor) -> bool:
     return kind != "conv" and w.dim() > 1 and w.shape[-1] != w.shape[-2]
 
 
-def _fprop(*args: Any) -> tuple[Tensor | None, ...]:
-    tensors, plan = args[:_TENSORS], Plan(*args[_TENSORS:])
-    with runtime.no_autocast(tensors[0]):
-        y, haloed, raw, mean, rstd = _IMPLEMENTATIONS[plan.impl].fprop(plan, *tensors)
+def _fprop(plan: Plan, x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    with runtime.no_autocast(x):
+        y, haloed, raw, mean, rstd = _IMPLEMENTATIONS[plan.impl].fprop(plan, x, *others)
     if plan.norm == "none":
         mean = rstd = None
     return y, haloed, raw, mean, rstd
@@ -96,23 +111,21 @@ def _filled(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...
     return tuple(like.new_empty(0) if tensor is None else tensor for tensor in tensors)
 
 
-def _bprop(dy: Tensor, *args: Any) -> Gradients:
-    *given, x, w, sums, residual = args[: -len(Plan._fields)]
-    plan, wants = Plan(*args[-len(Plan._fields) :]), Wants(x, w, sums, residual)
+def _bprop(plan: Plan, dy: Tensor, *given: Any) -> Gradients:
     with runtime.no_autocast(dy):
-        return _IMPLEMENTATIONS[plan.impl].backward(plan, dy, *given, wants)
+        return _IMPLEMENTATIONS[plan.impl].backward(plan, dy, *given[:-4], Wants(*given[-4:]))
 
 
 _forward = torch.library.custom_op(
     "fastunit::conv_block",
-    lambda x, *args: _filled(_fprop(x, *args), x),
+    lambda x, *args: _filled(_fprop(Plan(*args[_TENSORS - 1 :]), x, *args[: _TENSORS - 1]), x),
     mutates_args=(),
     schema=f"(Tensor x, {_PARAMETERS}, Tensor? residual, {_PLAN})"
     " -> (Tensor y, Tensor haloed, Tensor raw, Tensor mean, Tensor rstd)",
 )
 _backward = torch.library.custom_op(
     "fastunit::conv_block_backward",
-    lambda dy, *args: _filled(_bprop(dy, *args), dy),
+    lambda dy, *args: _filled(_bprop(Plan(*args[_GIVEN:]), dy, *args[:_GIVEN]), dy),
     mutates_args=(),
     schema="(Tensor dy, SymInt[] x_shape, Tensor source, Tensor raw, Tensor mean, Tensor rstd, "
     f"{_PARAMETERS}, bool want_x, bool want_w, bool want_sums, bool has_residual, {_PLAN})"
@@ -132,7 +145,7 @@ def _(
     *settings: Any,
 ) -> tuple[Tensor, ...]:
     plan = Plan(*settings)
-    shape = (x.shape[0], plan.channels_out(w), *map(plan.size_out, x.shape[2:], w.shape[3:]))
+    shape = (x.shape[0], plan.channels_out(w.shape), *map(plan.size_out, x.shape[2:], w.shape[3:]))
     y, haloed, raw = _IMPLEMENTATIONS[plan.impl].outputs(plan, x, w, shape)
     if plan.fuses_activation(residual is not None, gamma, beta, prelu):
         raw = None
@@ -160,37 +173,49 @@ def _(dy: Tensor, x_shape: Sequence[int], *args: Any) -> tuple[Tensor, ...]:
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
-    x, w, b, gamma, beta, prelu, residual, *settings = inputs
+    _save(ctx, Plan(*inputs[_TENSORS:]), inputs, output)
+
+
+def _save(ctx: Any, plan: Plan, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
+    x, w, b, gamma, beta, prelu, residual = inputs[:_TENSORS]
     y, haloed, raw, mean, rstd = output
-    plan = ctx.plan = Plan(*settings)
     product = y if plan.fuses_activation(residual is not None, gamma, beta, prelu) else raw
     if not plan.keeps_product(gamma):
         product = None  # so that the result may be changed in place
     source = x if haloed is None or haloed.dim() == 1 else haloed
-    ctx.saves_x, ctx.x_shape, ctx.has_residual = source is x, x.shape, residual is not None
+    ctx.plan, ctx.x_shape, ctx.has_residual = plan, x.shape, residual is not None
+    ctx.saves_x = source is x
     ctx.save_for_backward(source, product, mean, rstd, w, b, gamma, beta, prelu)
     ctx.set_materialize_grads(False)
 
 
-def _backpropagate(ctx: Any, dy: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
-    nones = (None,) * len(Plan._fields)
+def _gradients(ctx: Any, dy: Tensor | None) -> Sequence[Tensor | None]:
+    """Return the gradients of the tensors that the forward operator was given."""
     if dy is None:
-        return (None,) * _TENSORS + nones
-    x, w, *sums, _ = ctx.needs_input_grad[:_TENSORS]
-    wants = x, w, any(sums), ctx.has_residual
-    source, *saved = ctx.saved_tensors
-    if ctx.saves_x and ctx.plan.impl == "triton":
+        return (None,) * _TENSORS
+    plan, needed = ctx.plan, ctx.needs_input_grad[:_TENSORS]
+    wants = needed[0], needed[1], any(needed[2:6]), ctx.has_residual
+    source, product, mean, rstd, *parameters, prelu = ctx.saved_tensors
+    if ctx.saves_x and plan.impl == "triton":
         # Hooks that keep saved tensors elsewhere (save_on_cpu) may return them in other strides.
         source = source.contiguous(memory_format=torch.channels_last)
+    saved = [product, mean, rstd, *_grouped(*parameters), prelu]
     if eager.hides_backward(dy, source, *saved):
-        found = list(_bprop(dy, ctx.x_shape, source, *saved, *wants, *ctx.plan))
+        found = list(_bprop(plan, dy, ctx.x_shape, source, *saved, *wants))
     else:
         saved[:3] = _filled(saved[:3], dy)
-        found = list(_backward(dy, ctx.x_shape, source, *saved, *wants, *ctx.plan))
-    if ctx.plan.halo == 0:
+        found = list(_backward(dy, ctx.x_shape, source, *saved, *wants, *plan))
+    for place, parameter in enumerate(parameters, start=1):
+        gradient = found[place]
+        if gradient is not None and parameter is not None and gradient.dim() > parameter.dim():
+            found[place] = gradient[0]
+    if plan.halo == 0:
         found[-1] = dy  # an operator may not return its argument
-    needed = ctx.needs_input_grad[:_TENSORS]
-    return *(g if need else None for g, need in zip(found, needed, strict=True)), *nones
+    return [g if need else None for g, need in zip(found, needed, strict=True)]
+
+
+def _backpropagate(ctx: Any, dy: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
+    return *_gradients(ctx, dy), *(None,) * len(Plan._fields)
 
 
 def _remember(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -203,17 +228,20 @@ def _refuse(ctx: Any, *gradients: Tensor) -> None:
 
 
 class _Eager(torch.autograd.Function):
-    """The forward operator in eager mode."""
+    """The forward operator in eager mode; its parameters may lack the dimension of groups."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        found = _fprop(*args)
-        _setup_context(ctx, args, found)
+        x, w, b, gamma, beta, prelu, residual, plan = args
+        found = _fprop(plan, x, *_grouped(w, b, gamma, beta), prelu, residual)
+        _save(ctx, plan, args, found)
         y = found[0]
         assert y is not None
         return y
 
-    backward = staticmethod(_backpropagate)
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, dy), None
 
 
 _forward.register_autograd(_backpropagate, setup_context=_setup_context)

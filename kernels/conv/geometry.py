@@ -66,7 +66,7 @@ class Transpose:
 
     def __init__(self, plan: Plan, x_shape: Sequence[int], w: Tensor) -> None:
         self.channels, self.size = x_shape[1], _pair(x_shape[2:])
-        self.channels_out, self.step = plan.channels_out(w), plan.step
+        self.channels_out, self.step = plan.channels_out(w.shape), plan.step
         # Upsampling replicates where the large image reflects; see phases.py.
         self.pad_mode, taps = "zero" if plan.pad_mode == "zero" else "replicate", w.shape[3]
         self.out = _pair(plan.size_out(length, taps) for length in self.size)

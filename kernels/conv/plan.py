@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -80,9 +81,9 @@ class Plan(NamedTuple):
         """Return the stride between coarse pixels in the fine frame."""
         return 2 if self.kind == "upsample" else self.stride
 
-    def channels_out(self, w: Tensor) -> int:
-        """Return K of filters [..., K, C, R, S], or [..., C, K, R, S] for a transpose."""
-        return w.shape[-3] if self.kind == "transpose" else w.shape[-4]
+    def channels_out(self, filters: Sequence[int]) -> int:
+        """Return K of the shape [..., K, C, R, S], or [..., C, K, R, S] for a transpose."""
+        return filters[-3] if self.kind == "transpose" else filters[-4]
 
     def size_out(self, size: int, taps: int) -> int:
         """Return the rows (columns) of the result from those of the input and of the filters."""

@@ -17,7 +17,6 @@ Only x and the statistics are needed: xhat and the activation's mask are recompu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -33,8 +32,7 @@ _UNPAD = {
 }
 
 
-@dataclass(frozen=True)
-class Tail:
+class Tail(NamedTuple):
     """The options of the operation. `slope` is lrelu's; prelu's is a tensor beside x."""
 
     norm: str = "none"
@@ -89,7 +87,7 @@ def tail_aten(
     for "none" they are empty, and autograd may follow. y is x itself where nothing is to be done.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale, shift = _planes(gamma, wide), _planes(beta, wide)
+    scale, shift = planes(gamma, wide), planes(beta, wide)
     mean, rstd = wide.new_empty(0), wide.new_empty(0)
     y = wide
     # A normalised y is a new tensor, free to be changed: half the time of making another.
@@ -100,7 +98,7 @@ def tail_aten(
         y = wide * scale
     if shift is not None:
         y = y.add_(shift) if own else y + shift
-    y = _activate(y, tail, _planes(slope, wide), own)
+    y = activate(y, tail, planes(slope, wide), own)
     if residual is not None:
         y = y.add_(residual) if own else y + residual
     if tail.halo:
@@ -109,16 +107,19 @@ def tail_aten(
     return y.to(x.dtype), mean, rstd
 
 
-def _planes(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+def planes(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     """Return a parameter [1], [C] or [G, C] as [1 or N, 1 or C, 1, 1] of x's dtype."""
     if parameter is None:
         return None
     rows = parameter.to(x.dtype)
-    if rows.dim() == 2:
-        rows = rows.repeat_interleave(x.shape[0] // max(len(rows), 1), 0)
-    else:
-        rows = rows[None]
-    return rows[..., None, None]
+    if rows.dim() == 2 and len(rows) > 1:
+        rows = rows.repeat_interleave(x.shape[0] // len(rows), 0)
+    return _over_pixels(rows) if rows.dim() == 2 else rows.view(1, -1, 1, 1)
+
+
+def _over_pixels(rows: Tensor) -> Tensor:
+    """View [N, C] as [N, C, 1, 1]."""
+    return rows.view(*rows.shape, 1, 1)
 
 
 def _normalise(x: Tensor, scale: Tensor | None, tail: Tail) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,11 +138,17 @@ def _normalise(x: Tensor, scale: Tensor | None, tail: Tail) -> tuple[Tensor, Ten
     else:
         rstd = 1 / ((m2 / (count - 1)).sqrt() + tail.eps)
     y.mul_(rstd if scale is None else rstd * scale)
-    shape = x.shape[:2]
-    return y, mean[..., 0, 0].expand(shape).clone(), rstd[..., 0, 0].expand(shape).clone()
+    return y, *(_of_channels(value, x.shape[1]) for value in (mean, rstd))
 
 
-def _activate(x: Tensor, tail: Tail, slope: Tensor | None, inplace: bool) -> Tensor:
+def _of_channels(value: Tensor, channels: int) -> Tensor:
+    """Return statistics [N, C or 1, 1, 1] as [N, C]."""
+    rows = value.flatten(1)
+    return rows if rows.shape[1] == channels else rows.expand(-1, channels).contiguous()
+
+
+def activate(x: Tensor, tail: Tail, slope: Tensor | None, inplace: bool) -> Tensor:
+    """Apply the activation; `slope` is prelu's, [1 or N, 1 or C, 1, 1]."""
     if tail.act == "relu":
         return F.relu(x, inplace)
     if tail.act == "lrelu":
@@ -178,13 +185,17 @@ def tail_backward_aten(
     """
     g = fold_halo(dy.to(torch.promote_types(x.dtype, torch.float32)), tail)
     xhat = x.to(g.dtype)
+    if tail.norm == "in" and len(x) == 1 and gamma is beta is slope is None and not x.is_cuda:
+        dx = _of_one_image(g, xhat, mean, rstd, tail).to(x.dtype)
+        dresidual = g.to(x.dtype) if residual and tail.halo else None
+        return TailGradients(dx, dresidual, None, None, None, None)
     if tail.norm != "none":
-        xhat = (xhat - mean[..., None, None]).mul_(rstd[..., None, None])
-    scale, shift = _planes(gamma, xhat), _planes(beta, xhat)
+        xhat = (xhat - _over_pixels(mean)).mul_(_over_pixels(rstd))
+    scale, shift = planes(gamma, xhat), planes(beta, xhat)
     pre = xhat if scale is None else xhat * scale
     if shift is not None:
         pre = pre + shift
-    dpre, dslope = _activate_backward(g, pre, tail, _planes(slope, xhat), from_output)
+    dpre, dslope = _activate_backward(g, pre, tail, planes(slope, xhat), from_output)
     del pre  # the size of x
     if tail.norm != "none":
         total, total_xhat = dpre.sum(PIXELS), (dpre * xhat).sum(PIXELS)
@@ -201,6 +212,21 @@ def tail_backward_aten(
         dslope=dslope.sum(PIXELS) if sums and dslope is not None else None,
         dshift=dx.sum(PIXELS) if sums and tail.norm != "in" else None,
     )
+
+
+def _of_one_image(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, tail: Tail) -> Tensor:
+    """Return dx of an activated instance norm of one image, which is its batch norm.
+
+    PyTorch's kernel takes 0.6 of the time of passes of ours on a CPU (64 channels, 128x128).
+    """
+    if tail.act != "none":
+        pre = x - _over_pixels(mean)
+        if tail.act not in ("relu", "lrelu"):  # these ask for the sign alone
+            pre.mul_(_over_pixels(rstd))
+        g, _ = _activate_backward(g, pre, tail, None, from_output=False)
+    nones, mask = (None, None, None), [True, False, False]  # weight, running mean and variance
+    kernel = torch.ops.aten.native_batch_norm_backward
+    return kernel(g, x, *nones, mean[0], rstd[0], True, tail.eps, mask)[0]
 
 
 def fold_halo(dy: Tensor, tail: Tail) -> Tensor:
@@ -253,7 +279,7 @@ def _normalise_backward(
 ) -> Tensor:
     """Return dx = a * dpre - b - c * xhat, made in xhat's memory; the totals are [N, C]."""
     gamma = 1 if scale is None else scale[..., 0, 0]
-    a, pixels = rstd * gamma, dpre.shape[2] * dpre.shape[3]
+    a, pixels = rstd if scale is None else rstd * gamma, dpre.shape[2] * dpre.shape[3]
     if tail.norm == "in":
         b, c = a * total / pixels, a * total_xhat / pixels
     else:
@@ -262,5 +288,5 @@ def _normalise_backward(
         b = rstd * (gamma * total).sum(1, keepdim=True) / count
         c = (gamma * total_xhat).sum(1, keepdim=True) / ((count - 1) * std)
         c = torch.where(std > tail.tiny(std.dtype), c, 0)
-    a, b, c = (value[..., None, None] for value in (a, b, c))
-    return xhat.mul_(-c).sub_(b).addcmul_(dpre, a)
+    a, b, c = map(_over_pixels, (a, b, -c))
+    return xhat.mul_(c).sub_(b).addcmul_(dpre, a)

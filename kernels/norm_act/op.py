@@ -12,15 +12,16 @@ The pieces, which the convolution blocks use too: `Tail` holds the options, `tai
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastunit.kernels.common import checks, derivatives, eager
-from fastunit.kernels.common.checks import Activation, Norm, PadMode
+from fastunit.kernels.common.checks import Activation, Form, Norm, PadMode
 from fastunit.kernels.common.frame import channels_last, dense, memory_format, owned
-from fastunit.kernels.common.runtime import Impl, choose_impl
+from fastunit.kernels.common.runtime import Impl, choose_impl, is_auto
 from fastunit.kernels.norm_act.aten import (
     Tail,
     TailGradients,
@@ -29,6 +30,7 @@ from fastunit.kernels.norm_act.aten import (
     tail_backward_aten,
 )
 from fastunit.kernels.norm_act.launch import tail_backward_triton, tail_triton
+from fastunit.kernels.norm_act.plain import is_small, norm_act_plain
 
 __all__ = [
     "Tail",
@@ -40,6 +42,10 @@ __all__ = [
     "tail_backward_triton",
     "tail_triton",
 ]
+
+
+_PARAMETERS = "Tensor? gamma, Tensor? beta, Tensor? slope"
+_OPTIONS = "str norm, float eps, str act, float negative, int halo, str pad_mode, str impl"
 
 
 def norm_act(
@@ -89,27 +95,48 @@ def norm_act(
         NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
         RuntimeError: on a second derivative.
     """
+    form = checks.form
+    given = form(slope) if isinstance(slope, Tensor) else slope
+    _check(form(x), form(gamma), form(beta), given, norm, act, halo, pad_mode)
+    if residual is not None:
+        residual = checks.residual(Form(x.shape, x.dtype), residual)
+    learnt = slope if act == "prelu" and isinstance(slope, Tensor) else None
+    tensors = x, gamma, beta, learnt, residual
+    chosen = choose_impl(impl, x)
+    if norm == act == "none" and gamma is beta is residual is None and not halo:
+        return x
+    fixed = float(slope) if act == "lrelu" else 0.0
+    tail = Tail(norm, float(eps), act, fixed, halo, pad_mode)
+    if chosen == "plain":
+        return norm_act_plain(*tensors, tail)
+    if chosen == "aten" and norm == "none" and not halo:
+        # Nothing to fuse and nothing to recompute: PyTorch's autograd saves the operator's cost.
+        return norm_act_plain(*tensors, tail)
+    derivatives.only_reverse("norm_act", *tensors)
+    if eager.is_plain(*tensors):
+        if is_auto(impl) and chosen == "aten" and is_small(x, norm):
+            return norm_act_plain(*tensors, tail)
+        return _Eager.apply(*tensors, tail, chosen)
+    return _norm_act(*tensors, *tail, chosen)[0]
+
+
+@eager.cached
+def _check(
+    x: Form,
+    gamma: Form | None,
+    beta: Form | None,
+    slope: float | Form,
+    norm: str,
+    act: str,
+    halo: int,
+    pad_mode: str,
+) -> None:
     checks.image("x", x)
     checks.choice("norm", norm, checks.NORMS)
     checks.choice("act", act, checks.ACTS)
     checks.slope(x, act, slope)
     checks.parameter_rows(x, gamma=gamma, beta=beta)
-    checks.padding(x, halo, pad_mode)
-    residual = checks.residual(x, residual)
-    chosen = choose_impl(impl, x)
-    learnt = slope if act == "prelu" and isinstance(slope, Tensor) else None
-    if norm == act == "none" and gamma is beta is residual is None and not halo:
-        return x
-    fixed = float(slope) if act == "lrelu" else 0.0
-    options = (norm, float(eps), act, fixed, halo, pad_mode)
-    if chosen == "aten" and norm == "none" and not halo:
-        # Nothing to fuse and nothing to recompute: PyTorch's autograd saves the operator's cost.
-        return tail_aten(x, gamma, beta, learnt, residual, Tail(*options))[0]
-    derivatives.only_reverse("norm_act", x, gamma, beta, learnt, residual)
-    tensors = x, gamma, beta, learnt, residual
-    if eager.is_plain(*tensors):
-        return _Eager.apply(*tensors, *options, chosen)
-    return _norm_act(*tensors, *options, chosen)[0]
+    checks.padding(x.shape[2:], halo, pad_mode)
 
 
 def instance_norm_act(
@@ -150,7 +177,8 @@ def instance_norm_act(
         NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
         RuntimeError: on a second derivative.
     """
-    derivatives.only_reverse("instance_norm_act", x, weight, bias, slope, residual)
+    if impl != "plain":
+        derivatives.only_reverse("instance_norm_act", x, weight, bias, slope, residual)
     return norm_act(
         x,
         norm="in",
@@ -190,16 +218,10 @@ def _fprop(
     beta: Tensor | None,
     slope: Tensor | None,
     residual: Tensor | None,
-    norm: str,
-    eps: float,
-    act: str,
-    negative: float,
-    halo: int,
-    pad_mode: str,
+    tail: Tail,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y and the statistics mean, rstd [N, C], which are empty for norm "none"."""
-    tail = Tail(norm, eps, act, negative, halo, pad_mode)
     if impl == "triton":
         skip = None if residual is None else _pixels(residual)
         y, mean, rstd = tail_triton(_pixels(x), gamma, beta, slope, skip, tail)
@@ -208,7 +230,13 @@ def _fprop(
     return y.contiguous(memory_format=_result_format(x, impl)), mean, rstd
 
 
-_norm_act = torch.library.custom_op("fastunit::norm_act", _fprop, mutates_args=())
+_norm_act = torch.library.custom_op(
+    "fastunit::norm_act",
+    lambda *args: _fprop(*args[:5], Tail(*args[5:11]), args[11]),
+    mutates_args=(),
+    schema=f"(Tensor x, {_PARAMETERS}, Tensor? residual, {_OPTIONS})"
+    " -> (Tensor y, Tensor mean, Tensor rstd)",
+)
 
 
 @_norm_act.register_fake
@@ -231,16 +259,10 @@ def _bprop(
     slope: Tensor | None,
     residual: bool,
     sums: bool,
-    norm: str,
-    eps: float,
-    act: str,
-    negative: float,
-    halo: int,
-    pad_mode: str,
+    tail: Tail,
     impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return dx, dresidual, dgamma, dbeta and dslope; empty where there is none."""
-    tail = Tail(norm, eps, act, negative, halo, pad_mode)
+) -> tuple[Tensor | None, ...]:
+    """Return dx, dresidual, dgamma, dbeta and dslope; None where there is none."""
     saved = (mean, rstd, gamma, beta, slope, tail)
     wanted: dict[str, Any] = {"residual": residual, "sums": sums}
     if impl == "triton":
@@ -254,14 +276,23 @@ def _bprop(
         if dresidual is not None:
             dresidual = owned(dresidual, memory_format(x), dy, dx)
     sums_of = ((found.dgamma, gamma), (found.dbeta, beta), (found.dslope, slope))
-    dgamma, dbeta, dslope = (
-        x.new_empty(0) if g is None or parameter is None else per_row(g, parameter)
-        for g, parameter in sums_of
-    )
-    return dx, x.new_empty(0) if dresidual is None else dresidual, dgamma, dbeta, dslope
+    parameters = (None if g is None or p is None else per_row(g, p) for g, p in sums_of)
+    return dx, dresidual, *parameters
 
 
-_norm_act_backward = torch.library.custom_op("fastunit::norm_act_backward", _bprop, mutates_args=())
+def _filled(tensors: Iterable[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """Put an empty tensor in the place of each None, which an operator cannot return."""
+    return tuple(like.new_empty(0) if tensor is None else tensor for tensor in tensors)
+
+
+_norm_act_backward = torch.library.custom_op(
+    "fastunit::norm_act_backward",
+    lambda *args: _filled(_bprop(*args[:9], Tail(*args[9:15]), args[15]), args[1]),
+    mutates_args=(),
+    schema=f"(Tensor dy, Tensor x, Tensor mean, Tensor rstd, {_PARAMETERS}, bool residual, "
+    f"bool sums, {_OPTIONS})"
+    " -> (Tensor dx, Tensor dresidual, Tensor dgamma, Tensor dbeta, Tensor dslope)",
+)
 
 
 @_norm_act_backward.register_fake
@@ -274,32 +305,39 @@ def _(dy, x, mean, rstd, gamma, beta, slope, residual, sums, *options):
     return dx, dresidual, *rest
 
 
-def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, gamma, beta, slope, _, *ctx.options = inputs
-    _, mean, rstd = output
-    ctx.save_for_backward(x, mean, rstd, gamma, beta, slope)
-
-
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _save(ctx, inputs, output)
+    _save(ctx, (*inputs[:5], Tail(*inputs[5:11]), inputs[11]), output)
     ctx.mark_non_differentiable(*output[1:])
 
 
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, gamma, beta, slope, _, ctx.tail, ctx.impl = inputs
+    ctx.save_for_backward(x, *output[1:], gamma, beta, slope)
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the forward operator's tensors."""
+    tail, needs, saved = ctx.tail, ctx.needs_input_grad[:5], ctx.saved_tensors
+    wanted = needs[4] and tail.halo > 0, any(needs[1:4])
+    if eager.hides_backward(dy, *saved):
+        dx, dresidual, *parameters = _bprop(dy, *saved, *wanted, tail, ctx.impl)
+    else:
+        dx, dresidual, *parameters = _norm_act_backward(dy, *saved, *wanted, *tail, ctx.impl)
+    found = dx, *parameters, dresidual if tail.halo else dy
+    return tuple(g if needed else None for g, needed in zip(found, needs, strict=True))
+
+
 def _backward(ctx: Any, dy: Tensor, *unused: Tensor) -> tuple:
-    halo = ctx.options[4]
-    needs = ctx.needs_input_grad[:5]
-    saved = ctx.saved_tensors
-    args: list[Any] = [dy, *saved, needs[4] and halo > 0, any(needs[1:4]), *ctx.options]
-    backward = _bprop if eager.hides_backward(dy, *saved) else _norm_act_backward
-    found = backward(*args)
-    dx, dresidual, *parameters = found
-    gradients = (dx, *parameters, dresidual if halo else dy)
-    wanted = (g if needed else None for g, needed in zip(gradients, needs, strict=True))
-    return *wanted, *(None for _ in ctx.options)
+    return *_gradients(ctx, dy), *(None,) * (len(Tail._fields) + 1)
 
 
 def _refuse(ctx: Any, *gradients: Tensor) -> tuple:
     derivatives.refuse_second("norm_act (instance_norm_act)")
+
+
+def norm_act_eager(*args: Any) -> Tensor:
+    """Apply the operator in eager mode to checked arguments: its tensors, a Tail, "aten"."""
+    return _Eager.apply(*args)
 
 
 class _Eager(torch.autograd.Function):
@@ -311,7 +349,9 @@ class _Eager(torch.autograd.Function):
         _save(ctx, args, found)
         return found[0]
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple:
+        return *_gradients(ctx, dy), None, None
 
 
 _norm_act.register_autograd(_backward, setup_context=_setup_context)

@@ -70,7 +70,8 @@ def reparameterize(
     """
     _check(mu, raw_sigma, sigma, kl)
     _check_source(mu, noise, state)
-    derivatives.only_reverse("reparameterize", mu, raw_sigma, noise)
+    if impl != "plain":
+        derivatives.only_reverse("reparameterize", mu, raw_sigma, noise)
     chosen = runtime.choose_impl(impl, mu)
     source = noise
     if state is not None:
@@ -83,6 +84,8 @@ def reparameterize(
     elif noise is None:
         source = _normals(mu)
     tensors = mu, raw_sigma, source
+    if chosen == "plain":
+        return aten.fprop(*tensors, sigma, _scale(mu, kl))
     apply = _Eager.apply if eager.is_plain(*tensors) else _reparameterize
     return apply(*tensors, sigma, kl, chosen)
 

@@ -79,3 +79,24 @@ def test_batches_of_gradients_come_from_the_operator():
 
 class Other(torch.Tensor):
     """A tensor subclass."""
+
+
+def test_cached_results_are_of_the_very_same_values():
+    calls = []
+
+    @eager.cached
+    def seen(*values):
+        calls.append(values)
+        return values
+
+    for value in (1, 1.0, True, 1, 1.0):
+        assert seen(value) == (value,)
+        (1,),
+        (1.0,),
+        (True,),
+        (1,),
+        (1.0,),
+    ]
+    assert [type(value) for (value,) in calls] == [int, float, bool]
+    assert seen([2]) == seen([2]) == ([2],)  # cannot be hashed: asked for each time
+    assert len(calls) == 5

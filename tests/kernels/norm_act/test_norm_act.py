@@ -259,3 +259,20 @@ ERRORS = [
 def test_a_wrong_argument_is_named(call, parts):
     with pytest.raises(ValueError, match=".*".join(map(re.escape, parts))):
         call()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("act", ["none", "relu", "lrelu", "selu", "tanh"])
+def test_the_gradient_of_one_image_is_that_of_each_of_two(act, memory_format):
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64).contiguous(memory_format=memory_format)
+    dy = torch.randn(2, 3, 8, 7, dtype=torch.float64)
+
+    def gradient(x, dy):
+        leaf = x.clone().requires_grad_()
+        y = norm_act(leaf, norm="in", act=act, slope=0.3, halo=1, pad_mode="reflect")
+        return torch.autograd.grad(y, leaf, dy)[0]
+
+    both = gradient(x, dy)
+    for i in range(2):
+        alone = gradient(x[i : i + 1], dy[i : i + 1])
+        assert torch.allclose(alone[0], both[i], rtol=1e-11, atol=1e-12)

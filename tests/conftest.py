@@ -20,8 +20,9 @@ from fastunit import config
 from fastunit.models.unit import UNIT
 from fastunit.training import checkpoint
 from fastunit.training.step import TrainStep
+from tests.support.checkout import ROOT
 
-_SHARED = Path(__file__).resolve().parents[2] / "shared"
+_SHARED = ROOT.parent / "shared"
 
 _TINY = {
     "gen": {"dim": 4, "n_res": 1, "n_downsample": 1},
@@ -110,10 +111,10 @@ def tiny() -> dict[str, Any]:
 def make_step(tiny: dict[str, Any]) -> Callable[..., TrainStep]:
     """Return a maker of training steps of `tiny`, each with networks of its own, all alike."""
 
-    def made(**changes: object) -> TrainStep:
+    def made(dtype: torch.dtype = torch.float32, **changes: object) -> TrainStep:
         torch.manual_seed(11)
         settings = config.from_dict(tiny | changes)
-        return TrainStep(UNIT(settings), settings)
+        return TrainStep(UNIT(settings).to(dtype), settings)
 
     return made
 

@@ -12,8 +12,9 @@ from fastunit import compat
 from fastunit.common.errors import CheckpointError, ConfigError
 from fastunit.compat import ATTRIBUTES, UNIT_Trainer
 from fastunit.models.perceptual import Perceptual
+from tests.support.compare import assert_same
+from tests.support.golden import NETWORKS
 
-NETWORKS = ("gen_a", "gen_b", "dis_a", "dis_b")
 LOSSES = [
     *(f"loss_dis_{name}" for name in ("a", "b", "total")),
     *(f"loss_gen_{name}_{domain}" for name in ("adv", "vgg") for domain in "ab"),
@@ -88,12 +89,6 @@ def state(trainer):
             },
         }
     )
-
-
-def assert_same(mine, wanted):
-    assert mine.keys() == wanted.keys()
-    different = [name for name in mine if not torch.equal(mine[name], wanted[name])]
-    assert not different
 
 
 def test_a_script_for_the_release_trains_saves_and_resumes_bitwise(config, tmp_path):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from fastunit.data import builtin
 from fastunit.report import summary
 from fastunit.training import checkpoint
 from fastunit.training.state import Session
+from tests.support.processes import python
 
 
 def records(run_dir: Path) -> list[dict]:
@@ -79,12 +77,7 @@ def test_the_demo_has_a_plan(capsys):
 def test_a_missing_package_is_one_message(tmp_path, command, package):
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text(f"raise ModuleNotFoundError(name={package!r})")
-    done = subprocess.run(
-        [sys.executable, "-m", f"fastunit.{command}", "--help"],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
+    done = python("-m", f"fastunit.{command}", "--help", env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert f"{package} is not installed" in done.stderr and "fastunit[train]" in done.stderr
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,9 @@ from fastunit.data import image_io
 from fastunit.models.domain_pair import GeneratorPair
 from fastunit.training import checkpoint
 from fastunit.translate import main
+from tests.support.doubles import raising
+from tests.support.files import tree
+from tests.support.processes import python
 
 SIZES = [(33, 47), (1, 1), (5, 200), (32, 32)]  # height, width
 
@@ -44,11 +45,6 @@ def by_network(model: Path, image: np.ndarray, direction: str) -> np.ndarray:
     with torch.no_grad():
         y = pair.translate(x, direction)[0].permute(1, 2, 0).numpy()
     return np.rint((y + 1) * 127.5).astype(np.uint8)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 # ---- what comes out
@@ -200,13 +196,6 @@ def test_a_full_disk_stops_and_keeps_the_old_output(tmp_path, model, monkeypatch
     assert tree(tmp_path / "out") == before
 
 
-def raising(error: BaseException):
-    def instead(*_: object) -> None:
-        raise error
-
-    return instead
-
-
 def test_too_little_memory_is_not_taken_for_a_bad_image(tmp_path, model, monkeypatch, capsys):
     put(tmp_path / "x.png", size=(8, 12))
     monkeypatch.setattr(GeneratorPair, "translate", raising(torch.OutOfMemoryError("CUDA")))
@@ -233,12 +222,9 @@ def test_ctrl_c_ends_with_130(tmp_path, model, monkeypatch):
 def test_the_command_shows_no_traceback(tmp_path, model):
     put(tmp_path / "in/x.png")
     (tmp_path / "in/zero.png").touch()
-    command = [sys.executable, "-m", "fastunit.translate", model, tmp_path / "in"]
+    command = ["-m", "fastunit.translate", model, tmp_path / "in"]
     options = ["--direction", "a2b", "--device", "cpu"]
-    some, none = (
-        subprocess.run([*command, tmp_path / output, *options], capture_output=True, text=True)
-        for output in ("out", "in")
-    )
+    some, none = (python(*command, tmp_path / output, *options) for output in ("out", "in"))
     assert (some.returncode, none.returncode) == (1, 2)
     assert f"{tmp_path / 'in/zero.png'}: empty: zero bytes" in some.stderr
     assert some.stdout.startswith("translated 1 of 2 images a2b")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from fastunit.translate import main
+from tests.support.files import cut, flip_byte, tree, with_nan
 
 
 def put(*files: Path) -> None:
@@ -26,27 +26,17 @@ def translate(*words: object) -> int:
     return main([*map(str, words), "--direction", "a2b", "--device", "cpu"])
 
 
-def tree(folder: Path) -> dict[str, bytes | None]:
-    """Return every entry below `folder`: a file's content, None for a folder."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
-
-
 # ---- images that cannot be translated
 
 
-def cut(path: Path) -> None:
+def truncated(path: Path) -> None:
     put(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    cut(path)
 
 
-def flipped_byte(path: Path) -> None:
+def flipped(path: Path) -> None:
     put(path)
-    data = bytearray(path.read_bytes())
-    data[data.index(b"IDAT") + 8] ^= 255
-    path.write_bytes(data)
+    flip_byte(path, path.read_bytes().index(b"IDAT") + 8)
 
 
 def other_format(path: Path) -> None:
@@ -57,12 +47,12 @@ def other_format(path: Path) -> None:
 BAD = {
     "zero.png": (Path.touch, "empty: zero bytes"),
     "text.jpg": (lambda path: path.write_text("no image\n" * 99), "not an image"),
-    "cut.jpg": (cut, "damaged or truncated"),
-    "cut.png": (cut, "damaged or truncated"),
-    "cut.bmp": (cut, "damaged or truncated"),
-    "cut.tif": (cut, "damaged or truncated"),
-    "cut.webp": (cut, "damaged or truncated"),
-    "flipped.png": (flipped_byte, "damaged or truncated"),
+    "cut.jpg": (truncated, "damaged or truncated"),
+    "cut.png": (truncated, "damaged or truncated"),
+    "cut.bmp": (truncated, "damaged or truncated"),
+    "cut.tif": (truncated, "damaged or truncated"),
+    "cut.webp": (truncated, "damaged or truncated"),
+    "flipped.png": (flipped, "damaged or truncated"),
     "gif.png": (other_format, "not an image"),
     "loop.png": (lambda path: path.symlink_to(path), "symbolic links"),
     "dangling.png": (lambda path: path.symlink_to("nowhere"), "a link to a file"),
@@ -129,17 +119,9 @@ def test_a_size_that_the_output_format_cannot_hold(tmp_path, model, capsys):
 
 
 def damaged(tmp_path: Path, model: Path) -> Path:
-    data = bytearray(model.read_bytes())
-    data[len(data) // 2] ^= 255
-    (tmp_path / "damaged.pt").write_bytes(data)
-    return tmp_path / "damaged.pt"
-
-
-def with_nan(tmp_path: Path, model: Path) -> Path:
-    state = torch.load(model, weights_only=True)
-    state["unit"]["gen_a.enc.model.0.conv.weight"][0] = float("nan")
-    torch.save(state, tmp_path / "nan.pt")
-    return tmp_path / "nan.pt"
+    path = Path(shutil.copy(model, tmp_path / "damaged.pt"))
+    flip_byte(path)
+    return path
 
 
 def lone_release(tmp_path: Path, model: Path) -> Path:
@@ -163,7 +145,7 @@ WRONG = {
     "folder without a run": (lambda t, m: (t / "in", t / "in", t / "out"), "/in has no checkpoint"),
     "checkpoint of text": (lambda t, m: (t / "note.txt", t / "in", t / "out"), "note.txt is dam"),
     "damaged checkpoint": (lambda t, m: (damaged(t, m), t / "in", t / "out"), "damaged.pt is dam"),
-    "NaN": (lambda t, m: (with_nan(t, m), t / "in", t / "out"), "weights that are NaN"),
+    "NaN": (lambda t, m: (with_nan(m, t), t / "in", t / "out"), "weights that are NaN"),
     "no config": (lambda t, m: (lone_release(t, m), t / "in", t / "out"), "gen_0.*--config"),
     "discriminators": (
         lambda t, m: (m.with_name("dis_00000001.pt"), t / "in", t / "out", "--config", t / "c.yml"),

@@ -2,7 +2,7 @@
 
 `BaselineStep` is the 2018 release's step in plain eager PyTorch; `strongest` the same networks
 with everything that PyTorch itself offers to make them fast. Both reproduce the reference numbers
-(tests/bench/test_baseline.py). Of fastunit only the configuration is used.
+(tests/bench/step/test_baseline.py). Of fastunit only the configuration is used.
 """
 
 from __future__ import annotations

@@ -10,13 +10,7 @@ from tqdm import tqdm
 
 from fastunit.common import cli
 from fastunit.common.errors import ConfigError, UserError
-
-
-def raises(error: BaseException):
-    def main() -> int:
-        raise error
-
-    return main
+from tests.support.doubles import raising
 
 
 @pytest.mark.parametrize("status", [0, 1])
@@ -26,18 +20,18 @@ def test_guard_returns_the_exit_status(status, capsys):
 
 
 def test_guard_prints_a_user_error_alone(capsys):
-    assert cli.guard(raises(ConfigError("lr=-1 must be at least 0"))) == 2
+    assert cli.guard(raising(ConfigError("lr=-1 must be at least 0"))) == 2
     assert capsys.readouterr() == ("", "error: lr=-1 must be at least 0\n")
 
 
 def test_guard_turns_ctrl_c_into_130(capsys):
-    assert cli.guard(raises(KeyboardInterrupt())) == 130
+    assert cli.guard(raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_guard_lets_bugs_through():
     with pytest.raises(ValueError, match="a bug"):
-        cli.guard(raises(ValueError("a bug")))
+        cli.guard(raising(ValueError("a bug")))
 
 
 def gpus(monkeypatch, count: int) -> list[int]:

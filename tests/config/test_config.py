@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
 from fastunit import config
 from fastunit.common.errors import ConfigError
 from fastunit.config import Config, from_dict, rules
+from tests.support.checkout import ROOT
 
 # A YAML file with every key of the 2018 release and the values of its 256x256 tasks.
 RELEASE_YAML = """
@@ -229,7 +229,7 @@ def test_reference_lists_every_key():
 
 
 def test_the_documentation_holds_the_reference():
-    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert config.reference() in text, "paste what config.reference() returns"
 
 

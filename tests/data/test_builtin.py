@@ -20,12 +20,6 @@ from fastunit.data import builtin, scenes, validation
 SPLITS = ["testA", "testB", "trainA", "trainB"]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FASTUNIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def _pixels(path: Path) -> np.ndarray:
     with Image.open(path) as picture:
         return np.asarray(picture, np.float32)

@@ -19,15 +19,16 @@ from fastunit.common.errors import ConfigError, DataError
 from fastunit.data import image_io, validation
 from fastunit.data.pipeline import iter_images
 from fastunit.data.validation import SizeRule, problem, validate, validate_all
+from tests.support.files import cut, flip_byte
 
 pytest.importorskip("nvidia.dali", reason="the files are checked with NVIDIA DALI")
 ANY = SizeRule(None, None)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("FASTUNIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache/images.json"
+@pytest.fixture
+def index(cache) -> Path:
+    """Return the file that remembers which images were checked."""
+    return cache / "images.json"
 
 
 def picture(width: int = 48, height: int = 36, mode: str = "RGB") -> Image.Image:
@@ -61,15 +62,12 @@ def bomb(path: Path) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(header) + chunk(b"IDAT" + b"x" * 99))
 
 
-def cut(path: Path) -> None:
-    whole = saved(path).read_bytes()
-    path.write_bytes(whole[: len(whole) * 2 // 3])
+def truncated(path: Path) -> None:
+    cut(saved(path))
 
 
 def corrupt_png(path: Path) -> None:
-    data = bytearray(saved(path).read_bytes())
-    data[data.index(b"IDAT") + 100] ^= 255
-    path.write_bytes(data)
+    flip_byte(path, saved(path).read_bytes().index(b"IDAT") + 100)
 
 
 def wide_integers(path: Path) -> None:
@@ -83,11 +81,11 @@ def wide_floats(path: Path) -> None:
 BAD = {
     "zero.jpg": (lambda p: p.touch(), "empty: zero bytes"),
     "text.jpg": (lambda p: p.write_text("no image\n" * 50), "not an image"),
-    "cut.jpg": (cut, "damaged or truncated"),
-    "cut.png": (cut, "damaged or truncated"),
-    "cut.bmp": (cut, "damaged or truncated"),
-    "cut.tiff": (cut, "damaged or truncated"),
-    "cut.webp": (cut, "damaged or truncated"),
+    "cut.jpg": (truncated, "damaged or truncated"),
+    "cut.png": (truncated, "damaged or truncated"),
+    "cut.bmp": (truncated, "damaged or truncated"),
+    "cut.tiff": (truncated, "damaged or truncated"),
+    "cut.webp": (truncated, "damaged or truncated"),
     "corrupt.png": (corrupt_png, "damaged or truncated"),
     "bomb.png": (bomb, "too large"),
     "folder.jpg": (lambda p: p.mkdir(), "a folder"),
@@ -169,7 +167,7 @@ def test_what_dali_decodes_is_accepted(tmp_path, mode, name, options):
 
 
 def test_truncated_images_are_never_loaded_leniently(tmp_path):
-    cut(tmp_path / "cut.jpg")
+    truncated(tmp_path / "cut.jpg")
     assert "truncated" in problem(tmp_path / "cut.jpg", ANY)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
@@ -283,11 +281,11 @@ def test_skipping_logs_how_many(tmp_path, caplog):
     assert "1 of 3 image files" in caplog.text and "left out" in caplog.text
 
 
-def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch, capsys, cache):
+def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch, capsys, index):
     files = [saved(tmp_path / f"{i}.png") for i in range(3)]
     check(files)
     assert "checking images" in capsys.readouterr().err
-    assert len(json.loads(cache.read_text())["files"]) == 3
+    assert len(json.loads(index.read_text())["files"]) == 3
     read = []
     measure = validation._measure
     monkeypatch.setattr(
@@ -304,12 +302,12 @@ def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch, capsys, cache
 
 
 @pytest.mark.parametrize("content", ["{", '{"version": 1, "files": 3}', "[]", '{"version": 0}'])
-def test_a_damaged_index_is_rebuilt(tmp_path, cache, content):
+def test_a_damaged_index_is_rebuilt(tmp_path, index, content):
     file = saved(tmp_path / "x.png")
-    cache.parent.mkdir()
-    cache.write_text(content)
+    index.parent.mkdir()
+    index.write_text(content)
     assert check([file]) == (file,)
-    assert list(json.loads(cache.read_text())["files"]) == [f"3 8 {file.resolve()}"]
+    assert list(json.loads(index.read_text())["files"]) == [f"3 8 {file.resolve()}"]
 
 
 def test_an_unwritable_index_is_only_a_warning(tmp_path, caplog):
@@ -319,7 +317,7 @@ def test_an_unwritable_index_is_only_a_warning(tmp_path, caplog):
     assert "cannot write" in caplog.text
 
 
-def test_an_interrupt_keeps_what_was_checked(tmp_path, monkeypatch, cache):
+def test_an_interrupt_keeps_what_was_checked(tmp_path, monkeypatch, index):
     files = [saved(tmp_path / f"{i}.png") for i in range(3)]
     measure = validation._measure
 
@@ -331,11 +329,11 @@ def test_an_interrupt_keeps_what_was_checked(tmp_path, monkeypatch, cache):
     monkeypatch.setattr(validation, "_measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         validate(files, rule=ANY, workers=1, skip_bad=False)
-    assert len(json.loads(cache.read_text())["files"]) == 2
+    assert len(json.loads(index.read_text())["files"]) == 2
 
 
-def test_no_files_need_no_check(cache):
-    assert check([]) == () and not cache.exists()
+def test_no_files_need_no_check(index):
+    assert check([]) == () and not index.exists()
 
 
 def test_without_dali_the_remedy_is_named(tmp_path, monkeypatch):

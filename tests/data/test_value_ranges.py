@@ -20,11 +20,6 @@ pytest.importorskip("nvidia.dali", reason="16-bit values are read with NVIDIA DA
 THERMAL = (51709, 52147)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("FASTUNIT_CACHE", str(tmp_path / "cache"))
-
-
 def values(low: int, high: int, shape: tuple[int, int] = (24, 40), seed: int = 0) -> np.ndarray:
     """Return uint16 values of which both ends are some."""
     random = np.random.default_rng(seed).integers(low, high + 1, shape, dtype=np.uint16)

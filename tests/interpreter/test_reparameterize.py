@@ -10,6 +10,7 @@ from torch.distributions import Normal, kl_divergence
 
 from fastunit.kernels import reparameterize
 from fastunit.kernels.sampling.philox import noise_state
+from tests.support.sampling import leaves, results
 
 COUNT = 60_001  # thirty tiles, the last one ragged
 SIGMAS = ("unit", "softplus", "exp_half")
@@ -21,23 +22,11 @@ def noise_of(seed, counter=0, count=COUNT):
     return reparameterize(torch.zeros(count), state=state, impl="triton")[0]
 
 
-def leaves(sigma, *shape, dtype=torch.float32):
-    values = torch.randn(1 if sigma == "unit" else 2, *shape)
-    return [value.to(dtype).requires_grad_() for value in values]
-
-
 def formula(noise, sigma, mu, raw=None):
     spread = torch.ones_like(mu)
     if raw is not None:
         spread = (1 + raw.exp()).log() if sigma == "softplus" else (raw / 2).exp()
     return mu + spread * noise, kl_divergence(Normal(mu, spread), Normal(0, 1)).sum() / len(mu)
-
-
-def results(sample, inputs, dz):
-    """Return z, kl and the gradients of sum(z * dz) + 3 * kl, all float64."""
-    z, kl = sample(*inputs)
-    gradients = torch.autograd.grad((z, kl), inputs, (dz.to(z.dtype), torch.full_like(kl, 3)))
-    return [value.detach().double() for value in (z, kl, *gradients)]
 
 
 def assert_near(mine, wanted, tolerance):

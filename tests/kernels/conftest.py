@@ -1,4 +1,4 @@
-"""Fixtures of the kernels' tests."""
+"""Tests of the kernels: the operators, in memory that is full of NaN until something writes it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ from collections.abc import Iterator
 import pytest
 
 from fastunit.kernels.common.runtime import default_impl
+from tests.support.poison import poisoned_memory
+
+
+@pytest.fixture(autouse=True)
+def _poison() -> Iterator[None]:
+    with poisoned_memory():
+        yield
 
 
 @pytest.fixture(autouse=True)
 def _operators() -> Iterator[None]:
-    """Let "auto" take the operators, which it leaves on a CPU for images as small as in tests.
+    """Let "auto" take the operators, which on a CPU it does not for images as small as in tests.
 
     "plain" is in test_plain.py.
     """

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import triton
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.checkout import ROOT
+from tests.support.processes import python
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(triton.knobs.runtime.interpret, reason="tests/interpreter runs in this process")
 def test_the_kernels_pass_their_tests_in_the_interpreter():
     # The parent's options and cache are its own: -k or --junitxml must not reach the child.
-    environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
-    child = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/interpreter", "-q", "-x", "-p", "no:cacheprovider"],
+    child = python(
+        *("-m", "pytest", "tests/interpreter", "-q", "-x", "-p", "no:cacheprovider"),
         cwd=ROOT,
-        env=environment | {"TRITON_INTERPRET": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        env={"TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""},
     )
-    assert child.returncode == 0, child.stdout
+    assert child.returncode == 0, child.stdout + child.stderr
     assert re.search(r"\b[1-9]\d* passed", child.stdout.rstrip().splitlines()[-1]), child.stdout

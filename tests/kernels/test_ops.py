@@ -11,16 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from fastunit.kernels import conv_norm_act, norm_act, upsample_conv
+from tests.support.tensors import rand
 
 NORMS = ("none", "in", "ln")
 ACTS = ("none", "relu", "lrelu", "prelu", "selu", "tanh")
 PADS = {"zero": "constant", "reflect": "reflect", "replicate": "edge"}  # ours -> NumPy's
 FORMATS = (torch.contiguous_format, torch.channels_last)
 SLOPE, EPS = 0.15, 1e-3  # neither is the default
-
-
-def rand(*shape, dtype=torch.float64):
-    return torch.randn(shape, dtype=dtype)
 
 
 def padded(x, pad, mode):

@@ -15,6 +15,9 @@ from fastunit.models.layers import Conv2dBlock
 from fastunit.models.unit import UNIT
 from fastunit.training.objective import decode_both
 from fastunit.training.step import TrainStep
+from tests.support.compare import assert_agree
+from tests.support.steps import noise_for
+from tests.support.tensors import images
 
 ALIKE = ((2, 3, 16, 16),) * 2
 DOMAINS = {
@@ -46,30 +49,20 @@ def make(tiny):
         channels = {"input_dim_a": shapes[0][1], "input_dim_b": shapes[1][1]}
         torch.manual_seed(5)
         config = from_dict(tiny | channels | changes)
-        images = [torch.rand(shape, dtype=torch.float64) * 2 - 1 for shape in shapes]
-        return TrainStep(UNIT(config).double(), config), images
+        step = TrainStep(UNIT(config).double(), config)
+        return step, [images(*shape) for shape in shapes]
 
     return made
 
 
-def trained(step, images):
+def trained(step, batch):
     """Return weights, gradients and losses after two steps with noise that is always the same."""
     torch.manual_seed(7)
-    with torch.no_grad():
-        codes = step.unit.gen_a.code(images[0]), step.unit.gen_b.code(images[1])
-    of = {"a": codes[0], "b": codes[1], "ba": codes[1], "ab": codes[0]}
     for _ in range(2):
-        noise = {name: torch.randn(code.shape, dtype=code.dtype) for name, code in of.items()}
-        losses = step(*images, noise=noise)
+        losses = step(*batch, noise=noise_for(step.unit, *batch))
     parameters = dict(step.unit.named_parameters())
     found = {f"{name}.grad": p.grad for name, p in parameters.items() if "gen" in name}
     return found | step.unit.state_dict() | losses
-
-
-def assert_agree(mine, wanted):
-    assert mine.keys() == wanted.keys()
-    for name, value in mine.items():
-        torch.testing.assert_close(value, wanted[name], rtol=1e-7, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize("share", [0, 1])
@@ -98,9 +91,9 @@ def test_any_generator_can_be_paired(tiny, make):
 def test_alike_domains_take_half_the_calls(make):
     counts = {}
     for paired in ("on", "off"):
-        step, images = make(ALIKE, pair_domains=paired, share={"enc": 0, "dec": 0})
+        step, batch = make(ALIKE, pair_domains=paired, share={"enc": 0, "dec": 0})
         with Calls() as calls:
-            step(*images)
+            step(*batch)
         counts[paired] = calls.count
     assert counts["off"] == 2 * counts["on"]
 
@@ -108,9 +101,9 @@ def test_alike_domains_take_half_the_calls(make):
 def test_a_cpu_groups_nothing_by_itself(make):
     counts = {}
     for paired in ("auto", "off"):
-        step, images = make(ALIKE, pair_domains=paired, share={"enc": 0, "dec": 0})
+        step, batch = make(ALIKE, pair_domains=paired, share={"enc": 0, "dec": 0})
         with Calls() as calls:
-            step(*images)
+            step(*batch)
         counts[paired] = calls.count
     assert counts["auto"] == counts["off"]
 
@@ -129,9 +122,9 @@ def test_hooks_within_either_network_are_called():
 def test_only_layers_that_differ_run_apart(make):
     counts = {}
     for name in ("alike", "other channels"):
-        step, images = make(DOMAINS[name], pair_domains="on", share={"enc": 0, "dec": 0})
+        step, batch = make(DOMAINS[name], pair_domains="on", share={"enc": 0, "dec": 0})
         with Calls() as calls, torch.no_grad():
-            decode_both(step.unit, *images)
+            decode_both(step.unit, *batch)
         counts[name] = calls.count
     # An encoder's first layer and a decoder's last see the channels.
     assert counts["other channels"] == counts["alike"] + 2
@@ -139,7 +132,7 @@ def test_only_layers_that_differ_run_apart(make):
 
 @pytest.mark.parametrize("paired", ["on", "off"])
 def test_shared_layers_run_once_for_both_domains(paired, make, monkeypatch):
-    step, images = make(ALIKE, pair_domains=paired, share={"enc": 1, "dec": 1})
+    step, batch = make(ALIKE, pair_domains=paired, share={"enc": 1, "dec": 1})
     calls, unit, parts, run = Counter(), step.unit, {}, Conv2dBlock._run_fused
     for part in ("enc", "dec"):
         block = getattr(unit.gen_a, part).res_blocks[-1 if part == "enc" else 0].model[0]
@@ -153,7 +146,7 @@ def test_shared_layers_run_once_for_both_domains(paired, make, monkeypatch):
 
     monkeypatch.setattr(Conv2dBlock, "_run_fused", counted)
     with torch.no_grad():
-        decode_both(unit, *images)
+        decode_both(unit, *batch)
     # The decoders' first block sees two codes of two samples, not these twice.
     assert calls == {"enc": 4, "dec": 4}
 
@@ -164,13 +157,13 @@ def test_recomputed_activations_change_nothing_and_save_memory(paired, make):
     for recompute in (True, False):
         settings = {"pair_domains": paired, "checkpoint_activations": recompute}
         found.append(trained(*make(ALIKE, **settings)))
-        step, images = make(ALIKE, **settings)
-        kept.append(saved_bytes(step.unit, images))
+        step, batch = make(ALIKE, **settings)
+        kept.append(saved_bytes(step.unit, batch))
     assert_agree(*found)
     assert kept[0] < 0.6 * kept[1]
 
 
-def saved_bytes(unit, images):
+def saved_bytes(unit, batch):
     weights = {p.untyped_storage().data_ptr() for p in unit.parameters()}
     held = {}
 
@@ -181,14 +174,14 @@ def saved_bytes(unit, images):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        decoded = decode_both(unit, *images)
+        decoded = decode_both(unit, *batch)
     assert decoded.x_aa.requires_grad
     return sum(size for _, size in held.values())
 
 
 def test_what_is_not_asked_for_is_not_recomputed(make):
-    step, images = make(ALIKE)
+    step, batch = make(ALIKE)
     assert step.unit.pairing == Pairing(grouped=None, recompute=False)
     with Calls() as calls:
-        losses = step(*images)
+        losses = step(*batch)
     assert calls.count and losses

@@ -12,6 +12,7 @@ from fastunit.models.init import copy_matching, initialise
 from fastunit.models.layers import LayerNorm
 from fastunit.models.unit import UNIT, networks
 from fastunit.training.state import Session
+from tests.support.steps import without_networks
 
 # Of weights [K, C, R, S] = [96, 64, 3, 3]: what their standard deviation should be.
 SPREADS = {
@@ -70,7 +71,7 @@ def test_an_unknown_scheme_is_named_with_the_choices():
 
 def kinds(tiny, **changes):
     """Return both kinds of networks with a key changed, for each value of `init_b`."""
-    own = {k: v for k, v in tiny.items() if k not in ("gen", "dis", "share")}
+    own = without_networks(tiny)
     gen = {"ch": 4, "n_enc_front_blk": 2, "n_enc_res_blk": 1, "n_gen_res_blk": 1}
     sections = {"gen": gen | {"n_gen_front_blk": 2}, "dis": {"ch": 3, "n_layer": 2}}
     for values in (tiny, own | {"network": "paper", "paper": sections}):

@@ -13,6 +13,7 @@ from fastunit.common.errors import ConfigError
 from fastunit.config import Config, GeneratorConfig, ShareConfig, from_dict
 from fastunit.models.unit import UNIT, share_blocks
 from fastunit.models.unit2018 import VAEGen
+from tests.support.tensors import images
 
 N_RES = 3
 
@@ -27,10 +28,6 @@ def make(tiny):
         return UNIT(from_dict(tiny | {"gen": tiny["gen"] | gen} | changes)).double()
 
     return made
-
-
-def images(*shape):
-    return torch.rand(shape, dtype=torch.float64) * 2 - 1
 
 
 def shared_names(enc, dec):

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from fastunit.models import unit2017
 from fastunit.models.init import initialise
 from fastunit.models.unit2017 import COCOResGen, COCOResGen2, INSResBlock
+from tests.support.compare import assert_gradients_near, assert_near
+from tests.support.golden import FORWARD, GRADIENT
+from tests.support.tensors import images, under
 
 CASES = ("paper_resgen", "paper_resgen2")
-FORWARD, GRADIENT = 1e-9, 1e-7  # relative, from golden/README.md
 OUTPUTS = ("x_aa", "x_ba", "x_ab", "x_bb", "shared")
 
 
@@ -37,10 +39,6 @@ VARIANTS = [
 
 def make(cls=COCOResGen, **changes):
     return cls(SMALL | changes).double()
-
-
-def images(*shape):
-    return torch.rand(shape, dtype=torch.float64) * 2 - 1
 
 
 class Reference:
@@ -95,31 +93,12 @@ def gradients(outputs, inputs, weights):
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
 
-def error(mine, reference, scale=None):
-    """Return the largest error relative to the reference's largest value, or to `scale`."""
-    assert mine.shape == reference.shape
-    scale = reference.abs().max() if scale is None else scale
-    return ((mine - reference).abs().max() / scale).item()
-
-
-def assert_gradients(names, mine, reference):
-    """Judge each by its own largest value; by the network's, where that is rounding noise.
-
-    A bias in front of an instance norm has no effect.
-    """
-    largest = max(value.abs().max() for value in reference)
-    for name, value, wanted in zip(names, mine, reference, strict=True):
-        own = wanted.abs().max()
-        scale = own if own > 1e-12 * largest else largest
-        assert error(value, wanted, scale) < GRADIENT, name
-
-
 @pytest.fixture(params=CASES)
 def golden(request, load_golden):
     """Return a generator in training mode that has a golden case's parameters, and the arrays."""
     meta, arrays = load_golden(request.param)
     tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
-    state = {k.removeprefix("state/"): v for k, v in tensors.items() if k.startswith("state/")}
+    state = under(tensors, "state/")
     gen = getattr(unit2017, meta["network"])(meta["params"]).double()
     assert list(gen.state_dict()) == list(state)
     gen.load_state_dict(state, strict=True)
@@ -131,20 +110,19 @@ def test_recorded_outputs_and_gradients(golden):
     x_a, x_b = (arrays[name].clone().requires_grad_() for name in ("x_a", "x_b"))
     outputs = gen(x_a, x_b, arrays["noise.shared"])
     for name, output in zip(OUTPUTS, outputs, strict=True):
-        assert error(output, arrays[name]) < FORWARD, name
+        assert_near(output, arrays[name], FORWARD, name)
     inputs = {"x_a": x_a, "x_b": x_b, **dict(gen.named_parameters())}
     weights = [arrays[f"cotangent/{name}"] for name in OUTPUTS]
     found = gradients(outputs, list(inputs.values()), weights)
-    wanted = {k.removeprefix("grad/"): v for k, v in arrays.items() if k.startswith("grad/")}
-    assert wanted.keys() == inputs.keys()
-    assert_gradients(inputs, found, [wanted[name] for name in inputs])
+    mine = dict(zip(inputs, found, strict=True))
+    assert_gradients_near(mine, under(arrays, "grad/"), GRADIENT)
 
 
 def test_recorded_translation(golden):
     gen, arrays = golden
     x_a, x_b, wanted = (arrays[name] for name in ("x_a", "x_b", "eval/x_ab"))
-    assert error(gen.translate(x_a, "a2b"), wanted) < FORWARD
-    assert error(gen.eval()(x_a, x_b)[2], wanted) < FORWARD
+    assert_near(gen.translate(x_a, "a2b"), wanted, FORWARD, "alone")
+    assert_near(gen.eval()(x_a, x_b)[2], wanted, FORWARD, "both")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -157,11 +135,11 @@ def test_every_option_is_its_formula(cls, variant):
     noise = torch.randn(3, gen.code_dim, 2, 3, dtype=torch.float64)
     mine, wanted = gen(x_a, x_b, noise), Reference(gen)(x_a, x_b, noise)
     for name, output, target in zip(OUTPUTS, mine, wanted, strict=True):
-        assert error(output, target) < FORWARD, name
+        assert_near(output, target, FORWARD, name)
     weights = [torch.randn_like(y) for y in mine]
     inputs = {"x_a": x_a, "x_b": x_b, **dict(gen.named_parameters())}
     found = [gradients(ys, list(inputs.values()), weights) for ys in (mine, wanted)]
-    assert_gradients(inputs, *found)
+    assert_gradients_near(*(dict(zip(inputs, values, strict=True)) for values in found), GRADIENT)
 
 
 @torch.no_grad()

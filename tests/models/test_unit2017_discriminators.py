@@ -13,6 +13,7 @@ from fastunit.models import unit2017
 from fastunit.models.unit2017 import COCODis, COCOMsDis, COCOResGen, COCOSharedDis
 from fastunit.models.unit2017_discriminators import blur_downsample
 from fastunit.models.unit2017_layers import Fused
+from tests.support.tensors import images
 
 CASES = ("paper_dis", "paper_msdis", "paper_shared_dis")
 FORWARD = 1e-9  # relative, from golden/README.md
@@ -34,10 +35,6 @@ PRECISE = [VARIANTS[1], VARIANTS[3], VARIANTS[7]]  # one of each class
 
 def make(cls, params):
     return cls(SMALL | params).double()
-
-
-def images(*shape):
-    return torch.rand(shape, dtype=torch.float64) * 2 - 1
 
 
 def of_both(dis, sizes):

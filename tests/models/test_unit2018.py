@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from fastunit.config import DiscriminatorConfig, GeneratorConfig
 from fastunit.models.unit2018 import MsImageDis, VAEGen
+from tests.support.tensors import images, under
 
 ACTS = {
     "relu": lambda x, _: F.relu(x),
@@ -39,10 +40,6 @@ DISCRIMINATORS = [  # input_dim, num_scales, n_layer, dim, norm, activ, pad_type
 ]
 GEN_FIELDS = ("n_downsample", "n_res", "dim", "activ", "pad_type")
 DIS_FIELDS = ("num_scales", "n_layer", "dim", "norm", "activ", "pad_type")
-
-
-def under(state, prefix):
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def ref_block(state, prefix, x, stride, pad, norm, act, mode):
@@ -107,10 +104,6 @@ def generator(input_dim=3, dim=2, n_downsample=1, n_res=1, **more) -> VAEGen:
 def discriminator(input_dim=3, dim=2, n_layer=2, num_scales=2, **more) -> MsImageDis:
     params = {"dim": dim, "n_layer": n_layer, "num_scales": num_scales} | more
     return MsImageDis(input_dim, params).double()
-
-
-def images(*shape):
-    return torch.rand(shape, dtype=torch.float64) * 2 - 1
 
 
 @pytest.mark.parametrize(

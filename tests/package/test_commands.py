@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
@@ -11,6 +9,8 @@ import pytest
 
 import fastunit
 from fastunit.__main__ import COMMANDS, main
+from tests.support.doubles import raising
+from tests.support.processes import python
 
 VERSION = f"fastunit {version('fastunit')}\n"
 
@@ -74,12 +74,13 @@ def test_choosing_a_command_comes_before_importing_pytorch():
         "heavy = ('torch', 'triton', 'numpy', 'nvidia.dali', 'yaml', 'matplotlib', 'PIL', 'tqdm')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_python_dash_m_fastunit_ends_with_the_exit_code():
-    done = subprocess.run([sys.executable, "-m", "fastunit", "x"], capture_output=True, text=True)
+    done = python("-m", "fastunit", "x")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
@@ -94,8 +95,6 @@ def test_every_public_name_is_there():
 
 
 def test_a_checkout_that_is_not_installed_has_no_version(monkeypatch):
-    def missing(name: str) -> str:
-        raise PackageNotFoundError(name)
-
+    missing = raising(PackageNotFoundError("fastunit"))
     monkeypatch.setattr("importlib.metadata.version", missing)
     assert fastunit.__version__ == "unknown"

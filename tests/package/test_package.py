@@ -17,7 +17,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.checkout import ROOT
+from tests.support.processes import python
+
 EXTRAS = ("train", "digits", "docs", "test", "bench", "dev")
 
 
@@ -39,9 +41,7 @@ def test_imports_from_any_directory(tmp_path: Path) -> None:
         "print(fastunit.kernels.__file__); print(files('fastunit.configs') / 'demo.yaml')"
     )
     # -I keeps the current directory and PYTHONPATH off the search path.
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = python("-I", "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     kernels, demo = map(Path, done.stdout.splitlines())
     assert kernels.read_bytes() == (ROOT / "kernels" / "__init__.py").read_bytes()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.checkout import ROOT
+
 FOLDERS = ("fastunit", "kernels", "configs", "tests", "bench", "docs", r"\.ci", r"\.github")
 PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./-]*[\w/](?![\w*<{{])")
 MODULE = re.compile(r"(?<![\w./-])(?:fastunit|bench)(?:\.[A-Za-z_]\w*)+")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-import sys
 
 import pytest
+
+from tests.support.processes import python
 
 FAULTS = """
 import resource, sys, torch
@@ -31,7 +31,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_pages_are_cleared_once_not_at_every_use():
     faults = {}
     for name in ("keep", "return"):
-        command = [sys.executable, "-c", FAULTS, name]
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        found = python("-c", FAULTS, name)
+        assert found.returncode == 0, found.stderr
         faults[name] = int(found.stdout)
     assert faults["keep"] < faults["return"] / 2, faults

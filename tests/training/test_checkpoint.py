@@ -14,6 +14,7 @@ from fastunit.config import from_dict, to_dict
 from fastunit.models.unit import UNIT
 from fastunit.training import checkpoint
 from fastunit.training.state import Session
+from tests.support.doubles import raising
 
 
 @pytest.fixture
@@ -94,10 +95,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     path = tmp_path / "x.pt"
     files.save({"value": 1}, path)
 
-    def fail(descriptor: int) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", raising(OSError("no space left on device")))
     with pytest.raises(OSError, match="no space"):
         files.save({"value": 2}, path)
     assert files.read(path) == {"value": 1}

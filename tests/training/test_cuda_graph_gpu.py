@@ -12,6 +12,8 @@ from fastunit.models.unit import networks
 from fastunit.training.cuda_graph import WARM_UP, GraphedStep
 from fastunit.training.state import Session
 from fastunit.training.step import TrainStep
+from tests.support.compare import assert_same
+from tests.support.steps import weights, without_networks
 
 pytestmark = pytest.mark.gpu
 
@@ -25,7 +27,6 @@ PAPER = {
         "dis": {"name": "COCOSharedDis", "ch": 8, "n_front_layer": 2},
     },
 }
-SECTIONS = ("gen", "dis", "share")  # of the release's networks
 
 
 @pytest.fixture
@@ -39,16 +40,12 @@ def make(tiny):
     """Return a maker of training steps on the GPU whose networks begin alike."""
 
     def made(**changes) -> TrainStep:
-        own = {k: v for k, v in tiny.items() if "paper" not in changes or k not in SECTIONS}
+        own = without_networks(tiny) if "paper" in changes else tiny
         config = from_dict({"graphs": "off", "compile": "off"} | own | changes)
         torch.manual_seed(11)
         return TrainStep(networks(config).to(CUDA, memory_format=torch.channels_last), config)
 
     return made
-
-
-def weights(step):
-    return {name: p.detach().clone() for name, p in step.unit.named_parameters()}
 
 
 @pytest.mark.parametrize(
@@ -80,10 +77,9 @@ def test_replays_are_the_step(changes, make, batches):
         for step in (eager, graphed):
             step.update_learning_rate()
         losses = eager._updates(x_a, x_b, noise), replayed(x_a, x_b)
-        assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])
+        assert_same(*losses)
     assert replayed._graph is not None
-    mine, wanted = weights(graphed), weights(eager)
-    assert all(torch.equal(mine[name], wanted[name]) for name in wanted)
+    assert_same(weights(graphed), weights(eager))
 
 
 def test_every_replay_draws_fresh_noise(make, batches):
@@ -109,7 +105,7 @@ def test_the_schedule_acts_on_replays(make, batches):
     step(*batches[-1])  # at a rate of 0
     after = weights(step)
     assert step.learning_rate == 0
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert_same(after, before)
 
 
 def test_the_average_ramps_on_replays(tiny, batches):

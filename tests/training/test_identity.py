@@ -10,6 +10,8 @@ from fastunit.config import from_dict
 from fastunit.models.unit import networks
 from fastunit.training.objective import decode_both, generator_losses
 from fastunit.training.step import TrainStep
+from tests.support.steps import noise_for, without_networks
+from tests.support.tensors import images
 
 PAPER = {
     "network": "paper",
@@ -26,7 +28,7 @@ KINDS = {"release": {}, "paper": PAPER, "learned": {"latent": "learned", "share"
 def make(tiny, request):
     """Return a maker of float64 training steps whose networks begin alike."""
     kind = KINDS[request.param]
-    own = {k: v for k, v in tiny.items() if "paper" not in kind or k not in ("gen", "dis", "share")}
+    own = without_networks(tiny) if "paper" in kind else tiny
 
     def made(**changes) -> TrainStep:
         torch.manual_seed(11)
@@ -38,10 +40,7 @@ def make(tiny, request):
 
 @pytest.fixture
 def batch():
-    return tuple(torch.rand(n, 3, *size).double() * 2 - 1 for n, size in BATCHES)
-
-
-BATCHES = (4, (16, 20)), (4, (16, 20))
+    return images(4, 3, 16, 20), images(4, 3, 16, 20)
 
 
 def l1(x, y):
@@ -81,10 +80,7 @@ def test_the_term_is_its_formula_and_leaves_the_others_alone(make, batch):
 @pytest.mark.parametrize("changes", [{"share_fakes": False}, {"accumulate": 2}])
 def test_the_term_is_the_same_however_a_step_is_taken(changes, make, batch):
     steps = make(identity_w=3.0), make(identity_w=3.0, pair_domains="on", **changes)
-    with torch.no_grad():
-        codes = dict(zip("ab", steps[0].unit.encode(*batch), strict=True))
-    noise = {name: torch.randn_like(codes[name[-1]]) for name in ("a", "b")}
-    noise |= {"ba": noise["a"], "ab": noise["b"]}
+    noise = noise_for(steps[0].unit, *batch)
     losses = [step(*batch, noise=noise) for step in steps]
     for name in losses[0]:
         torch.testing.assert_close(losses[1][name], losses[0][name], msg=name)

@@ -18,11 +18,6 @@ LINEAR = {"lr": 0.008, "lr_policy": "linear", "max_iter": 8, "decay_from": 0.5}
 RATES = [0.008] * 5 + [0.006, 0.004, 0.002, 0.0, 0.0]  # 5 to 8 go down; nothing is left after
 
 
-@pytest.fixture
-def batch():
-    return torch.rand(2, 2, 3, 16, 16).mul(2).sub(1).unbind()
-
-
 def rates(step, batch, count):
     """Return the rate of each of the next updates, as the host and both optimisers know it."""
     found = []

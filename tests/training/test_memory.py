@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 
 import pytest
@@ -16,6 +14,7 @@ from fastunit.kernels.common import runtime
 from fastunit.models.unit import UNIT
 from fastunit.training import memory
 from fastunit.training.state import Session
+from tests.support.processes import python
 
 MIB = 2**20
 CPU = torch.device("cpu")
@@ -77,9 +76,7 @@ def small() -> memory.Forecast:
 
 
 def measured(**environment: str) -> int:
-    run = subprocess.run(
-        [sys.executable, "-c", STEPS], env=os.environ | environment, capture_output=True, text=True
-    )
+    run = python("-c", STEPS, env=environment)
     assert run.returncode == 0, run.stderr
     return int(run.stdout)
 

@@ -11,6 +11,8 @@ import torch
 from fastunit.config import Config, from_dict
 from fastunit.models.unit import UNIT
 from fastunit.training.objective import LOSSES, discriminator_losses, generator_losses
+from tests.support.steps import noise_for
+from tests.support.tensors import images
 
 # Distinct primes, so that no two weights can be exchanged unseen.
 WEIGHTS = {
@@ -36,10 +38,8 @@ class Setting:
 
     def __init__(self, config: Config, size_a=(2, 1, 16, 24), size_b=(3, 3, 20, 16)) -> None:
         self.config, self.unit = config, UNIT(config).double()
-        self.x_a, self.x_b = (torch.rand(s, dtype=torch.float64) * 2 - 1 for s in (size_a, size_b))
-        z_a, z_b = self.unit.gen_a.code(self.x_a), self.unit.gen_b.code(self.x_b)
-        codes = {"a": z_a, "b": z_b, "ba": z_b, "ab": z_a}
-        self.noise = {name: torch.randn_like(z) for name, z in codes.items()}
+        self.x_a, self.x_b = images(*size_a), images(*size_b)
+        self.noise = noise_for(self.unit, self.x_a, self.x_b)
 
     def generator_losses(self, **changes):
         more = {"noise": self.noise, "perceptual": changes.pop("perceptual", StandIn())}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import types
-import warnings
 
 import pytest
 import torch
@@ -13,60 +12,7 @@ from torch import nn
 from fastunit import MsImageDis, VAEGen, compat
 from fastunit.compat import ATTRIBUTES, UNIT_Trainer
 from fastunit.models.perceptual import Perceptual
-
-NETWORKS = ("gen_a", "gen_b", "dis_a", "dis_b")
-GEN = {"dim": 4, "activ": "relu", "n_downsample": 1, "n_res": 1, "pad_type": "reflect"}
-DIS = {
-    "dim": 4, "norm": "none", "activ": "lrelu", "n_layer": 2, "gan_type": "lsgan",
-    "num_scales": 2, "pad_type": "reflect",
-}  # fmt: skip
-CONFIG = {
-    "lr": 0.001, "lr_policy": "step", "step_size": 2, "gamma": 0.5, "gan_w": 1, "recon_x_w": 10,
-    "recon_kl_w": 0.01, "recon_x_cyc_w": 10, "recon_kl_cyc_w": 0.01, "vgg_w": 0, "gen": GEN,
-    "dis": DIS, "input_dim_a": 3, "input_dim_b": 3, "crop_image_height": 16,
-    "crop_image_width": 16,
-}  # fmt: skip
-
-
-def batch():
-    source = torch.Generator().manual_seed(4)
-    return (torch.rand(2, 3, 16, 16, generator=source).double() * 2 - 1 for _ in "ab")
-
-
-def noise():
-    source = torch.Generator().manual_seed(5)
-    shape = 2, 8, 8, 8
-    return {
-        k: torch.randn(shape, generator=source, dtype=torch.float64) for k in ["a", "b", "ba", "ab"]
-    }
-
-
-def make(cls=UNIT_Trainer, **keys):
-    torch.manual_seed(0)
-    return cls(CONFIG | keys).double()
-
-
-def updated(trainer, steps=2):
-    """Train with given noise; return the losses and all weights."""
-    for _ in range(steps):
-        trainer.update_learning_rate()
-        trainer.dis_update(*batch(), CONFIG, noise=noise())
-        trainer.gen_update(*batch(), CONFIG, noise=noise())
-    return (
-        {name: float(getattr(trainer, name)) for name in ATTRIBUTES.values()},
-        {
-            f"{name}.{key}": value
-            for name in NETWORKS
-            for key, value in getattr(trainer, name).state_dict().items()
-        },
-    )
-
-
-def assert_same(mine, wanted):
-    assert mine[0] == pytest.approx(wanted[0], rel=1e-10, abs=1e-14)
-    assert mine[1].keys() == wanted[1].keys()
-    for name, value in wanted[1].items():
-        torch.testing.assert_close(mine[1][name], value, rtol=1e-7, atol=1e-9, msg=name)
+from tests.support.trainer import CONFIG, assert_alike, batch, make, noise, updated
 
 
 class Calls(list):
@@ -120,7 +66,7 @@ def test_what_does_as_before_is_called_and_changes_nothing(case):
     change(trainer, calls)
     mine = updated(trainer, 1)
     assert len(calls) == count
-    assert_same(mine, updated(make(), 1))
+    assert_alike(mine, updated(make(), 1))
 
 
 def test_the_identity_term_counts_in_the_plain_way():
@@ -129,7 +75,7 @@ def test_the_identity_term_counts_in_the_plain_way():
     without = updated(make(), 1)
     mine, wanted = updated(plain, 1), updated(fused, 1)
     assert len(calls) == 4
-    assert_same(mine, wanted)
+    assert_alike(mine, wanted)
     assert mine[0]["loss_gen_total"] > without[0]["loss_gen_total"] + 0.1
 
 
@@ -180,145 +126,9 @@ def test_a_subclass_keeps_its_own_names():
         decode = translate = discriminate = sample_noise = encode
 
     busy = make(Busy)
-    assert_same(updated(busy, 1), updated(make(), 1))
+    assert_alike(updated(busy, 1), updated(make(), 1))
     assert busy.config == {"mine": 1}
     assert len(busy.sample(*batch())) == 6 and len(busy(*batch())) == 2
-
-
-class Generator(nn.Module):
-    """A user's own: no more than the release's methods."""
-
-    def __init__(self):
-        super().__init__()
-        self.down, self.up = nn.Conv2d(3, 8, 2, 2), nn.ConvTranspose2d(8, 3, 2, 2)
-
-    def encode(self, images):
-        hidden = self.down(images)
-        return hidden, torch.randn_like(hidden)
-
-    def decode(self, hidden):
-        return self.up(hidden).tanh()
-
-
-class Judge(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Conv2d(3, 1, 4, 4)
-
-    def calc_dis_loss(self, input_fake, input_real):
-        return self.net(input_fake).square().mean() + (self.net(input_real) - 1).square().mean()
-
-    def calc_gen_loss(self, input_fake):
-        return (self.net(input_fake) - 1).square().mean()
-
-
-def own_networks():
-    trainer = make()
-    trainer.gen_a, trainer.gen_b = Generator().double(), Generator().double()
-    trainer.dis_a, trainer.dis_b = Judge().double(), Judge().double()
-    for kind in ("gen", "dis"):
-        parameters = [p for d in "ab" for p in getattr(trainer, f"{kind}_{d}").parameters()]
-        setattr(trainer, f"{kind}_opt", torch.optim.SGD(parameters, 0.01, momentum=0.9))
-        scheduler = torch.optim.lr_scheduler.ExponentialLR(getattr(trainer, f"{kind}_opt"), 0.5)
-        setattr(trainer, f"{kind}_scheduler", scheduler)
-    return trainer
-
-
-def test_own_networks_optimisers_and_schedules_train_save_and_go_on(tmp_path):
-    trainer = own_networks()
-    before = copy.deepcopy(trainer.state_dict())
-    updated(trainer, 3)
-    changed = [k for k, v in trainer.state_dict().items() if not torch.equal(v, before[k])]
-    assert len(changed) == len(before)
-    assert trainer.gen_opt.param_groups[0]["lr"] == trainer.dis_opt.param_groups[0]["lr"] == 0.00125
-    x_a, x_b = batch()
-    with torch.no_grad():
-        x_ab = trainer.gen_b.decode(trainer.gen_a.encode(x_a)[0])
-    assert torch.equal(trainer(x_a, x_b)[0], x_ab) and torch.equal(
-        trainer.sample(x_a, x_b)[2], x_ab
-    )
-
-    trainer.save(tmp_path, 2)
-    again = own_networks()
-    assert again.resume(tmp_path, CONFIG) == 3
-    for name in ("gen_opt", "dis_opt"):
-        assert isinstance(getattr(again, name), torch.optim.SGD)
-        saved, loaded = (getattr(t, name).state_dict()["state"] for t in (trainer, again))
-        assert all(
-            torch.equal(saved[i]["momentum_buffer"], loaded[i]["momentum_buffer"]) for i in saved
-        )
-    assert again.gen_scheduler.last_epoch == 3 and again.gen_scheduler.gamma == 0.5
-    assert_same(updated(again), updated(trainer))
-
-
-def test_one_own_network_beside_ours():
-    trainer = make()
-    trainer.dis_b = Judge().double()
-    with pytest.warns(UserWarning, match="dis_opt holds no parameter of dis_b, which stays"):
-        assert updated(trainer, 1)[0]["loss_dis_b"] > 0
-    trainer = make()
-    trainer.gen_b = VAEGen(3, GEN | {"n_res": 2}).double()  # ours, but otherwise built
-    trainer.gen_opt = torch.optim.Adam(
-        [*trainer.gen_a.parameters(), *trainer.gen_b.parameters()], 0.001
-    )
-    trainer.gen_scheduler = None
-    before = trainer.gen_b.enc.model[0].conv.weight.clone()
-    updated(trainer, 1)
-    assert not torch.equal(trainer.gen_b.enc.model[0].conv.weight, before)
-
-
-def test_an_assigned_optimiser_is_the_one_that_steps():
-    trainer = make()
-    weight = trainer.gen_a.enc.model[0].conv.weight
-    others = copy.deepcopy(trainer.gen_b.state_dict())
-    trainer.gen_opt = torch.optim.SGD(
-        [{"params": [weight]}, {"params": [trainer.gen_a.enc.model[1].conv.weight], "lr": 0.0}], 0.5
-    )
-    trainer.gen_scheduler = trainer.dis_scheduler = None
-    before = weight.detach().clone()
-    trainer.update_learning_rate()
-    trainer.gen_update(*batch(), CONFIG, noise=noise())
-    torch.testing.assert_close(weight.detach(), before - 0.5 * weight.grad)
-    assert all(torch.equal(v, others[k]) for k, v in trainer.gen_b.state_dict().items())
-    assert trainer.dis_opt.param_groups[0]["lr"] == 0.001
-
-
-def test_a_schedule_of_another_optimiser_is_told():
-    trainer = make()
-    trainer.dis_opt = torch.optim.SGD(trainer.dis_a.parameters(), 0.5)
-    with pytest.warns(UserWarning, match="dis_scheduler sets the rate of another optimizer"):
-        trainer.update_learning_rate()
-    trainer.dis_scheduler = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        trainer.update_learning_rate()
-
-
-def test_resume_takes_the_schedule_of_its_hyperparameters(tmp_path):
-    trainer = make()
-    updated(trainer, 3)
-    trainer.save(tmp_path, 2)
-    again = make()
-    again.resume(tmp_path, CONFIG | {"lr": 7.0, "step_size": 4, "gamma": 0.1})
-    rates = []
-    for _ in range(2):
-        again.update_learning_rate()
-        rates += [o.param_groups[0]["lr"] for o in (again.gen_opt, again.dis_opt)]
-    assert rates == pytest.approx([5e-5] * 4)  # the file's rate times 0.1 at iteration 4
-    again.resume(tmp_path, CONFIG | {"lr_policy": "constant"})
-    assert again.gen_scheduler is None and again.gen_opt.param_groups[0]["lr"] == 5e-4
-
-
-def test_an_optimiser_of_another_kind_is_refused(tmp_path):
-    trainer = make()
-    trainer.gen_opt = torch.optim.SGD(
-        [*trainer.gen_a.parameters(), *trainer.gen_b.parameters()], 0.1
-    )
-    trainer.save(tmp_path, 0)
-    with pytest.raises(
-        ValueError, match=r"optimizer\.pt does not fit .*another kind, without.*betas"
-    ):
-        make().resume(tmp_path)
 
 
 def test_what_cannot_be_honoured_is_refused_by_name():
@@ -402,4 +212,4 @@ def test_accumulation_and_clipping_hold_for_replaced_methods():
     keys = {"accumulate": 2, "clip_grad_norm": 0.1}
     own, plain = make(**keys), make(**keys)
     own.recon_criterion = lambda x, y: (x - y).abs().mean()
-    assert_same(updated(own, 1), updated(plain, 1))
+    assert_alike(updated(own, 1), updated(plain, 1))

@@ -18,8 +18,7 @@ from fastunit.common.errors import CheckpointError, ConfigError, TrainingDiverge
 from fastunit.training import checkpoint
 from fastunit.training.state import Session
 from fastunit.translate import main as translate
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.checkout import ROOT
 
 
 @pytest.fixture

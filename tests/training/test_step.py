@@ -12,20 +12,9 @@ import torch
 from fastunit.common.errors import CheckpointError
 from fastunit.training.objective import LOSSES, discriminator_losses, generator_losses
 from fastunit.training.step import frozen
-
-
-@pytest.fixture
-def batch():
-    return torch.rand(2, 3, 16, 16) * 2 - 1, torch.rand(2, 3, 16, 16) * 2 - 1
-
-
-def weights(step):
-    return {name: p.detach().clone() for name, p in step.unit.named_parameters()}
-
-
-def assert_same(mine, wanted):
-    assert mine.keys() == wanted.keys()
-    assert all(torch.equal(mine[name], wanted[name]) for name in mine)
+from tests.support.compare import assert_same
+from tests.support.steps import noise_for, weights
+from tests.support.tensors import images
 
 
 def test_each_update_changes_its_own_networks_only(make_step, batch):
@@ -56,18 +45,13 @@ def test_the_generators_update_leaves_the_discriminators_gradients_alone(make_st
 @pytest.mark.parametrize("shapes", [((2, 3, 16, 16),) * 2, ((2, 3, 16, 16), (1, 1, 24, 16))])
 def test_sharing_the_fakes_changes_nothing_but_the_noise(shapes, make_step):
     domains = {"input_dim_a": shapes[0][1], "input_dim_b": shapes[1][1], "share": {}}
-    batch = [torch.rand(shape, dtype=torch.float64) * 2 - 1 for shape in shapes]
+    batch = [images(*shape) for shape in shapes]
     found = []
     for share_fakes in (True, False):
-        step = make_step(share_fakes=share_fakes, **domains)
-        step.unit.double()
+        step = make_step(dtype=torch.float64, share_fakes=share_fakes, **domains)
         torch.manual_seed(3)
         for _ in range(3):
-            with torch.no_grad():
-                codes = [step.unit.gen_a.code(batch[0]), step.unit.gen_b.code(batch[1])]
-            of = {"a": codes[0], "b": codes[1], "ba": codes[1], "ab": codes[0]}
-            noise = {name: torch.randn_like(code) for name, code in of.items()}
-            losses = step(*batch, noise=noise)
+            losses = step(*batch, noise=noise_for(step.unit, *batch))
         found.append(weights(step) | losses)
     for name, value in found[0].items():
         torch.testing.assert_close(value, found[1][name], rtol=1e-7, atol=1e-9)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from types import SimpleNamespace
+from functools import partial
 
 import pytest
 import torch
@@ -13,38 +13,25 @@ from torch._inductor.exc import InductorError
 
 from fastunit.common.errors import ConfigError
 from fastunit.config import from_dict
-from fastunit.models.unit import UNIT
 from fastunit.training import compilation
 from fastunit.training.objective import decode_both
 from fastunit.training.optim import make_capturable
 from fastunit.training.state import Session
-from fastunit.training.step import TrainStep
+from tests.support.compare import assert_agree
+from tests.support.steps import noise_for
+from tests.support.tensors import images
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def make(tiny):
-    """Return a maker of float64 training steps whose networks begin alike."""
-
-    def made(**changes) -> TrainStep:
-        torch.manual_seed(11)
-        config = from_dict(tiny | changes)
-        return TrainStep(UNIT(config).double(), config)
-
-    return made
+def make(make_step):
+    return partial(make_step, dtype=torch.float64)
 
 
 @pytest.fixture
 def batch():
-    return tuple(torch.rand(4, 3, 16, 16, dtype=torch.float64) * 2 - 1 for _ in range(2))
-
-
-def noise_for(step, x_a, x_b):
-    with torch.no_grad():
-        codes = step.unit.gen_a.code(x_a), step.unit.gen_b.code(x_b)
-    of = {"a": codes[0], "b": codes[1], "ba": codes[1], "ab": codes[0]}
-    return {name: torch.randn_like(code) for name, code in of.items()}
+    return images(4, 3, 16, 16), images(4, 3, 16, 16)
 
 
 def state(step):
@@ -52,21 +39,15 @@ def state(step):
     return weights | {f"{name}.grad": p.grad for name, p in weights.items() if "gen" in name}
 
 
-def assert_close(mine, wanted):
-    assert mine.keys() == wanted.keys()
-    for name, value in mine.items():
-        torch.testing.assert_close(value, wanted[name], rtol=1e-7, atol=1e-9, msg=name)
-
-
 @pytest.mark.parametrize("paired", ["on", "off"])
 @pytest.mark.parametrize("count", [2, 4])
 def test_parts_of_a_batch_train_as_the_whole(count, paired, make, batch):
     whole, parts = make(), make(accumulate=count, pair_domains=paired)
     for _ in range(2):
-        noise = noise_for(whole, *batch)
+        noise = noise_for(whole.unit, *batch)
         losses = [step(*batch, noise=noise) for step in (whole, parts)]
-        assert_close(losses[1], losses[0])
-    assert_close(state(parts), state(whole))
+        assert_agree(losses[1], losses[0])
+    assert_agree(state(parts), state(whole))
 
 
 def test_a_batch_that_has_no_equal_parts_is_refused(make, batch):
@@ -84,10 +65,10 @@ def test_translations_of_a_whole_batch_do_not_go_with_parts(make, batch):
 def test_recomputing_leaves_batch_norms_statistics_alone(tiny, make, batch):
     dis = {"dis": tiny["dis"] | {"norm": "bn"}}
     plain, recomputed = make(**dis), make(**dis, checkpoint_activations=True)
-    noise = noise_for(plain, *batch)
+    noise = noise_for(plain.unit, *batch)
     for step in (plain, recomputed):
         step(*batch, noise=noise)
-    assert_close(recomputed.unit.state_dict(), plain.unit.state_dict())
+    assert_agree(recomputed.unit.state_dict(), plain.unit.state_dict())
 
 
 def test_a_session_reads_the_batches_of_an_iteration_at_once(tiny):
@@ -104,7 +85,7 @@ def test_large_gradients_are_scaled_and_small_ones_left(kind, make, batch):
         parameters = getattr(step.unit, {"dis": "discriminators", "gen": "generators"}[kind])()
         return [p.grad for p in parameters], [p.detach() for p in parameters]
 
-    noise = noise_for(make(), *batch)
+    noise = noise_for(make().unit, *batch)
     free, weights = updated(0.0)
     for gradients, wanted in ((updated(norm(free) / 3)[0], 1 / 3), (updated(2 * norm(free))[0], 1)):
         for mine, whole in zip(gradients, free, strict=True):
@@ -154,12 +135,12 @@ def test_a_captured_rate_is_saved_as_the_host_knows_it(make, batch):
 def test_a_compiled_step_computes_the_same(changes, make, batch):
     torch.compiler.reset()
     eager, compiled = make(compile="off", **changes), make(compile="on", **changes)
-    noise = noise_for(eager, *batch)
+    noise = noise_for(eager.unit, *batch)
     for _ in range(2):
         losses = [step(*batch, noise=noise) for step in (eager, compiled)]
     assert compiled.compiled.is_on(CPU) and not eager.compiled.is_on(CPU)
-    assert_close(losses[1], losses[0])
-    assert_close(state(compiled), state(eager))
+    assert_agree(losses[1], losses[0])
+    assert_agree(state(compiled), state(eager))
 
 
 class Breaks(torch.nn.Module):
@@ -207,12 +188,12 @@ def test_a_step_that_breaks_the_graph_is_not_said_to_be_compiled(make, batch, mo
     torch.compiler.reset()
     monkeypatch.setattr(compilation.torch, "compile", uncompiled)
     eager, step = make(compile="off"), make(compile="on")
-    noise = noise_for(eager, *batch)
+    noise = noise_for(eager.unit, *batch)
     for each in (eager, step):
         each.unit.gen_a.dec.model.append(Breaks())
     with caplog.at_level(logging.WARNING, "fastunit"):
         losses = [each(*batch, noise=noise) for each in (eager, step)]
-    assert_close(losses[1], losses[0])
+    assert_agree(losses[1], losses[0])
     (said,) = (r.getMessage() for r in caplog.records if r.name == "fastunit.training.compilation")
     assert said.startswith("compile off: torch.compile failed in decode_both:")
     assert not step.compiled.is_on(CPU)
@@ -223,8 +204,8 @@ def test_paired_networks_compile_without_a_break(recompute, make, batch):
     torch.compiler.reset()
     unit = make(pair_domains="on", checkpoint_activations=recompute).unit
     whole = torch.compile(decode_both, fullgraph=True, backend="aot_eager")
-    code = noise_for(SimpleNamespace(unit=unit), *batch)
-    assert_close(whole(unit, *batch, code)._asdict(), decode_both(unit, *batch, code)._asdict())
+    code = noise_for(unit, *batch)
+    assert_agree(whole(unit, *batch, code)._asdict(), decode_both(unit, *batch, code)._asdict())
 
 
 def test_where_a_backward_pass_does_not_compile_the_step_goes_on(make, batch, monkeypatch, caplog):
@@ -233,13 +214,13 @@ def test_where_a_backward_pass_does_not_compile_the_step_goes_on(make, batch, mo
 
     torch.compiler.reset()
     eager, step = make(compile="off"), make(compile="on")
-    noise = noise_for(eager, *batch)
+    noise = noise_for(eager.unit, *batch)
     monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx_backward", refuse)
     uncached = torch._functorch.config.patch(enable_autograd_cache=False)
     with uncached, caplog.at_level(logging.WARNING, "fastunit"):
         losses = [each(*batch, noise=noise) for each in (eager, step)]
-    assert_close(losses[1], losses[0])
-    assert_close(state(step), state(eager))
+    assert_agree(losses[1], losses[0])
+    assert_agree(state(step), state(eager))
     (said,) = (r.getMessage() for r in caplog.records if r.name.startswith("fastunit"))
     assert "no backward here" in said
 
@@ -253,10 +234,10 @@ def test_where_the_compiler_fails_the_step_goes_on_with_a_word(make, batch, monk
 
     monkeypatch.setattr(compilation.torch, "compile", broken)
     eager, step = make(compile="off"), make(compile="on")
-    noise = noise_for(eager, *batch)
+    noise = noise_for(eager.unit, *batch)
     with caplog.at_level(logging.WARNING, "fastunit"):
         losses = [each(*batch, noise=noise) for each in (eager, step)]
-    assert_close(losses[1], losses[0])
+    assert_agree(losses[1], losses[0])
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1
     assert said[0].startswith("compile off: torch.compile failed in decode_both:")

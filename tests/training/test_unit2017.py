@@ -21,6 +21,9 @@ from fastunit.training import checkpoint, memory
 from fastunit.training.objective import discriminator_losses, generator_losses
 from fastunit.training.state import Session
 from fastunit.training.step import TrainStep
+from tests.support.compare import assert_agree
+from tests.support.steps import noise_for, without_networks
+from tests.support.tensors import images
 
 CPU = torch.device("cpu")
 BLOCKS = {"n_enc_front_blk": 2, "n_enc_res_blk": 1, "n_enc_shared_blk": 1}
@@ -33,7 +36,7 @@ WEIGHTS |= {"recon_x_cyc_w": 100, "recon_kl_cyc_w": 0.1, "init": "gaussian"}
 
 def paper(tiny, gen="COCOResGen", dis="COCOMsDis", dropout=0.0, **changes):
     """Return a mapping that `from_dict` takes."""
-    own = {k: v for k, v in tiny.items() if k not in ("gen", "dis", "share")}
+    own = without_networks(tiny)
     sections = {
         "gen": {"name": gen, "ch": 4, "res_dropout_ratio": dropout, **BLOCKS},
         "dis": {"name": dis, "ch": 3, **(SHARED_LAYERS if dis == "COCOSharedDis" else LAYERS)},
@@ -41,22 +44,12 @@ def paper(tiny, gen="COCOResGen", dis="COCOMsDis", dropout=0.0, **changes):
     return own | WEIGHTS | {"network": "paper", "paper": sections} | changes
 
 
-def pair(*shape):
-    return tuple(torch.rand(*shape, dtype=torch.float64) * 2 - 1 for _ in "ab")
-
-
-def noise_for(unit, *images):
-    codes = dict(zip("ab", unit.encode(*images), strict=True))
-    names = {"a": "a", "b": "b", "ba": "b", "ab": "a"}
-    return {n: torch.randn(codes[of].shape, dtype=codes[of].dtype) for n, of in names.items()}
-
-
 @pytest.mark.parametrize("dis", ["COCODis", "COCOMsDis", "COCOSharedDis"])
 @pytest.mark.parametrize("gen", ["COCOResGen", "COCOResGen2"])
 def test_losses_are_the_papers(gen, dis, tiny):
     config = from_dict(paper(tiny, gen, dis))
     unit = PaperUNIT(config).double()
-    x_a, x_b = pair(2, 3, 16, 16)
+    x_a, x_b = images(2, 3, 16, 16), images(2, 3, 16, 16)
     noise = noise_for(unit, x_a, x_b)
     found = generator_losses(unit, x_a, x_b, config, noise)
     found |= discriminator_losses(unit, x_a, x_b, config, noise)
@@ -103,18 +96,12 @@ def fresh(tiny, **changes):
 def trained(step):
     """Return weights, gradients and losses after a step on images that are always the same."""
     torch.manual_seed(6)
-    x_a, x_b = pair(2, 3, 16, 16)
+    x_a, x_b = images(2, 3, 16, 16), images(2, 3, 16, 16)
     noise = noise_for(step.unit, x_a, x_b)
     torch.manual_seed(4)  # of dropout
     losses = step(x_a, x_b, noise)
     gradients = {f"{n}.grad": p.grad for n, p in step.unit.gen.named_parameters()}
     return losses | gradients | step.unit.state_dict()
-
-
-def assert_agree(mine, wanted):
-    assert mine.keys() == wanted.keys()
-    for name, value in mine.items():
-        torch.testing.assert_close(value, wanted[name], rtol=1e-7, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize("latent", ["unit", "learned"])
@@ -151,7 +138,7 @@ def test_bf16_trains_close_to_float32(tiny):
         torch.manual_seed(3)
         config = from_dict(paper(tiny, precision=precision))
         step = TrainStep(networks(config), config)
-        x_a, x_b = (x.float() for x in pair(2, 3, 16, 16))
+        x_a, x_b = (images(2, 3, 16, 16).float() for _ in "ab")
         torch.manual_seed(5)
         noise = {n: v.float() for n, v in noise_for(step.unit, x_a, x_b).items()}
         losses[precision] = step(x_a, x_b, noise)
@@ -243,7 +230,7 @@ def test_learned_variance_is_of_both_domains(tiny):
     session = Session(from_dict(paper(tiny, latent="learned")), CPU)
     assert session.unit.gen_a.sigma is session.unit.gen_b.sigma is session.unit.gen.sigma
     before = session.unit.gen.sigma.weight.clone()
-    session.advance(*(x.float() for x in pair(2, 3, 16, 16)))
+    session.advance(*(images(2, 3, 16, 16).float() for _ in "ab"))
     assert not torch.equal(session.unit.gen.sigma.weight, before)
     assert "sigma.weight" not in networks(from_dict(paper(tiny))).gen.state_dict()
 

@@ -16,11 +16,7 @@ from fastunit.kernels import (
     reparameterize,
     upsample_conv,
 )
-
-
-def rand(*shape):
-    return torch.randn(shape, dtype=torch.float64)
-
+from tests.support.tensors import rand
 
 X, W, B, C = rand(2, 3, 6, 6), rand(4, 3, 3, 3), rand(4), rand(4).abs()
 AFFINE = {"gamma": rand(4), "beta": rand(4)}

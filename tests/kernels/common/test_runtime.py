@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from fastunit.kernels import conv_norm_act
 from fastunit.kernels.common import runtime
 from fastunit.kernels.common.runtime import choose_impl, default_impl, recorded_launches
+from tests.support.processes import python
 
 X = torch.zeros(1, 8, 4, 4)
 
@@ -31,12 +29,7 @@ def test_the_default_can_be_set_for_a_block():
 def test_the_environment_sets_the_default():
     code = "import torch; from fastunit.kernels import norm_act; norm_act(torch.ones(1, 1, 2, 2))"
     for value, message in (("triton", "needs CUDA"), ("cuda", "impl='cuda' must be one of")):
-        child = subprocess.run(
-            [sys.executable, "-c", code],
-            env={"FASTUNIT_IMPL": value, "PATH": ""},
-            capture_output=True,
-            text=True,
-        )
+        child = python("-c", code, env={"FASTUNIT_IMPL": value})
         assert child.returncode == 1
         assert message in child.stderr.splitlines()[-1]
 
@@ -46,7 +39,8 @@ def test_importing_asks_no_device():
         "import torch; torch.cuda.is_available = torch.cuda.get_device_capability = None; "
         "torch._C._cuda_init = torch._C._cuda_getDeviceCount = None; import fastunit.kernels"
     )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    child = python("-c", code)
+    assert child.returncode == 0, child.stderr
 
 
 @pytest.mark.parametrize("impl", ["cuda", None, ["aten"]])

@@ -15,12 +15,9 @@ from fastunit.kernels import conv_gemm, conv_norm_act, conv_transpose, upsample_
 from fastunit.kernels.common import eager, runtime
 from fastunit.kernels.conv import block as conv_block
 from fastunit.kernels.conv.phases import combined_filters
+from tests.support.tensors import rand
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
-
-
-def rand(*shape, dtype=torch.float64):
-    return torch.randn(shape, dtype=dtype)
 
 
 def tensors(groups=0, n=2, dtype=torch.float64):

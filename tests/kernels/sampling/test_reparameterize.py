@@ -11,13 +11,10 @@ from torch.distributions import Normal, kl_divergence
 
 from fastunit.kernels import reparameterize
 from fastunit.kernels.sampling.philox import noise_state, normals_aten
+from tests.support.tensors import rand
 
 SIGMAS = ("unit", "softplus", "exp_half")
 FORMATS = (torch.contiguous_format, torch.channels_last)
-
-
-def rand(*shape):
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def inputs(sigma, *shape):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,15 +12,13 @@ import torch.nn.functional as F
 
 from fastunit.kernels import reparameterize
 from fastunit.kernels.sampling.philox import noise_state
+from tests.support import sampling
+from tests.support.sampling import results
 
 pytestmark = pytest.mark.gpu
 SIGMAS = ("unit", "softplus", "exp_half")
+leaves = partial(sampling.leaves, device="cuda")
 SHAPES = {"UNIT's code": (1, 256, 64, 64), "odd": (3, 17, 31), "ragged": (2, 4099)}
-
-
-def leaves(sigma, *shape, dtype=torch.float32):
-    values = torch.randn(1 if sigma == "unit" else 2, *shape, device="cuda")
-    return [value.to(dtype).requires_grad_() for value in values]
 
 
 def eager(noise, sigma, mu, raw=None):
@@ -29,12 +28,6 @@ def eager(noise, sigma, mu, raw=None):
     spread = F.softplus(raw) if sigma == "softplus" else (raw / 2).exp()
     terms = mu.square() + spread.square() - 2 * spread.log() - 1
     return mu + spread * noise, terms.sum() / 2 / len(mu)
-
-
-def results(sample, inputs, dz):
-    z, kl = sample(*inputs)
-    gradients = torch.autograd.grad((z, kl), inputs, (dz.to(z.dtype), torch.full_like(kl, 3)))
-    return [value.detach().double() for value in (z, kl, *gradients)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -16,14 +16,7 @@ from bench.report import process_tree
 from bench.step import contenders, tasks
 from bench.step.worker import Worker, WorkerError, WorkerOutOfMemory, WorkerTimeout
 from fastunit import config
-
-SMALL = {
-    "gen": {"dim": 4, "n_res": 1, "n_downsample": 1},
-    "dis": {"dim": 4, "n_layer": 2, "num_scales": 2},
-    "crop_image_height": 16,
-    "crop_image_width": 24,
-    "batch_size": 3,
-}
+from tests.support.benchmarks import SMALL
 
 
 def test_summary_takes_ratios_round_by_round():

@@ -9,6 +9,7 @@ import pytest
 
 from bench.report import machine, markdown, picture, tables, throughput
 from fastunit.common.errors import DataError
+from tests.support.benchmarks import cells
 
 XEON = {"cpu": {"brand_raw": "Xeon X"}, "instructions": "AVX512, AMX", "cores": 2, "threads": 2}
 XEON |= {"torch": "2.0", "load": 0.1}
@@ -49,13 +50,14 @@ DATA = result("bench_pipeline", {"size": 256, "workers": 2}, **STEP["extra_info"
 NORM = result("bench_norm_act", {"norm": "ln", "mode": "forward"}, median_us=50.0)
 
 
-def cells(lines: list[str]) -> list[dict[str, str]]:
-    found = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
-    return [dict(zip(found[0], row, strict=True)) for row in found[2:]]
+def rows(lines: list[str]) -> list[dict[str, str]]:
+    """Return the rows of a Markdown table, by its header."""
+    header, _, *found = cells(lines)
+    return [dict(zip(header, row, strict=True)) for row in found]
 
 
 def test_rates_ratio_spread_and_memory_of_each_case():
-    first, second, third = cells(throughput.table([STEP, NORM, TRANSLATE, DATA]))
+    first, second, third = rows(throughput.table([STEP, NORM, TRANSLATE, DATA]))
     assert first == {
         **{"benchmark": "training step", "case": "64x64, batch 1"},
         **{"fastunit images/s": "2.50 (2.00 to 3.12)", "baseline images/s": "1.79 (1.43 to 2.23)"},
@@ -70,7 +72,7 @@ def test_what_failed_has_a_row_too():
     alone = step(64, 800, 1120, baseline="failed")
     del alone["extra_info"]["baseline_ratio"], alone["extra_info"]["baseline_spread"]
     died = {"name": "bench_translate[64-1]", "params": {"size": 64, "batch": 1}, "extra_info": {}}
-    found = cells(throughput.table([STEP, alone, died]))
+    found = rows(throughput.table([STEP, alone, died]))
     assert found[1]["baseline images/s"] == "failed" and found[1]["times as fast"] == "-"
     assert found[2]["fastunit images/s"] == found[2]["baseline images/s"] == "failed"
     page = markdown.page(run(STEP) | {"failed": [died]})
@@ -110,7 +112,7 @@ def test_comparison_on_the_same_machine():
     faster = copy.deepcopy(NORM)
     faster["extra_info"]["median_us"] = 25.0
     lines = throughput.comparison(run(STEP, TRANSLATE, faster), then)
-    first, second = cells(lines)
+    first, second = rows(lines)
     assert first == {
         **{"benchmark": "training step", "case": "64x64, batch 1", "unit": "images/s"},
         **{"then": "1.25", "now": "2.50", "times as fast as then": "2.00"},

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from concurrent.futures import wait
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,8 +14,9 @@ from bench.experiments.sharing import VARIANTS, Run, Score, Variant
 from fastunit import config
 from fastunit.common import files
 from fastunit.common.errors import UserError
+from tests.support.checkout import ROOT
+from tests.support.processes import python
 
-ROOT = Path(__file__).resolve().parents[2]
 OWN = Variant(0, True, "own")
 
 
@@ -173,8 +172,7 @@ def test_more_seeds_than_there_are_intervals_for_are_refused(capsys):
 
 
 def test_it_is_a_module_of_the_checkout():
-    command = [sys.executable, "-m", "bench.experiments.sharing", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = python("-m", "bench.experiments.sharing", "--help", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "goes on" in done.stdout
 

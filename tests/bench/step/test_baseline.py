@@ -12,10 +12,8 @@ from fastunit import config
 from fastunit.compat import ATTRIBUTES
 from fastunit.models.unit import UNIT
 from fastunit.training.step import TrainStep
+from tests.support.golden import CASES, FORWARD, GRADIENT, NETWORKS, Golden
 
-CASES = ("unit_lsgan_reflect", "unit_nsgan_zero_lrelu_rect")
-NETWORKS = ("gen_a", "gen_b", "dis_a", "dis_b")
-FORWARD, GRADIENT = 1e-9, 1e-7  # relative, from golden/README.md
 CPU = torch.device("cpu")
 OPPONENTS = {"baseline": BaselineStep, "strongest": lambda settings: strongest(settings, CPU)}
 SMALL = {
@@ -32,33 +30,19 @@ def opponent(request) -> Iterator:
         yield OPPONENTS[request.param]
 
 
-class Case:
+class Case(Golden):
     """A golden case and a step that starts from its parameters, in float64."""
 
     def __init__(self, opponent, meta, arrays):
-        self.meta = meta
-        self.arrays = {key: torch.from_numpy(value) for key, value in arrays.items()}
+        super().__init__(meta, arrays)
         self.settings = config.from_dict(meta["config"])
         self.step = opponent(self.settings).double()
-        for name in NETWORKS:
-            getattr(self.step, name).load_state_dict(self.group(f"init/{name}."))
-        self.images = self.arrays["x_a"], self.arrays["x_b"]
-
-    def group(self, prefix):
-        return {k[len(prefix) :]: v for k, v in self.arrays.items() if k.startswith(prefix)}
+        self.load_initial(self.step)
 
 
 @pytest.fixture(params=CASES)
 def case(request, opponent, load_golden) -> Case:
     return Case(opponent, *load_golden(request.param))
-
-
-def assert_close(mine, reference, limit, name, scale=None):
-    """Assert the largest error relative to the reference's largest value (or to `scale`)."""
-    assert mine.shape == reference.shape, name
-    scale = reference.abs().max() if scale is None else scale
-    error = ((mine - reference).abs().max() / scale).item()
-    assert error < limit, f"{name}: relative error {error:.2e}"
 
 
 def test_state_dicts_are_those_of_the_release_and_of_fastunit(case):
@@ -82,44 +66,21 @@ def test_forward(case):
             "x_ba": step.gen_a.decode(step.gen_b.encode(x_b)[0]),
         }
         outputs |= {f"dis_a.{i}": output for i, output in enumerate(step.dis_a(x_a))}
-    golden = case.group("forward/")
-    assert golden.keys() == outputs.keys()
-    for name, reference in golden.items():
-        assert_close(outputs[name], reference, FORWARD, name)
-
-
-def check_gradients(case, update, networks):
-    for network in networks:
-        golden = case.group(f"step0/grad.{update}/{network}.")
-        mine = dict(getattr(case.step, network).named_parameters())
-        assert golden and golden.keys() == mine.keys()
-        # A bias before instance norm has no effect; its recorded gradient is rounding noise, so
-        # gradients are judged against the largest of their network where they are that small.
-        largest = max(value.abs().max() for value in golden.values())
-        for name, reference in golden.items():
-            own = reference.abs().max()
-            scale = largest if own < 1e-12 * largest else own
-            assert_close(mine[name].grad, reference, GRADIENT, f"{network}.{name}", scale)
+    case.assert_forward(outputs)
 
 
 def test_training_steps(case):
     for number, golden in enumerate(case.meta["losses"]):
         losses = case.step.dis_update(*case.images, case.group(f"step{number}/noise.dis."))
         if number == 0:
-            check_gradients(case, "dis_update", ("dis_a", "dis_b"))
+            case.assert_gradients(case.step, "dis_update", ("dis_a", "dis_b"))
         losses |= case.step.gen_update(*case.images, case.group(f"step{number}/noise.gen."))
         if number == 0:
-            check_gradients(case, "gen_update", ("gen_a", "gen_b"))
+            case.assert_gradients(case.step, "gen_update", ("gen_a", "gen_b"))
         unused = {"loss_gen_vgg_a": 0.0, "loss_gen_vgg_b": 0.0}
         mine = {name: loss.item() for name, loss in losses.items()} | unused
         assert mine == pytest.approx(golden, rel=FORWARD, abs=0)
-    for name in NETWORKS:
-        weights = getattr(case.step, name).state_dict()
-        for key, reference in case.group(f"final/{name}.").items():
-            # Adam turns the rounding noise in a cancelled bias's gradient into a millionth of a
-            # step; one full step (lr) is the smallest scale a parameter is judged on.
-            scale = max(reference.abs().max().item(), case.settings.lr)
-            assert_close(weights[key], reference, GRADIENT, f"{name}.{key}", scale)
+    case.assert_final(case.step)
 
 
 def normals(settings):

@@ -1,23 +1,16 @@
-"""The benchmarks' report: from results as pytest-benchmark stores them to tables and a picture."""
+"""The benchmarks' report: from results as pytest-benchmark stores them to tables and an image."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from bench.gpu import measure
-from bench.gpu.measure import Stage
-from bench.model.peaks import Ceilings
 from bench.report import markdown, picture, tables
 from fastunit.common.errors import DataError
+from tests.support.benchmarks import cells
 
 MACHINE = {
     **{"node": "here", "gpu": "NVIDIA TEST", "driver": "1.2", "torch": "2.0", "threads": 4},
@@ -74,10 +67,6 @@ def write(tmp_path):
         return path
 
     return write
-
-
-def cells(table: list[str]) -> list[list[str]]:
-    return [line.strip("| ").split(" | ") for line in table]
 
 
 def test_steps_with_and_without_every_opponent():
@@ -232,35 +221,3 @@ def test_report_of_a_gpu_is_written_beside_its_numbers(write, tmp_path):
     assert written[1].read_text() == markdown.page(run)
     written, missing = markdown.write(run | {"benchmarks": []}, tmp_path / "none")
     assert [path.suffix for path in written] == [".json", ".md"] and missing
-
-
-@pytest.mark.slow
-def test_a_stage_leaves_results_that_the_report_reads(tmp_path, monkeypatch):
-    options, path = argparse.Namespace(quick=True, patience=None), tmp_path / "x.json"
-    stage = Stage(("ops/bench_norm_act.py",), "ours and forward and ln", 60)
-    words = measure.command(stage, path, 60, Ceilings(800, 3000), options)
-    assert measure.run(words, 90, os.environ) == 0
-    run = markdown.merged([path])
-    assert "| norm_act | ln, 1, " in markdown.page(run)
-    if torch.cuda.is_available():
-        assert run["machine_info"]["gb_per_s"] == 3000
-
-
-@pytest.mark.slow
-def test_a_spent_budget_skips_and_wrong_ceilings_are_refused(tmp_path):
-    words = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "bench/ops/bench_norm_act.py",
-        "-q",
-        "-k",
-        "ours and ln",
-    ]
-    runs = [
-        subprocess.run([*words, option], cwd=measure.ROOT, capture_output=True, text=True)
-        for option in ("--budget=0", "--ceilings=800")
-    ]
-    assert runs[0].returncode == 0 and "the budget of 0 s is spent" in runs[0].stdout
-    assert "passed" not in runs[0].stdout
-    assert runs[1].returncode != 0 and "must be two numbers" in runs[1].stderr

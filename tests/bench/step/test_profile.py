@@ -14,6 +14,7 @@ from bench.step import profile
 from bench.step.trace import Gap, Span, gaps, spans_of
 from fastunit import config
 from fastunit.common import cli
+from tests.support.benchmarks import cells
 
 SETTINGS = config.from_dict({"crop_image_height": 64, "crop_image_width": 64})
 
@@ -33,10 +34,10 @@ KERNELS = [
 ]
 
 
-def cells(page, title):
+def below(page, title):
     """Return the rows of the first table below a heading, without its two header lines."""
     table = page.partition(f"## {title}\n\n")[2].partition("\n\n")[0]
-    return [line.strip("| ").split(" | ") for line in table.splitlines()][2:]
+    return cells(table.splitlines())[2:]
 
 
 def test_kernels_of_a_trace_are_found_in_order():
@@ -83,17 +84,17 @@ def test_times_and_shares_are_those_of_a_step():
         "Per step, of 2, with the profiler on: 0.035 ms, 0.030 ms in 2 kernels or operators, "
         "0.007 ms idle."
     )
-    first, second = cells(page, "By total time")[:2]
+    first, second = below(page, "By total time")[:2]
     assert first == ["conv_gemm_kernel", "1", "0.020", "66.7", "66.7"]
     assert second == ["wgrad_kernel", "0.5", "0.005", "16.7", "83.3"]
-    assert cells(page, "The longest gaps")[0] == ["10.0", "conv_gemm_kernel", "wgrad_kernel"]
+    assert below(page, "The longest gaps")[0] == ["10.0", "conv_gemm_kernel", "wgrad_kernel"]
     assert "floor" not in page
 
 
 def test_kernels_stand_beside_their_floor():
     spans, limits = spans_of(KERNELS, gpu=True), Ceilings(800, 3000)
     page = "\n".join(profile.page(spans, 2, SETTINGS, limits))
-    rows = {row[0]: [float(x) for x in row[1:4]] for row in cells(page, "Beside the floor")}
+    rows = {row[0]: [float(x) for x in row[1:4]] for row in below(page, "Beside the floor")}
     wanted = 1e3 * sum(
         limits.seconds(kernel.issued, kernel.bytes)
         for kernel in costs.step(SETTINGS)
@@ -125,10 +126,10 @@ def test_a_step_on_a_cpu_is_profiled_by_its_operators(config_file, tmp_path):
     assert profile.main(list(map(str, options))) == 0
     page = path.read_text()
     assert page.startswith("# A training step on CPU: 16x16, batch 2\n")
-    names = {row[0]: row for row in cells(page, "By total time")}
+    names = {row[0]: row for row in below(page, "By total time")}
     products = [name for name in names if "convolution" in name]
     assert products and all(float(names[name][1]) > 1 for name in products)
-    assert float(cells(page, "By total time")[-1][-1]) > 90
+    assert float(below(page, "By total time")[-1][-1]) > 90
     found = re.search(r"([\d.]+) ms, ([\d.]+) ms in \d+ kernels or operators, ([\d.]+)", page)
     whole, busy, idle = map(float, found.groups())
     assert 0 < busy < whole and 0 < idle < whole

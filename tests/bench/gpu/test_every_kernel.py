@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +11,12 @@ import torch
 from bench.gpu import every_kernel
 from fastunit.common import cli
 from fastunit.kernels.common import runtime
-
-KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+from tests.support.checkout import ROOT
 
 
 def jitted() -> Iterator[ast.FunctionDef]:
     """Yield every function under kernels/ that Triton compiles."""
-    for path in KERNELS.rglob("*.py"):
+    for path in (ROOT / "kernels").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and any(
                 "jit" in ast.unparse(decorator) for decorator in node.decorator_list

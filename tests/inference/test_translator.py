@@ -15,6 +15,7 @@ from fastunit import config
 from fastunit.common.errors import CheckpointError, ConfigError, DataError, UserError
 from fastunit.models.unit import networks
 from fastunit.translate import main
+from tests.support.files import with_nan
 
 
 def draw(*shape: int) -> np.ndarray:
@@ -237,13 +238,6 @@ def test_a_precision(model, translator):
     exact = translator.translate(x, "a2b")
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).abs().mean() < 0.02
-
-
-def with_nan(model: Path, folder: Path) -> Path:
-    state = torch.load(model, weights_only=True)
-    state["unit"]["gen_a.enc.model.0.conv.weight"][0] = float("nan")
-    torch.save(state, folder / "nan.pt")
-    return folder / "nan.pt"
 
 
 WRONG = [

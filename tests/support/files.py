@@ -1,0 +1,35 @@
+"""What is in a folder, and files that are damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Return every entry below `folder`: a file's content, None for a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def cut(path: Path) -> None:
+    """Leave the first two thirds of a file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+def flip_byte(path: Path, index: int | None = None) -> None:
+    """Turn the bits of the byte at `index`, or of the one in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if index is None else index] ^= 255
+    path.write_bytes(data)
+
+
+def with_nan(model: Path, folder: Path) -> Path:
+    """Return a checkpoint as `model`, in another folder, with a weight that is NaN."""
+    state = torch.load(model, weights_only=True)
+    state["unit"]["gen_a.enc.model.0.conv.weight"][0] = float("nan")
+    torch.save(state, folder / "nan.pt")
+    return folder / "nan.pt"

@@ -1,0 +1,28 @@
+"""Python in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def python(
+    *words: object, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run this Python with the words and return what became of it, its output as text.
+
+    Args:
+        words: what follows `python` on the command line.
+        cwd: the directory to run in.
+        env: variables beside those of this process.
+    """
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+    )

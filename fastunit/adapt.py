@@ -214,7 +214,7 @@ def finish(
         "settings": asdict(run.settings),
         "environment": environment.describe(run.device),
     }
-    networks: dict[str, nn.Module] = {"dis": run.dis, "judge": run.judge}
+    networks: dict[str, nn.Module] = {"dis": run.dis, "judge": run.evaluated}
     if not run.source_only:
         networks["gen"] = run.gen
     states = {name: network.state_dict() for name, network in networks.items()}

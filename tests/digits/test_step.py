@@ -41,7 +41,7 @@ def trained(settings: Settings, source_only: bool = False) -> tuple[Adaptation, 
 
 
 def state(run: Adaptation) -> dict[str, torch.Tensor]:
-    networks = {"gen": run.gen, "dis": run.dis, "judge": run.judge}
+    networks = {"gen": run.gen, "dis": run.dis, "judge": run.evaluated}
     return {f"{n}.{k}": v for n, net in networks.items() for k, v in net.state_dict().items()}
 
 
@@ -75,7 +75,7 @@ def test_source_only_trains_the_classifier_alone():
     changed = {k.split(".")[1] for k, v in state(run).items() if not torch.equal(v, before[k])}
     assert changed == {"conv0_a", "conv1", "conv2", "conv3", "conv_cl"}
     assert set(losses[0]) == {"classification"}
-    assert run.classifier(TARGET) == run.judge.classify_a
+    assert run.classifier(TARGET) == run.evaluated.classify_a
 
 
 def test_a_warm_up_classifies_source_images_by_both_domains_layers():
@@ -97,13 +97,13 @@ def test_a_warm_up_classifies_source_images_by_both_domains_layers():
 def test_the_average_follows_the_weights_and_soon_forgets_the_start():
     run = Adaptation(replace(TINY, ema_decay=0.3), 1, CPU)
     x, labels = normalised(data(0)[0][:4]), data(0)[1][:4]
-    assert torch.equal(run.judge.conv_cl.weight, run.dis.conv_cl.weight)
+    assert torch.equal(run.evaluated.conv_cl.weight, run.dis.conv_cl.weight)
     for decay in (1 / 10, 2 / 11, 3 / 12, 0.3, 0.3):
-        before = run.judge.conv_cl.weight.clone()
+        before = run.evaluated.conv_cl.weight.clone()
         run.advance(x, labels, x)
         expected = decay * before + (1 - decay) * run.dis.conv_cl.weight
-        assert torch.allclose(run.judge.conv_cl.weight, expected), decay
-    assert Adaptation(TINY, 1, CPU).judge is not run.judge
+        assert torch.allclose(run.evaluated.conv_cl.weight, expected), decay
+    assert Adaptation(TINY, 1, CPU).evaluated is not run.evaluated
 
 
 def test_the_rate_falls_to_zero_from_the_share_named():
@@ -119,19 +119,19 @@ def test_the_rate_falls_to_zero_from_the_share_named():
 def test_accuracy_counts_every_image_and_leaves_training_mode():
     run = Adaptation(TINY, 1, CPU)
     images, _ = data(3, 1101)
-    run.judge.eval()
+    run.evaluated.eval()
     with torch.no_grad():
         answers = {
-            SOURCE: run.judge.classify_a(normalised(images)).argmax(1),
-            TARGET: run.judge.classify_b(normalised(images)).argmax(1),
+            SOURCE: run.evaluated.classify_a(normalised(images)).argmax(1),
+            TARGET: run.evaluated.classify_b(normalised(images)).argmax(1),
         }
-    run.judge.train()
+    run.evaluated.train()
     for domain, right in answers.items():
         wrong = right.clone()
         wrong[1000:] = (wrong[1000:] + 1) % 10
         assert run.accuracy(images, right, domain) == 1
         assert run.accuracy(images, wrong, domain) == 1000 / 1101
-    assert run.judge.training
+    assert run.evaluated.training
 
 
 def test_a_step_without_any_weight_changes_nothing():
@@ -167,14 +167,14 @@ def test_self_labels_come_after_the_warm_up_from_the_average():
     )
     run, losses = trained(settings)
     assert "self_label" not in losses[0] and losses[2]["self_label"] > 0
-    assert run.judge.training and not equal(run, trained(replace(settings, self_label_w=0))[0])
+    assert run.evaluated.training and not equal(run, trained(replace(settings, self_label_w=0))[0])
     strict = trained(replace(settings, self_label_threshold=1.0))[1]
     assert strict[2]["self_label"] == 0
     x_b = normalised(data(1)[0][:4])
     with torch.no_grad():  # unlike the network that is trained, it has no dropout
-        names = run.judge.eval().classify_b(x_b).argmax(1)
-    run.judge.train()
-    assert all(torch.equal(run._names(x_b), names) for _ in range(3))
+        names = run.evaluated.eval().classify_b(x_b).argmax(1)
+    run.evaluated.train()
+    assert all(torch.equal(run._pseudo_labels(x_b), names) for _ in range(3))
 
 
 def test_the_targets_own_layers_start_as_copies():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from torch import nn
 from fastunit import config as configuration
 from fastunit.common import files
 from fastunit.common.errors import CheckpointError, ConfigError
-from fastunit.config import Config
+from fastunit.config import CheckpointConfig, Config
 from fastunit.models.domain_pair import Coupled, DomainPair
 from fastunit.models.unit import networks
 from fastunit.training import release_files
@@ -26,6 +26,15 @@ FORMAT = 1
 FOLDER = "checkpoints"
 _NAME = re.compile(r"(\d{8})\.pt")
 _logger = logging.getLogger(__name__)
+
+
+class Schedule(Protocol):
+    """When checkpoints are written and which are kept, as a configuration says."""
+
+    @property
+    def snapshot_save_iter(self) -> int: ...
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...
 
 
 def path_of(run_dir: Path, iteration: int) -> Path:
@@ -40,26 +49,28 @@ def iterations(run_dir: Path) -> list[int]:
     return sorted(int(match[1]) for match in names if match)
 
 
-def save(run_dir: Path, state: dict[str, Any], unit: Coupled) -> Path:
-    """Write a run's `state`, which names its "iteration", and the release's files; return its path.
+def save(run_dir: Path, state: dict[str, Any], unit: Coupled | None = None) -> Path:
+    """Write a run's `state`, which names its "iteration", and return its path.
 
-    Each file is written whole or not at all (`files.atomic`); the checkpoint itself comes last.
+    With `unit`, the release's files of these networks are written first, beside it. Each file is
+    written whole or not at all (`files.atomic`).
     """
     path = path_of(run_dir, state["iteration"])
-    release_files.save_networks(unit, path.parent, state["iteration"])
+    if unit is not None:
+        release_files.save_networks(unit, path.parent, state["iteration"])
     files.save({"format": FORMAT, **state}, path)
     return path
 
 
-def prune(run_dir: Path, config: Config, current: int) -> None:
+def prune(run_dir: Path, schedule: Schedule, current: int) -> None:
     """Delete all but the newest `keep_last` and every `keep_every`-th checkpoint.
 
     A checkpoint is the n-th when its iteration is n times `snapshot_save_iter`. Those after the
     iteration `current` (damaged ones, which the run has gone back behind) are left alone.
     """
-    kept = config.checkpoint.keep_every * config.snapshot_save_iter
+    kept = schedule.checkpoint.keep_every * schedule.snapshot_save_iter
     past = [iteration for iteration in iterations(run_dir) if iteration <= current]
-    for iteration in past[: -config.checkpoint.keep_last]:
+    for iteration in past[: -schedule.checkpoint.keep_last]:
         if kept and iteration % kept == 0:
             continue
         path = path_of(run_dir, iteration)

@@ -1,4 +1,4 @@
-"""Which folder a run writes to, and which checkpoint it continues."""
+"""Which folder a run writes to, what describes it there, and which checkpoint it continues."""
 
 from __future__ import annotations
 
@@ -10,17 +10,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from fastunit import config
+from fastunit.common import environment, files
 from fastunit.common.errors import CheckpointError, ConfigError, UserError
 from fastunit.training import checkpoint
-from fastunit.training.state import Session
 
 ROOT = Path("runs")
 _LOCK = ".lock"
 _RELEASE = re.compile(r"gen_\d{8}\.pt")
 _logger = logging.getLogger(__name__)
+
+
+class Resumable(Protocol):
+    """What can be brought to where a run was left."""
+
+    @property
+    def iteration(self) -> int: ...
+    def restore(self, state: dict[str, Any], source: str) -> None: ...
+    def restore_release(self, path: Path) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class Run:
     weights: Path | None = None
     numbered: bool = False
 
-    def restore(self, session: Session) -> None:
+    def restore(self, session: Resumable) -> None:
         """Bring a fresh session to where the run continues."""
         if self.state is not None:
             session.restore(self.state, self.source)
@@ -75,6 +86,15 @@ class Run:
             except BlockingIOError as error:
                 raise UserError(f"another process is training in {folder}") from error
             yield folder
+
+
+def describe(folder: Path, settings: Any, device: torch.device) -> None:
+    """Write what a run depends on: config.yaml, of a settings' dataclass, and environment.json."""
+    files.write_text(config.dump_yaml(settings), folder / "config.yaml")
+    files.write_json(
+        {"seed": settings.seed} | environment.describe(device), folder / "environment.json"
+    )
+    _logger.info("training on %s; everything goes to %s/", environment.device_name(device), folder)
 
 
 def find_run(output: str | None, resume: str | None, name: str | None) -> Run:

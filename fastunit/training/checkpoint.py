@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -25,6 +26,7 @@ from fastunit.training import release_files
 FORMAT = 1
 FOLDER = "checkpoints"
 _NAME = re.compile(r"(\d{8})\.pt")
+Settings = TypeVar("Settings")
 _logger = logging.getLogger(__name__)
 
 
@@ -165,10 +167,14 @@ def _from_state(state: dict[str, Any], source: str) -> tuple[DomainPair, Config]
     return pair.eval(), config
 
 
-def stored_config(state: dict[str, Any], source: str) -> Config:
-    """Return the configuration a checkpoint was written under."""
+def stored_config(
+    state: dict[str, Any],
+    source: str,
+    read: Callable[[Mapping[str, Any]], Settings] = configuration.from_dict,
+) -> Settings:
+    """Return the configuration a checkpoint was written under, as `read` builds it."""
     try:
-        return configuration.from_dict(state["config"])
+        return read(state["config"])
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"the configuration in {source} cannot be used: {error}") from error
 

@@ -6,7 +6,7 @@ import fcntl
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,10 +57,15 @@ class Run:
         if self.source:
             _logger.info("continuing %s at iteration %d", self.source, session.iteration)
 
-    def values(self, path: str | None) -> dict[str, Any]:
-        """Return the configuration's values: of the file at `path`, else of what is continued."""
+    def values(
+        self, path: str | None, read: Callable[[Mapping[str, Any]], Any] = config.from_dict
+    ) -> dict[str, Any]:
+        """Return the configuration's values: of the file at `path`, else of what is continued.
+
+        `read` builds the settings of what is trained from the values in a checkpoint.
+        """
         if path is None and self.state is not None:
-            return config.to_dict(checkpoint.stored_config(self.state, self.source))
+            return config.to_dict(checkpoint.stored_config(self.state, self.source, read))
         if path is None and self.weights is not None:
             return config.to_dict(checkpoint.config_beside(self.weights))
         return config.read_yaml(path)

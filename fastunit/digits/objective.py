@@ -6,16 +6,17 @@ here takes them. The objective is that of the UNIT paper's section on adaptation
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastunit.common.choices import InitB, Precision
-from fastunit.config.fields import key
+from fastunit.config import CheckpointConfig
+from fastunit.config.fields import build, key, section
 from fastunit.digits.images import Geometry
 from fastunit.digits.networks import CoDis32x32, CoVAE32x32
 
@@ -62,12 +63,24 @@ class Settings:
     seed: int = key(0, "of all that is random", low=0, high=2**32)
     log_every: int = key(100, "iterations between records", low=1)
     test_every: int = key(1000, "iterations between tests", low=1)
+    snapshot_save_iter: int = key(1000, "iterations between checkpoints", low=1)
+    checkpoint: CheckpointConfig = section(CheckpointConfig, "which checkpoints are kept")
 
     @property
     def uses_generator(self) -> bool:
         """Whether a term with a weight needs reconstructions or translations."""
         weights = (self.gan_w, self.recon_w, self.kl_w, self.feature_w)
         return any((*weights, self.translated_cls_w, self.semantic_w))
+
+    @property
+    def deformation(self) -> dict[str, float]:
+        """The amounts that `images.deform` takes."""
+        return {name: getattr(self, name) for name in ("rotation", "stretch", "shear", "shift")}
+
+
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """Build settings from keys and values; raises ConfigError naming what is wrong."""
+    return build(Settings, values, "")
 
 
 class Fakes(NamedTuple):

@@ -17,11 +17,12 @@ from torch import nn
 
 from fastunit import config as configuration
 from fastunit.common import files
-from fastunit.common.errors import CheckpointError, ConfigError
+from fastunit.common.errors import CheckpointError, ConfigError, TrainingDiverged
 from fastunit.config import CheckpointConfig, Config
 from fastunit.models.domain_pair import Coupled, DomainPair
 from fastunit.models.unit import networks
 from fastunit.training import release_files
+from fastunit.training.ema import Average
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -139,6 +140,34 @@ def load_modules(modules: dict[str, nn.Module], state: dict[str, Any], source: s
         if name not in state:
             raise CheckpointError(f"{source} has no {name}")
         release_files.load_state(module, state[name], f"{name} of {source}")
+
+
+def check_finite(networks: nn.Module, iteration: int) -> None:
+    """Raise TrainingDiverged where a weight is not finite: bad weights are not kept."""
+    for name, parameter in networks.named_parameters():
+        if not parameter.isfinite().all():
+            raise TrainingDiverged(f"{name} is not finite after iteration {iteration}")
+
+
+def average_state(average: Average | None) -> dict[str, Any]:
+    """Return a checkpoint's entries for an average of weights; None where there is none."""
+    if average is None:
+        return {"ema": None, "ema_updates": 0}
+    return {"ema": average.module.state_dict(), "ema_updates": int(average.updates)}
+
+
+def restore_average(
+    average: Average | None, state: dict[str, Any], source: str, what: str = "generators"
+) -> None:
+    """Restore `average_state`, of `what`; where a checkpoint has none, an average starts anew."""
+    if average is None:
+        return
+    if state["ema"] is None:
+        _logger.warning("%s has no averaged %s: the average starts here", source, what)
+        average.restart()
+    else:
+        load_modules({"ema": average.module}, state, source)
+        average.updates.fill_(state["ema_updates"])
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:

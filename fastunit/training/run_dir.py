@@ -20,6 +20,7 @@ from fastunit.common.errors import CheckpointError, ConfigError, UserError
 from fastunit.training import checkpoint
 
 ROOT = Path("runs")
+ADAPT = "adapt-"  # how names of runs begin that only the digits' adaptation continues
 _LOCK = ".lock"
 _RELEASE = re.compile(r"gen_\d{8}\.pt")
 _logger = logging.getLogger(__name__)
@@ -47,6 +48,11 @@ class Run:
     state: dict[str, Any] | None = None
     weights: Path | None = None
     numbered: bool = False
+
+    @property
+    def start(self) -> str:
+        """What the run begins with, in words."""
+        return f"continues {self.source}" if self.source else "starts afresh"
 
     def restore(self, session: Resumable) -> None:
         """Bring a fresh session to where the run continues."""
@@ -108,8 +114,8 @@ def find_run(output: str | None, resume: str | None, name: str | None) -> Run:
     Without `output` the folder is runs/NAME, NAME being `name`, or that of the run which a
     release's file to be continued lies in, or demo; a fresh run takes the first of NAME, NAME-2,
     ... that is free. To `resume` "auto" continues the newest checkpoint of `output`, or of NAME,
-    NAME-2, ..., or without `name` of any folder in runs; where there is none, it starts a run.
-    Nothing is written.
+    NAME-2, ..., or without `name` of any folder in runs but the digits'; where there is none, it
+    starts a run. Nothing is written.
 
     Raises:
         ConfigError: a folder would lose something.
@@ -209,6 +215,7 @@ def _latest(name: str | None) -> Path | None:
         folders = list(_numbered(name).values())
     else:
         folders = list(ROOT.iterdir()) if ROOT.is_dir() else []
+        folders = [folder for folder in folders if not folder.name.startswith(ADAPT)]
     written = {
         checkpoint.path_of(folder, found[-1]).stat().st_mtime_ns: folder
         for folder in folders

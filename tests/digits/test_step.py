@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from itertools import islice
 
 import pytest
 import torch
 
 from fastunit.common.errors import ConfigError
 from fastunit.config.fields import build
-from fastunit.digits.images import normalised
+from fastunit.digits.images import Stream, normalised
 from fastunit.digits.networks import CoVAE32x32, copy_own_layers
 from fastunit.digits.objective import Settings
-from fastunit.digits.step import SOURCE, TARGET, Adaptation, stream
+from fastunit.digits.step import SOURCE, TARGET, Adaptation
 
 CPU = torch.device("cpu")
 TINY = Settings(gen_ch=2, dis_ch=2, batch_size=4, iterations=4, lr=1e-3)
@@ -29,14 +28,17 @@ def data(seed: int, count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.randint(0, 10, (count,), generator=generator)
 
 
+def stream(images: torch.Tensor, settings: Settings) -> Stream:
+    return Stream(images, settings.batch_size, settings.seed, **settings.deformation)
+
+
 def trained(settings: Settings, source_only: bool = False) -> tuple[Adaptation, list]:
     run = Adaptation(settings, 1, CPU, source_only)
-    labelled = stream(*data(0), settings, SOURCE)
-    unlabelled = stream(data(1)[0], None, settings, TARGET)
-    losses = []
+    (images, labels), losses = data(0), []
+    source, target = stream(images, settings), stream(data(1)[0], settings)
     for _ in range(settings.iterations):
-        (x_a, labels), (x_b, _) = next(labelled), next(unlabelled)
-        losses.append(run.advance(x_a, labels, x_b))
+        (x_a, index), (x_b, _) = next(source), next(target)
+        losses.append(run.advance(x_a, labels[index], x_b))
     return run, losses
 
 
@@ -112,7 +114,7 @@ def test_the_rate_falls_to_zero_from_the_share_named():
     rates = []
     for _ in range(4):
         run.advance(x, labels, x)
-        rates.append({group["lr"] for o in run._optimizers for group in o.param_groups})
+        rates.append({group["lr"] for o in run.optimizers for group in o.param_groups})
     assert rates == [{1e-3}, {1e-3}, {1e-3}, {5e-4}]
 
 
@@ -221,7 +223,9 @@ def test_settings_are_refused_by_name():
 def test_a_gpu_learns_the_same_task():
     run = Adaptation(replace(DEFORMED, dis_ch=8, iterations=200), 1, torch.device("cuda", 0))
     images, labels = (value.cuda() for value in data(0))
-    for x_a, digits in islice(stream(images, labels, run.settings, SOURCE), 200):
-        losses = run.advance(x_a, digits, x_a)
+    source = stream(images, run.settings)
+    for _ in range(200):
+        x_a, index = next(source)
+        losses = run.advance(x_a, labels[index], x_a)
     assert all(loss.isfinite() for loss in losses.values())
     assert run.accuracy(images, labels, SOURCE) > 0.8  # twelve images, learned by heart

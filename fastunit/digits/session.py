@@ -11,7 +11,7 @@ import torch
 from fastunit import config
 from fastunit.common.errors import CheckpointError, ConfigError
 from fastunit.digits.images import Stream
-from fastunit.digits.objective import Losses, Settings
+from fastunit.digits.objective import Losses, Settings, settings_from
 from fastunit.digits.step import SOURCE, TARGET, Adaptation
 from fastunit.digits.task import Task
 from fastunit.training import checkpoint, optim
@@ -122,7 +122,8 @@ class Session:
 
     def _compare(self, state: dict[str, Any], source: str) -> None:
         """Refuse another task, and say which settings are others now."""
-        before, now = state["config"], config.to_dict(self.settings)
+        stored = checkpoint.stored_config(state, source, settings_from)
+        before, now = config.to_dict(stored), config.to_dict(self.settings)
         kept = {key: (before[key], now[key]) for key in KEPT}
         kept |= {key: (state[key], value) for key, value in self._data().items()}
         for key, (old, new) in kept.items():

@@ -158,6 +158,10 @@ REFUSED = {
     "nothing": (("--resume", "data"), "nothing to resume: data has no checkpoints/XXXXXXXX.pt"),
     "the networks alone": (("--resume", "run/checkpoint.pt"), "is not a checkpoint of fastunit"),
     "a translation's": (("--resume", "00000009.pt"), "in 00000009.pt cannot be used: unknown key"),
+    "a translation's, with --config": (
+        ("--resume", "00000009.pt", "--config", "digits"),
+        "in 00000009.pt cannot be used: unknown key",
+    ),
     "the release's": (("--resume", "gen_00000001.pt"), "is of the 2018 release, which has no dig"),
     "a used folder": (("--output", "data"), "output data is not empty"),
 }

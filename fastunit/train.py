@@ -111,8 +111,7 @@ def _print_plan(settings: Config, run: Run, device: torch.device) -> None:
     print(f"expected memory: {expected}")
     if missing := memory.shortage(expected, device):
         print(f"warning: {missing}")
-    start = f"continues {run.source}" if run.source else "starts afresh"
-    print(f"would train on {environment.device_name(device)} into {run.folder}/ ({start})")
+    print(f"would train on {environment.device_name(device)} into {run.folder}/ ({run.start})")
 
 
 def _print_result(result: dict[str, Any], run_dir: Path) -> None:

@@ -4,7 +4,7 @@ Trains both directions between MNIST and USPS under each protocol, by each metho
 one thread, by the command `fastunit.adapt`. Seeds come last, so that what is there after some of
 the runs compares all cells. After each run it writes OUT/digits.md, the share of the target's test
 split named right by the last iterate, and OUT/digits-curves.png. Called again, it goes on: runs
-that have a result stay, one that was stopped begins anew. `--table` only writes both anew.
+that have a result stay, one that was stopped is resumed. `--table` only writes both anew.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from fastunit import adapt
+from fastunit import adapt, config
 from fastunit.common import cli, files
 from fastunit.common.errors import UserError
 from fastunit.common.progress import STDERR
+from fastunit.digits.objective import settings_from
 
 with cli.needs("train"):
     from matplotlib.figure import Figure
@@ -73,19 +73,22 @@ class Run(NamedTuple):
         sets = (*SHORT, *PROTOCOLS[self.protocol], *args.overrides)
         options = ["--source", self.source, "--target", self.target, "--seed", str(self.seed)]
         options += ["--data", str(args.data), "--output", str(self.folder(args.out))]
-        options += ["--device", "cpu", *(word for key in sets for word in ("--set", key))]
+        options += [
+            "--resume",
+            "--device",
+            "cpu",
+            *(word for key in sets for word in ("--set", key)),
+        ]
         return [*options, *METHODS[self.method]]
 
     def result(self, args: argparse.Namespace) -> dict | None:
         """Return what it came to; None where it has not ended."""
-        path = self.folder(args.out) / "result.json"
-        if not path.is_file():
-            return None
-        result = json.loads(path.read_text(encoding="utf-8"))
+        folder = self.folder(args.out)
+        kept, path = folder / "config.yaml", folder / "result.json"
         settings = adapt.settings_of(adapt.parser().parse_args(self.options(args)))
-        if result["settings"] != asdict(settings):
-            raise UserError(f"{path.parent} holds a run of other settings; choose another --out")
-        return result
+        if kept.is_file() and settings_from(config.read_yaml(kept)) != settings:
+            raise UserError(f"{folder} holds a run of other settings; choose another --out")
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,9 +117,10 @@ def _fill(args: argparse.Namespace) -> int:
     missing = [] if args.table else [run for run in runs if results[run] is None]
     torch.set_num_threads(1)
     for run in tqdm(missing, unit="run", file=STDERR):
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()) as said:
             code = adapt.main(run.options(args))
         if code:  # adapt has said why
+            print(said.getvalue(), end="")
             return code
         results[run] = run.result(args)
         _write(results, args)

@@ -39,11 +39,11 @@ def bench_layers(benchmark, device, size, name, implementation, mode):
     if implementation == "ours":
         networks = UNIT(settings).to(device, memory_format=torch.channels_last)
         found = dict(_ours(networks))
-        products = precision.resolve("auto", device)
+        chosen = precision.resolve("auto", device)
     else:
         networks = BaselineStep(settings).to(device)
         found = dict(_theirs(networks))
-        products = "inherit"
+        chosen = "inherit"
     layer = found[name]
     x = _input(found, name, torch.rand(1, 3, size, size, device=device))
     if implementation == "ours":
@@ -51,7 +51,7 @@ def bench_layers(benchmark, device, size, name, implementation, mode):
     x.requires_grad_()
 
     def run() -> Tensor:
-        with precision.products(products, device):
+        with precision.autocast(chosen, device):
             return layer(x)
 
     harness.measure(benchmark, device, mode, run, [x, *layer.parameters()])

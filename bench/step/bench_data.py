@@ -65,7 +65,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", CASES)
 def bench_data_wait(benchmark, device: torch.device, photographs: Path, case: str):
-    from fastunit.training.loop import Clock  # needs matplotlib, which the other benchmark does not
+    from fastunit.training.trainer import Clock  # matplotlib: the other benchmark needs none
 
     batches, name, overrides = CASES[case]
     root = demo_root() if name == "demo" else photographs

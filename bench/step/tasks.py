@@ -124,7 +124,7 @@ def _translate(implementation: str, settings: Config) -> Callable[[], object]:
         resolved = precision.resolve(settings.precision, DEVICE)
 
         def run() -> Tensor:
-            with precision.products(resolved, DEVICE):
+            with precision.autocast(resolved, DEVICE):
                 return unit.translate(x_a, "a2b")
 
     else:

@@ -32,7 +32,7 @@ def resolve(precision: Precision, device: torch.device) -> Precision:
 
 
 @contextmanager
-def switches(precision: Precision) -> Iterator[None]:
+def matmul_settings(precision: Precision) -> Iterator[None]:
     """Set PyTorch's tf32 switches to a resolved precision inside the block; for backward too.
 
     "inherit" changes nothing.
@@ -54,7 +54,7 @@ def switches(precision: Precision) -> Iterator[None]:
 
 
 @contextmanager
-def products(precision: Precision, device: torch.device) -> Iterator[None]:
+def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
     """Multiply in a resolved precision inside the block; a forward pass, as autocast is for.
 
     bf16 is autocast: operands are rounded to bfloat16; accumulation, statistics, losses and
@@ -65,8 +65,8 @@ def products(precision: Precision, device: torch.device) -> Iterator[None]:
         yield
         return
     # The weights' own casts are kept by fastunit.kernels; PyTorch's cache outlives updates.
-    autocast = torch.autocast(
+    bf16 = torch.autocast(
         device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
     )
-    with switches(precision), autocast:
+    with matmul_settings(precision), bf16:
         yield

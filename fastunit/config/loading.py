@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from fastunit.common.errors import ConfigError
 from fastunit.config import rules
 from fastunit.config.fields import build, choices_of
 from fastunit.config.schema import Config
+
+Settings = TypeVar("Settings")
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -63,20 +65,26 @@ def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     return changed
 
 
-def resolve(values: dict[str, Any], overrides: Sequence[str], extra: Mapping[str, Any]) -> Config:
+def resolve(
+    values: dict[str, Any],
+    overrides: Sequence[str],
+    extra: Mapping[str, Any],
+    read: Callable[[Mapping[str, Any]], Settings] = from_dict,
+) -> Settings:
     """Apply overrides, then the top-level keys of `extra`, and check the result.
 
     Args:
         values: as in `from_dict`; overrides are written into it.
         overrides: ``section.key=value``, the value as YAML.
         extra: top-level keys and their values.
+        read: what builds and checks the settings; those of training UNIT unless told otherwise.
 
     Raises:
         ConfigError: as `from_dict`.
     """
     for text in overrides:
         _override(values, text)
-    return from_dict(values | dict(extra))
+    return read(values | dict(extra))
 
 
 def read_yaml(path: str | Path | None) -> dict[str, Any]:
@@ -112,7 +120,7 @@ def _source(path: str | Path | None) -> Any:
     return Path(path)
 
 
-def dump_yaml(config: Config) -> str:
+def dump_yaml(config: Any) -> str:
     """Return the resolved configuration as YAML that `load` reads back to an equal one."""
     import yaml
 

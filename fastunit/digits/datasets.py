@@ -36,12 +36,10 @@ class Digits:
     """One split of a data set.
 
     images: uint8 [N, C, H, W], white on black where the data set is. labels: int64 [N], 0 to 9.
-    files: what they were read from.
     """
 
     images: np.ndarray
     labels: np.ndarray
-    files: tuple[Path, ...]
 
 
 def load(folder: Path, name: str, split: str) -> Digits:
@@ -257,9 +255,8 @@ def _checked(
         )
     if not len(images):
         raise DataError(f"{path} has no images; give the data set's own files")
-    return Digits(
-        np.ascontiguousarray(images.transpose(0, 3, 1, 2)), _digits(labels, labels_file), files
-    )
+    images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return Digits(images, _digits(labels, labels_file))
 
 
 def _digits(labels: np.ndarray, path: Path) -> np.ndarray:

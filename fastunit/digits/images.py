@@ -8,8 +8,7 @@ the images ("pad") or by each image's own pixels ("box"); neither needs labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -136,11 +135,38 @@ def deform(
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield indices [size] below `count` for ever: one permutation of all after the other."""
-    left = torch.empty(0, dtype=torch.int64)
-    while True:
-        while len(left) < size:
-            left = torch.cat([left, torch.randperm(count, generator=generator)])
-        batch, left = left[:size], left[size:]
-        yield batch
+class Stream:
+    """Deformed batches in [-1, 1] for ever: all images in one random order after the other.
+
+    Args:
+        images: uint8 [N, C, 32, 32].
+        size: images of a batch.
+        seed: of the order and the deformations.
+        amounts: as `deform` takes them.
+    """
+
+    def __init__(self, images: Tensor, size: int, seed: int, **amounts: float) -> None:
+        self._images, self._size, self._amounts = images, size, amounts
+        self._generator = torch.Generator().manual_seed(seed)
+        self._left = torch.empty(0, dtype=torch.int64)  # of the order, indices of images
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        """Return a batch, float32 [size, C, 32, 32] in channels_last, and its images' indices."""
+        while len(self._left) < self._size:
+            order = torch.randperm(len(self._images), generator=self._generator)
+            self._left = torch.cat([self._left, order])
+        index, self._left = self._left[: self._size], self._left[self._size :]
+        x = deform(normalised(self._images[index]), **self._amounts, generator=self._generator)
+        return x.contiguous(memory_format=torch.channels_last), index
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the stream stands."""
+        state = {"left": self._left.clone(), "generator": self._generator.get_state()}
+        return state | {"count": len(self._images)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another stood; raises ValueError if that had another number of images."""
+        if state["count"] != len(self._images):
+            raise ValueError(f"{len(self._images)} images instead of {state['count']}")
+        self._left = state["left"].clone()
+        self._generator.set_state(state["generator"])

@@ -215,15 +215,15 @@ class CoDis32x32(nn.Module):
         """
         first = self.first(x_a, x_b)
         features_a, features_b = self.features(first).split([len(x_a), len(x_b)])
-        return self.judge(self.dropped(first)), features_a, features_b
+        return self.discriminate(self.dropped(first)), features_a, features_b
 
     def classify_a(self, x: Tensor) -> Tensor:
         """Return the logits of the ten digits [N, 10] for images of domain a."""
-        return self.name(self.dropped(self.first(x, None)))
+        return self.classify(self.dropped(self.first(x, None)))
 
     def classify_b(self, x: Tensor) -> Tensor:
         """Return the logits of the ten digits [N, 10] for images of domain b."""
-        return self.name(self.dropped(self.first(None, x)))
+        return self.classify(self.dropped(self.first(None, x)))
 
     def first(self, x_a: Tensor | None, x_b: Tensor | None) -> Tensor:
         """Return the first layers' results, [N_a + N_b, dis_ch, 16, 16]: all below go on here.
@@ -252,11 +252,11 @@ class CoDis32x32(nn.Module):
             h = F.dropout(_pool(layer, h), share, self.training)
         return h
 
-    def judge(self, dropped: Tensor) -> Tensor:
+    def discriminate(self, dropped: Tensor) -> Tensor:
         """Return the logits of fake and real, [N, 2]."""
         return fused(self.conv4, dropped).flatten(1)
 
-    def name(self, dropped: Tensor) -> Tensor:
+    def classify(self, dropped: Tensor) -> Tensor:
         """Return the logits of the ten digits, [N, 10]."""
         return fused(self.conv_cl, dropped).flatten(1)
 

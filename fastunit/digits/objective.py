@@ -6,21 +6,22 @@ here takes them. The objective is that of the UNIT paper's section on adaptation
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastunit.common.choices import InitB, Precision
-from fastunit.config.fields import key
+from fastunit.config import CheckpointConfig
+from fastunit.config.fields import build, key, section
 from fastunit.digits.images import Geometry
 from fastunit.digits.networks import CoDis32x32, CoVAE32x32
 
 FAKE, REAL = 0, 1
-UNNAMED = -1  # where no digit is probable enough
+UNLABELLED = -1  # where no digit is probable enough
 Losses = dict[str, Tensor]
 Rows = dict[str, Tensor]  # of the batch that a discriminator takes at once, by what they show
 Term = tuple[float, Callable[[], Tensor]]  # a loss's weight and value
@@ -49,8 +50,8 @@ class Settings:
     translated_cls_w: float = key(0.0, "digits of source images translated to the target", low=0)
     identity_cls_w: float = key(0.0, "digits of source images taken for the target's", low=0)
     semantic_w: float = key(0.0, "the same, for the generator to keep the digit", low=0)
-    self_label_w: float = key(0.0, "digits of target images as the average names them", low=0)
-    self_label_threshold: float = key(0.95, "least probability for such a name", low=0, high=1)
+    self_label_w: float = key(0.0, "pseudo-labels: digits of target images by the average", low=0)
+    self_label_threshold: float = key(0.95, "least probability of a pseudo-label", low=0, high=1)
     holdout: float = key(0.0, "share of the source kept out, to tune on", low=0, below=1)
     init_b: InitB = key("own", "the target's own layers at the start")
     geometry: Geometry = key("frame", "framing")
@@ -62,12 +63,24 @@ class Settings:
     seed: int = key(0, "of all that is random", low=0, high=2**32)
     log_every: int = key(100, "iterations between records", low=1)
     test_every: int = key(1000, "iterations between tests", low=1)
+    snapshot_save_iter: int = key(1000, "iterations between checkpoints", low=1)
+    checkpoint: CheckpointConfig = section(CheckpointConfig, "which checkpoints are kept")
 
     @property
     def uses_generator(self) -> bool:
         """Whether a term with a weight needs reconstructions or translations."""
         weights = (self.gan_w, self.recon_w, self.kl_w, self.feature_w)
         return any((*weights, self.translated_cls_w, self.semantic_w))
+
+    @property
+    def deformation(self) -> dict[str, float]:
+        """The amounts that `images.deform` takes."""
+        return {name: getattr(self, name) for name in ("rotation", "stretch", "shear", "shift")}
+
+
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """Build settings from keys and values; raises ConfigError naming what is wrong."""
+    return build(Settings, values, "")
 
 
 class Fakes(NamedTuple):
@@ -103,7 +116,7 @@ def discriminator_losses(
     x_b: Tensor,
     labels: Tensor,
     fakes: Fakes | None,
-    names: Tensor | None = None,
+    pseudo_labels: Tensor | None = None,
 ) -> Losses:
     """Return what the discriminator descends, "discriminator_total", and its terms by name.
 
@@ -114,22 +127,22 @@ def discriminator_losses(
         x_b: real images of domain b.
         labels: int64 [N], the digits of x_a.
         fakes: the generator's, which get no gradient. None: no term with a weight needs them.
-        names: int64 [N], the digits that `self_labels` found in x_b. None: no such term.
+        pseudo_labels: int64 [N], the digits that `self_labels` found in x_b. None: no such term.
 
     real_fake: cross-entropy of the real pair as real, and half of that of the translated and the
     reconstructed pair as fake. feature: squared distance of the shared layers' features of a
     translation from those of the same image's reconstruction, summed over features, the mean over
     each batch, of both domains. classification: cross-entropy of x_a's digits;
     translated_classification: of those in its translation; identity_classification: of those in
-    x_a taken by domain b's layers, as if it were its own translation; self_label: of names in x_b,
-    summed over those there are and divided by the batch.
+    x_a taken by domain b's layers, as if it were its own translation; self_label: of the
+    pseudo-labels of x_b, summed over those there are and divided by the batch.
 
     A term whose weight is 0 is neither computed nor returned.
     """
-    judged = {"a", "aa", "ba", "b", "bb", "ab"} if settings.gan_w else set()
-    named = {"b"} if names is not None and settings.self_label_w else set()
+    for_gan = {"a", "aa", "ba", "b", "bb", "ab"} if settings.gan_w else set()
+    labelled = {"b"} if pseudo_labels is not None and settings.self_label_w else set()
     compared = {"aa", "ab", "bb", "ba"} if settings.feature_w else set()
-    headed = judged | named | _classified(settings)
+    headed = for_gan | labelled | _classified(settings)
     for_a, for_b = {"a": x_a}, {"b": x_b, "identity": x_a}
     if fakes is not None:
         for_a |= {"aa": fakes.aa.detach(), "ba": fakes.ba.detach()}
@@ -141,8 +154,11 @@ def discriminator_losses(
         "feature": (settings.feature_w, lambda: _feature_distance(dis, first)),
         **_classification_terms(dis, settings, heads, labels),
     }
-    if names is not None and named:
-        terms["self_label"] = (settings.self_label_w, lambda: _self_label(dis, heads["b"], names))
+    if pseudo_labels is not None and labelled:
+        terms["self_label"] = (
+            settings.self_label_w,
+            lambda: _self_label(dis, heads["b"], pseudo_labels),
+        )
     return _weighed(terms, "discriminator_total", x_a)
 
 
@@ -166,8 +182,8 @@ def generator_losses(
         "adversarial": (
             settings.gan_w,
             lambda: (
-                _judged(dis, heads["ba"], heads["ab"], REAL)
-                + _judged(dis, heads["aa"], heads["bb"], REAL)
+                _adversarial(dis, heads["ba"], heads["ab"], REAL)
+                + _adversarial(dis, heads["aa"], heads["bb"], REAL)
             ),
         ),
         "reconstruction": (
@@ -175,19 +191,19 @@ def generator_losses(
             lambda: _distance(fakes.aa, x_a) + _distance(fakes.bb, x_b),
         ),
         "kl": (settings.kl_w, lambda: 2 * fakes.kl),
-        "semantic": (settings.semantic_w, lambda: _named(dis, heads["ab"], labels)),
+        "semantic": (settings.semantic_w, lambda: _classification(dis, heads["ab"], labels)),
     }
     return _weighed(terms, "generator_total", x_a)
 
 
 @torch.no_grad()
-def self_labels(judge: CoDis32x32, x_b: Tensor, threshold: float) -> Tensor:
+def self_labels(classifier: CoDis32x32, x_b: Tensor, threshold: float) -> Tensor:
     """Return the digits that a classifier in evaluation mode finds in images of domain b.
 
-    int64 [N]; UNNAMED where its probability is below the threshold.
+    int64 [N]; UNLABELLED where its probability is below the threshold.
     """
-    probability, digit = judge.classify_b(x_b).float().softmax(1).max(1)
-    return torch.where(probability >= threshold, digit, UNNAMED)
+    probability, digit = classifier.classify_b(x_b).float().softmax(1).max(1)
+    return torch.where(probability >= threshold, digit, UNLABELLED)
 
 
 # ---- passes of the discriminator
@@ -235,23 +251,23 @@ def _classification_terms(
     dis: CoDis32x32, settings: Settings, heads: Rows, labels: Tensor
 ) -> dict[str, Term]:
     return {
-        "classification": (settings.cls_w, lambda: _named(dis, heads["a"], labels)),
+        "classification": (settings.cls_w, lambda: _classification(dis, heads["a"], labels)),
         "translated_classification": (
             settings.translated_cls_w,
-            lambda: _named(dis, heads["ab"], labels),
+            lambda: _classification(dis, heads["ab"], labels),
         ),
         "identity_classification": (
             settings.identity_cls_w,
-            lambda: _named(dis, heads["identity"], labels),
+            lambda: _classification(dis, heads["identity"], labels),
         ),
     }
 
 
 def _real_fake(dis: CoDis32x32, heads: Rows) -> Tensor:
-    fake = _judged(dis, heads["ba"], heads["ab"], FAKE) + _judged(
+    fake = _adversarial(dis, heads["ba"], heads["ab"], FAKE) + _adversarial(
         dis, heads["aa"], heads["bb"], FAKE
     )
-    return _judged(dis, heads["a"], heads["b"], REAL) + 0.5 * fake
+    return _adversarial(dis, heads["a"], heads["b"], REAL) + 0.5 * fake
 
 
 def _feature_distance(dis: CoDis32x32, first: Rows) -> Tensor:
@@ -260,17 +276,17 @@ def _feature_distance(dis: CoDis32x32, first: Rows) -> Tensor:
     return _distance(features["ab"], features["aa"]) + _distance(features["ba"], features["bb"])
 
 
-def _named(dis: CoDis32x32, heads: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(dis.name(heads).float(), labels)
+def _classification(dis: CoDis32x32, heads: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(dis.classify(heads).float(), labels)
 
 
-def _self_label(dis: CoDis32x32, heads: Tensor, names: Tensor) -> Tensor:
-    logits = dis.name(heads).float()
-    return F.cross_entropy(logits, names, ignore_index=UNNAMED, reduction="sum") / len(names)
+def _self_label(dis: CoDis32x32, heads: Tensor, wanted: Tensor) -> Tensor:
+    logits = dis.classify(heads).float()
+    return F.cross_entropy(logits, wanted, ignore_index=UNLABELLED, reduction="sum") / len(wanted)
 
 
-def _judged(dis: CoDis32x32, for_a: Tensor, for_b: Tensor, answer: int) -> Tensor:
-    logits = dis.judge(torch.cat([for_a, for_b])).float()
+def _adversarial(dis: CoDis32x32, for_a: Tensor, for_b: Tensor, answer: int) -> Tensor:
+    logits = dis.discriminate(torch.cat([for_a, for_b])).float()
     wanted = torch.full((len(logits),), answer, device=logits.device)
     return F.cross_entropy(logits, wanted)
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, overload
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastunit.common.choices import Precision
-from fastunit.common.precision import products, resolve, switches
-from fastunit.digits.images import batches, deform, normalised
+from fastunit.common.precision import autocast, matmul_settings, resolve
+from fastunit.digits.images import normalised
 from fastunit.digits.networks import CoDis32x32, CoVAE32x32, copy_own_layers
 from fastunit.digits.objective import (
     Losses,
@@ -46,7 +46,9 @@ class Adaptation:
     Attributes:
         gen: the generators of both domains.
         dis: the discriminators and classifiers of both domains.
-        judge: the discriminator to classify with: averaged weights where `ema_decay` is on.
+        evaluated: the discriminator to classify with: averaged weights where `ema_decay` is on.
+        optimizers: the generators', then the discriminators'.
+        average: of the discriminators' weights; None where `ema_decay` is 0.
         iteration: how many steps were made.
     """
 
@@ -61,70 +63,72 @@ class Adaptation:
             copy_own_layers(self.gen)
         for network in (self.gen, self.dis):
             moved(network, device)
-        self._optimizers = [adam(list(n.parameters()), settings) for n in (self.gen, self.dis)]
-        self._average = None
+        self.optimizers = [adam(list(n.parameters()), settings) for n in (self.gen, self.dis)]
+        self.average = None
         if settings.ema_decay:
-            self._average = Average(self.dis, settings.ema_decay)
+            self.average = Average(self.dis, settings.ema_decay)
         self._precision: Precision = resolve(settings.precision, device)
         self.iteration = 0
 
     @property
-    def judge(self) -> CoDis32x32:
-        return self.dis if self._average is None else self._average.module
+    def evaluated(self) -> CoDis32x32:
+        return self.dis if self.average is None else self.average.module
 
     def advance(self, x_a: Tensor, labels: Tensor, x_b: Tensor) -> Losses:
         """Make one step with images of both domains and the source's labels."""
         self._set_rate()
-        with switches(self._precision):
+        with matmul_settings(self._precision):
             if self.source_only:
                 losses = self._update_classifier(x_a, labels)
             elif self.iteration < self.settings.warmup:
                 losses = self._warm_up(x_a, labels)
             else:
                 losses = self._update_both(x_a, labels, x_b)
-        if self._average is not None:
-            self._average.update()
+        if self.average is not None:
+            self.average.update()
         self.iteration += 1
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _update_classifier(self, x_a: Tensor, labels: Tensor) -> Losses:
-        with self._products():
+        with self._autocast():
             loss = F.cross_entropy(self.dis.classify_a(x_a).float(), labels)
-        self._descend(self._optimizers[1], loss)
+        self._descend(self.optimizers[1], loss)
         return {"classification": loss}
 
     def _warm_up(self, x_a: Tensor, labels: Tensor) -> Losses:
-        with self._products():
+        with self._autocast():
             losses = warmup_losses(self.dis, self.settings, x_a, labels)
-        self._descend(self._optimizers[1], losses["discriminator_total"])
+        self._descend(self.optimizers[1], losses["discriminator_total"])
         return losses
 
     def _update_both(self, x_a: Tensor, labels: Tensor, x_b: Tensor) -> Losses:
         """Update the discriminator, then the generator by it; one draw of noise serves both."""
-        with self._products():
+        with self._autocast():
             fakes = generate(self.gen, x_a, x_b) if self.settings.uses_generator else None
-            names = self._names(x_b)
-            losses = discriminator_losses(self.dis, self.settings, x_a, x_b, labels, fakes, names)
-        self._descend(self._optimizers[1], losses["discriminator_total"])
+            pseudo_labels = self._pseudo_labels(x_b)
+            losses = discriminator_losses(
+                self.dis, self.settings, x_a, x_b, labels, fakes, pseudo_labels
+            )
+        self._descend(self.optimizers[1], losses["discriminator_total"])
         if fakes is None:
             return losses
         with _frozen(self.dis):
-            with self._products():
+            with self._autocast():
                 more = generator_losses(self.dis, self.settings, x_a, x_b, labels, fakes)
-            self._descend(self._optimizers[0], more["generator_total"])
+            self._descend(self.optimizers[0], more["generator_total"])
         return losses | more
 
-    def _names(self, x_b: Tensor) -> Tensor | None:
+    def _pseudo_labels(self, x_b: Tensor) -> Tensor | None:
         """Return the digits that the average finds in target images, where they train."""
         if not self.settings.self_label_w:
             return None
-        self.judge.eval()
-        names = self_labels(self.judge, x_b, self.settings.self_label_threshold)
-        self.judge.train()
-        return names
+        self.evaluated.eval()
+        found = self_labels(self.evaluated, x_b, self.settings.self_label_threshold)
+        self.evaluated.train()
+        return found
 
-    def _products(self) -> Any:
-        return products(self._precision, self.device)
+    def _autocast(self) -> Any:
+        return autocast(self._precision, self.device)
 
     def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         optimizer.zero_grad()
@@ -137,51 +141,27 @@ class Adaptation:
         start = settings.decay_from * settings.iterations
         left = settings.iterations - self.iteration
         share = min(1.0, left / max(settings.iterations - start, 1))
-        for optimizer in self._optimizers:
+        for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * share
 
     def classifier(self, domain: str) -> Callable[[Tensor], Tensor]:
         """Return the function that names the digits of a domain's images, "a" or "b"."""
         if self.source_only:  # what belongs to domain b alone has never been trained
-            return self.judge.classify_a
-        return self.judge.classify_a if domain == SOURCE else self.judge.classify_b
+            return self.evaluated.classify_a
+        return self.evaluated.classify_a if domain == SOURCE else self.evaluated.classify_b
 
     @torch.no_grad()
     def accuracy(self, images: Tensor, labels: Tensor, domain: str) -> float:
         """Return the share of images, uint8 [N, C, 32, 32], whose digit is named right."""
-        self.judge.eval()
+        self.evaluated.eval()
         classify, right = self.classifier(domain), 0
-        with switches(self._precision), self._products():
+        with matmul_settings(self._precision), self._autocast():
             for part, wanted in zip(images.split(500), labels.split(500), strict=True):
                 x = normalised(part).contiguous(memory_format=torch.channels_last)
                 right += (classify(x).argmax(1) == wanted).sum()
-        self.judge.train()
+        self.evaluated.train()
         return int(right) / len(images)
-
-
-@overload
-def stream(
-    images: Tensor, labels: Tensor, settings: Settings, domain: str
-) -> Iterator[tuple[Tensor, Tensor]]: ...
-@overload
-def stream(
-    images: Tensor, labels: None, settings: Settings, domain: str
-) -> Iterator[tuple[Tensor, None]]: ...
-def stream(
-    images: Tensor, labels: Tensor | None, settings: Settings, domain: str
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield deformed batches in [-1, 1] for ever, with their labels where there are any.
-
-    images: uint8 [N, C, 32, 32]. The order and the deformations follow the seed; those of one
-    domain do not depend on the other.
-    """
-    generator = torch.Generator().manual_seed(2 * settings.seed + (domain == TARGET))
-    amounts = {name: getattr(settings, name) for name in ("rotation", "stretch", "shear", "shift")}
-    for index in batches(len(images), settings.batch_size, generator):
-        x = deform(normalised(images[index]), **amounts, generator=generator)
-        x = x.contiguous(memory_format=torch.channels_last)
-        yield x, None if labels is None else labels[index]
 
 
 @contextmanager

@@ -144,7 +144,7 @@ class Translator:
             torch.set_grad_enabled(grad),
             evaluating(self.networks),
             devices.current(self.device),
-            precisions.products(self.precision, self.device),
+            precisions.autocast(self.precision, self.device),
         ):
             images = x.to(self.device).to(dtype).contiguous(memory_format=torch.channels_last)
             if x.dtype != torch.uint8:

@@ -8,24 +8,36 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from fastunit import config as configuration
 from fastunit.common import files
-from fastunit.common.errors import CheckpointError, ConfigError
-from fastunit.config import Config
+from fastunit.common.errors import CheckpointError, ConfigError, TrainingDiverged
+from fastunit.config import CheckpointConfig, Config
 from fastunit.models.domain_pair import Coupled, DomainPair
 from fastunit.models.unit import networks
 from fastunit.training import release_files
+from fastunit.training.ema import Average
 
 FORMAT = 1
 FOLDER = "checkpoints"
 _NAME = re.compile(r"(\d{8})\.pt")
+Settings = TypeVar("Settings")
 _logger = logging.getLogger(__name__)
+
+
+class Schedule(Protocol):
+    """When checkpoints are written and which are kept, as a configuration says."""
+
+    @property
+    def snapshot_save_iter(self) -> int: ...
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...
 
 
 def path_of(run_dir: Path, iteration: int) -> Path:
@@ -40,26 +52,28 @@ def iterations(run_dir: Path) -> list[int]:
     return sorted(int(match[1]) for match in names if match)
 
 
-def save(run_dir: Path, state: dict[str, Any], unit: Coupled) -> Path:
-    """Write a run's `state`, which names its "iteration", and the release's files; return its path.
+def save(run_dir: Path, state: dict[str, Any], unit: Coupled | None = None) -> Path:
+    """Write a run's `state`, which names its "iteration", and return its path.
 
-    Each file is written whole or not at all (`files.atomic`); the checkpoint itself comes last.
+    With `unit`, the release's files of these networks are written first, beside it. Each file is
+    written whole or not at all (`files.atomic`).
     """
     path = path_of(run_dir, state["iteration"])
-    release_files.save_networks(unit, path.parent, state["iteration"])
+    if unit is not None:
+        release_files.save_networks(unit, path.parent, state["iteration"])
     files.save({"format": FORMAT, **state}, path)
     return path
 
 
-def prune(run_dir: Path, config: Config, current: int) -> None:
+def prune(run_dir: Path, schedule: Schedule, current: int) -> None:
     """Delete all but the newest `keep_last` and every `keep_every`-th checkpoint.
 
     A checkpoint is the n-th when its iteration is n times `snapshot_save_iter`. Those after the
     iteration `current` (damaged ones, which the run has gone back behind) are left alone.
     """
-    kept = config.checkpoint.keep_every * config.snapshot_save_iter
+    kept = schedule.checkpoint.keep_every * schedule.snapshot_save_iter
     past = [iteration for iteration in iterations(run_dir) if iteration <= current]
-    for iteration in past[: -config.checkpoint.keep_last]:
+    for iteration in past[: -schedule.checkpoint.keep_last]:
         if kept and iteration % kept == 0:
             continue
         path = path_of(run_dir, iteration)
@@ -128,6 +142,34 @@ def load_modules(modules: dict[str, nn.Module], state: dict[str, Any], source: s
         release_files.load_state(module, state[name], f"{name} of {source}")
 
 
+def check_finite(networks: nn.Module, iteration: int) -> None:
+    """Raise TrainingDiverged where a weight is not finite: bad weights are not kept."""
+    for name, parameter in networks.named_parameters():
+        if not parameter.isfinite().all():
+            raise TrainingDiverged(f"{name} is not finite after iteration {iteration}")
+
+
+def average_state(average: Average | None) -> dict[str, Any]:
+    """Return a checkpoint's entries for an average of weights; None where there is none."""
+    if average is None:
+        return {"ema": None, "ema_updates": 0}
+    return {"ema": average.module.state_dict(), "ema_updates": int(average.updates)}
+
+
+def restore_average(
+    average: Average | None, state: dict[str, Any], source: str, what: str = "generators"
+) -> None:
+    """Restore `average_state`, of `what`; where a checkpoint has none, an average starts anew."""
+    if average is None:
+        return
+    if state["ema"] is None:
+        _logger.warning("%s has no averaged %s: the average starts here", source, what)
+        average.restart()
+    else:
+        load_modules({"ema": average.module}, state, source)
+        average.updates.fill_(state["ema_updates"])
+
+
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     """Return the state of the random generators a run on `device` draws from."""
     state = {"cpu": torch.get_rng_state()}
@@ -154,10 +196,14 @@ def _from_state(state: dict[str, Any], source: str) -> tuple[DomainPair, Config]
     return pair.eval(), config
 
 
-def stored_config(state: dict[str, Any], source: str) -> Config:
-    """Return the configuration a checkpoint was written under."""
+def stored_config(
+    state: dict[str, Any],
+    source: str,
+    read: Callable[[Mapping[str, Any]], Settings] = configuration.from_dict,
+) -> Settings:
+    """Return the configuration a checkpoint was written under, as `read` builds it."""
     try:
-        return configuration.from_dict(state["config"])
+        return read(state["config"])
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"the configuration in {source} cannot be used: {error}") from error
 

@@ -118,6 +118,19 @@ def load(optimizers: Mapping[str, Optimizer], state: Any) -> None:
         raise CheckpointError(f"optimizer.pt does not fit the networks: {error}") from error
 
 
+def restore(optimizer: Adam, state: Mapping[str, Any]) -> None:
+    """Restore moments and steps from a state_dict; the configuration's settings stay.
+
+    Raises:
+        KeyError, ValueError: the state is of other weights.
+    """
+    optimizer.load_state_dict(dict(state))
+    check_moments(optimizer)
+    for group in optimizer.param_groups:
+        group.update(optimizer.defaults)
+    settle(optimizer)
+
+
 def settle(optimizer: Optimizer) -> None:
     """Undo what `load_state_dict` takes from a state about how, not what, is computed.
 

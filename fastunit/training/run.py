@@ -12,18 +12,19 @@ from typing import Any
 import torch
 
 from fastunit import config as configuration
-from fastunit.common import devices, environment, files
+from fastunit.common import devices
 from fastunit.common import progress as bars
-from fastunit.common.errors import ConfigError, TrainingDiverged, UserError
+from fastunit.common.errors import ConfigError, UserError
 from fastunit.config import Config
 from fastunit.data import builtin, discovery, validation
 from fastunit.data.discovery import Domains
 from fastunit.data.image_io import Reading
 from fastunit.data.validation import SizeRule
-from fastunit.training import allocator, checkpoint, held_out
-from fastunit.training.loop import Callback, Stop, Trainer, stop_on_signals
+from fastunit.training import allocator, held_out, run_dir
+from fastunit.training.loop import Callback, Stop, stop_on_signals
 from fastunit.training.run_dir import Run, find_run
 from fastunit.training.state import Session
+from fastunit.training.trainer import Trainer
 
 NAME = "unit"  # of a run's folder below runs/, where `fit` is given none
 _logger = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ def train(
         run.restore(session)
         shown = held_out.shown_images(domains, config, device)
         with run.claim() as folder:
-            _describe(folder, config, device)
+            run_dir.describe(folder, config, device)
             _logger.info("%s", session.manner())
             trainer = Trainer(session, domains, folder, shown, started, callback)
             with stop_on_signals() if signals else nullcontext(Stop()) as stop:
@@ -174,8 +175,6 @@ def _run(trainer: Trainer, stop: Stop) -> bool:
     """Run the loop; tell what to do about it where it cannot go on."""
     try:
         return trainer.run(stop)
-    except TrainingDiverged as error:
-        raise TrainingDiverged(f"{error}; {_last_good(trainer.run_dir)}") from error
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"the GPU's memory is full ({error}); set checkpoint_activations=true, or lower "
@@ -188,19 +187,3 @@ def _rule(config: Config, split: str) -> SizeRule:
     domain = config.domain(split[-1])
     reading = Reading(domain.channels, domain.value_range, f"data.range_{domain.name}")
     return SizeRule(domain.new_size, config.crop, reading)
-
-
-def _describe(folder: Path, config: Config, device: torch.device) -> None:
-    """Write what the run depends on: config.yaml and environment.json."""
-    files.write_text(configuration.dump_yaml(config), folder / "config.yaml")
-    files.write_json(
-        {"seed": config.seed} | environment.describe(device), folder / "environment.json"
-    )
-    _logger.info("training on %s; everything goes to %s/", environment.device_name(device), folder)
-
-
-def _last_good(folder: Path) -> str:
-    kept = checkpoint.iterations(folder)
-    if not kept:
-        return "no checkpoint had been saved before"
-    return f"the last good checkpoint is {checkpoint.path_of(folder, kept[-1])}"

@@ -1,4 +1,4 @@
-"""Which folder a run writes to, and which checkpoint it continues."""
+"""Which folder a run writes to, what describes it there, and which checkpoint it continues."""
 
 from __future__ import annotations
 
@@ -6,21 +6,33 @@ import fcntl
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from fastunit import config
+from fastunit.common import environment, files
 from fastunit.common.errors import CheckpointError, ConfigError, UserError
 from fastunit.training import checkpoint
-from fastunit.training.state import Session
 
 ROOT = Path("runs")
+ADAPT = "adapt-"  # how names of runs begin that only the digits' adaptation continues
 _LOCK = ".lock"
 _RELEASE = re.compile(r"gen_\d{8}\.pt")
 _logger = logging.getLogger(__name__)
+
+
+class Resumable(Protocol):
+    """What can be brought to where a run was left."""
+
+    @property
+    def iteration(self) -> int: ...
+    def restore(self, state: dict[str, Any], source: str) -> None: ...
+    def restore_release(self, path: Path) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,12 @@ class Run:
     weights: Path | None = None
     numbered: bool = False
 
-    def restore(self, session: Session) -> None:
+    @property
+    def start(self) -> str:
+        """What the run begins with, in words."""
+        return f"continues {self.source}" if self.source else "starts afresh"
+
+    def restore(self, session: Resumable) -> None:
         """Bring a fresh session to where the run continues."""
         if self.state is not None:
             session.restore(self.state, self.source)
@@ -46,10 +63,15 @@ class Run:
         if self.source:
             _logger.info("continuing %s at iteration %d", self.source, session.iteration)
 
-    def values(self, path: str | None) -> dict[str, Any]:
-        """Return the configuration's values: of the file at `path`, else of what is continued."""
+    def values(
+        self, path: str | None, read: Callable[[Mapping[str, Any]], Any] = config.from_dict
+    ) -> dict[str, Any]:
+        """Return the configuration's values: of the file at `path`, else of what is continued.
+
+        `read` builds the settings of what is trained from the values in a checkpoint.
+        """
         if path is None and self.state is not None:
-            return config.to_dict(checkpoint.stored_config(self.state, self.source))
+            return config.to_dict(checkpoint.stored_config(self.state, self.source, read))
         if path is None and self.weights is not None:
             return config.to_dict(checkpoint.config_beside(self.weights))
         return config.read_yaml(path)
@@ -77,14 +99,23 @@ class Run:
             yield folder
 
 
+def describe(folder: Path, settings: Any, device: torch.device) -> None:
+    """Write what a run depends on: config.yaml, of a settings' dataclass, and environment.json."""
+    files.write_text(config.dump_yaml(settings), folder / "config.yaml")
+    files.write_json(
+        {"seed": settings.seed} | environment.describe(device), folder / "environment.json"
+    )
+    _logger.info("training on %s; everything goes to %s/", environment.device_name(device), folder)
+
+
 def find_run(output: str | None, resume: str | None, name: str | None) -> Run:
     """Return the run that writes to `output` and continues what `resume` says.
 
     Without `output` the folder is runs/NAME, NAME being `name`, or that of the run which a
     release's file to be continued lies in, or demo; a fresh run takes the first of NAME, NAME-2,
     ... that is free. To `resume` "auto" continues the newest checkpoint of `output`, or of NAME,
-    NAME-2, ..., or without `name` of any folder in runs; where there is none, it starts a run.
-    Nothing is written.
+    NAME-2, ..., or without `name` of any folder in runs but the digits'; where there is none, it
+    starts a run. Nothing is written.
 
     Raises:
         ConfigError: a folder would lose something.
@@ -184,6 +215,7 @@ def _latest(name: str | None) -> Path | None:
         folders = list(_numbered(name).values())
     else:
         folders = list(ROOT.iterdir()) if ROOT.is_dir() else []
+        folders = [folder for folder in folders if not folder.name.startswith(ADAPT)]
     written = {
         checkpoint.path_of(folder, found[-1]).stat().st_mtime_ns: folder
         for folder in folders

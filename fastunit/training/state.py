@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastunit import config
 from fastunit.common import files, precision
-from fastunit.common.errors import CheckpointError, TrainingDiverged
+from fastunit.common.errors import CheckpointError
 from fastunit.config import Config
 from fastunit.data.discovery import Domains
 from fastunit.data.pipeline import DomainLoader
@@ -117,21 +117,17 @@ class Session:
 
     def save(self, run_dir: Path) -> Path:
         """Write a checkpoint; raises TrainingDiverged rather than keep bad weights."""
-        for name, parameter in self.unit.named_parameters():
-            if not parameter.isfinite().all():
-                raise TrainingDiverged(f"{name} is not finite after iteration {self.iteration}")
+        checkpoint.check_finite(self.unit, self.iteration)
         return checkpoint.save(run_dir, self.state(), self.unit)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds: tensors and plain values."""
-        average = self._average
         return {
             "iteration": self.iteration,
             "config": config.to_dict(self.config),
             "unit": self.unit.state_dict(),
             "step": self.step.state_dict(),
-            "ema": average.module.state_dict() if average is not None else None,
-            "ema_updates": int(average.updates) if average is not None else 0,
+            **checkpoint.average_state(self._average),
             "random": checkpoint.random_state(self.device),
             "positions": dict(self.positions),
             "files": dict(self.files),
@@ -149,7 +145,7 @@ class Session:
             checkpoint.restore_random_state(state["random"], self.device)
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"{source} does not fit this configuration: {error}") from error
-        self._restore_average(state, source)
+        checkpoint.restore_average(self._average, state, source)
 
     def restore_release(self, path: Path) -> None:
         """Continue from a gen_XXXXXXXX.pt of the release and the files beside it.
@@ -179,7 +175,7 @@ class Session:
                 optimizers,
                 self.step.learning_rate,
             )
-        self._restore_average({"ema": None, "ema_updates": 0}, str(path))
+        checkpoint.restore_average(self._average, checkpoint.average_state(None), str(path))
 
     def _follow_settings(self, before: Config) -> None:
         """Let changed optimiser settings win over the restored ones, saying so."""
@@ -193,14 +189,3 @@ class Session:
             self.step.reset_settings(self.iteration)
             changes = (f"{k} {getattr(before, k)} -> {getattr(self.config, k)}" for k in keys)
             _logger.info("going on with changed settings: %s", ", ".join(changes))
-
-    def _restore_average(self, state: dict[str, Any], source: str) -> None:
-        average = self._average
-        if average is None:
-            return
-        if state["ema"] is None:
-            _logger.warning("%s has no averaged generators: the average starts here", source)
-            average.restart()
-        else:
-            checkpoint.load_modules({"ema": average.module}, state, source)
-            average.updates.fill_(state["ema_updates"])

@@ -178,7 +178,7 @@ class TrainStep:
         """
         count, found = self.config.accumulate, []
         optimizer.zero_grad()
-        with precision.switches(self._resolved()):
+        with precision.matmul_settings(self._resolved()):
             for part in range(count):
                 inputs = (_part(value, part, count) for value in (x_a, x_b, noise))
                 found.append(losses(*inputs))
@@ -195,13 +195,13 @@ class TrainStep:
 
     def as_it_is(self, function: Callable[..., R], *args: Any) -> R:
         """Call a function in the configured precision, not compiled."""
-        with precision.products(self._resolved(), self.device):
+        with precision.autocast(self._resolved(), self.device):
             return function(*args)
 
     def _call(self, function: Callable[..., R], *args: Any) -> R:
         """Call a function of the networks in the configured precision, compiled if configured."""
         resolved, device = self._resolved(), self.device
-        with precision.products(resolved, device):
+        with precision.autocast(resolved, device):
             return self.compiled(function, *args, device=device)
 
     def _resolved(self) -> Precision:

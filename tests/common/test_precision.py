@@ -110,16 +110,16 @@ def test_tf32_needs_a_gpu(tiny, monkeypatch):
     assert precision.resolve("tf32", torch.device("cuda")) == "tf32"
 
 
-def test_switches_are_set_inside_and_restored_after_an_error():
+def test_settings_are_made_inside_and_restored_after_an_error():
     backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = [backend.fp32_precision for backend in backends]
     for name, wanted in (("tf32", "tf32"), ("fp32", "ieee"), ("bf16", "ieee")):
-        with pytest.raises(KeyError), precision.products(name, CPU):
+        with pytest.raises(KeyError), precision.autocast(name, CPU):
             assert [backend.fp32_precision for backend in backends] == [wanted] * 2
             assert torch.is_autocast_enabled("cpu") == (name == "bf16")
             raise KeyError
         assert [backend.fp32_precision for backend in backends] == before
-    with precision.products("inherit", CPU):
+    with precision.autocast("inherit", CPU):
         assert [backend.fp32_precision for backend in backends] == before
 
 

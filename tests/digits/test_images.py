@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fastunit.digits.images import batches, deform, normalised, prepare
+from fastunit.digits.images import Stream, deform, normalised, prepare
 
 
 def rectangle(top, left, height, width, size=(28, 28)) -> torch.Tensor:
@@ -60,29 +59,53 @@ def test_a_frame_is_resized_as_pytorch_does():
         prepare(large, "crop")
 
 
+STILL = {"rotation": 0, "stretch": 0, "shear": 0, "shift": 0}
+
+
 def test_deformation():
     generator = torch.Generator().manual_seed(0)
     images = normalised(prepare(rectangle(4, 10, 20, 8), "box")).expand(200, -1, -1, -1)
-    none = {"rotation": 0, "stretch": 0, "shear": 0, "shift": 0}
-    assert deform(images, **none, generator=generator) is images
+    assert deform(images, **STILL, generator=generator) is images
     ink = (images[:1] + 1).sum().item()
     for name, amount in (("rotation", 20), ("shear", 0.3), ("shift", 2)):
-        moved = deform(images, **(none | {name: amount}), generator=generator)
+        moved = deform(images, **(STILL | {name: amount}), generator=generator)
         areas = (moved + 1).sum((1, 2, 3)) / ink  # all three keep areas
         assert areas.min() > 0.93 and areas.max() < 1.07, name
         assert not torch.equal(moved[0], moved[1]), name
-    areas = (deform(images, **(none | {"stretch": 0.2}), generator=generator) + 1).sum((1, 2, 3))
+    areas = (deform(images, **(STILL | {"stretch": 0.2}), generator=generator) + 1).sum((1, 2, 3))
     assert 1.2 < (areas / ink).max() < math.exp(0.4) * 1.05
-    centres = deform(images, **(none | {"shift": 2}), generator=generator) + 1
+    centres = deform(images, **(STILL | {"shift": 2}), generator=generator) + 1
     rows = (centres.sum((1, 3)) * torch.arange(32)).sum(1) / centres.sum((1, 2, 3)) - 15.5
     assert 1.5 < rows.max() <= 2.01 and -2.01 <= rows.min() < -1.5
 
 
-def test_batches_take_every_image_once_in_turn():
-    drawn = torch.cat(list(islice(batches(10, 4, torch.Generator().manual_seed(1)), 5)))
-    assert sorted(drawn[:10].tolist()) == list(range(10)) == sorted(drawn[10:].tolist())
-    assert drawn[:10].tolist() != drawn[10:].tolist()
-    assert sorted(next(batches(2, 4, torch.Generator())).tolist()) == [0, 0, 1, 1]
+def indices(stream: Stream, batches: int) -> list[int]:
+    return torch.cat([next(stream)[1] for _ in range(batches)]).tolist()
+
+
+def test_a_stream_takes_every_image_once_in_turn():
+    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(-1, 1, 32, 32)
+    x, index = next(Stream(images, 4, seed=3, **STILL))
+    assert torch.equal(x, normalised(images[index]))
+    drawn = indices(Stream(images, 4, seed=1, **STILL), 5)
+    assert sorted(drawn[:10]) == list(range(10)) == sorted(drawn[10:])
+    assert drawn[:10] != drawn[10:] and drawn != indices(Stream(images, 4, seed=2, **STILL), 5)
+    assert sorted(indices(Stream(images[:2], 4, seed=0, **STILL), 1)) == [0, 0, 1, 1]
+
+
+def test_a_stream_goes_on_where_it_stood():
+    images = torch.randint(0, 256, (10, 1, 32, 32), dtype=torch.uint8)
+    first, other = (Stream(images, 4, seed, **STILL | {"rotation": 9}) for seed in (1, 2))
+    for _ in range(3):
+        next(first)
+    state = first.state_dict()
+    rest = [next(first) for _ in range(4)]
+    other.load_state_dict(state)
+    for x, index in rest:
+        again, same = next(other)
+        assert torch.equal(x, again) and torch.equal(index, same)
+    with pytest.raises(ValueError, match="9 images instead of 10"):
+        Stream(images[:9], 4, 1, **STILL).load_state_dict(state)
 
 
 def test_padding_gives_usps_the_margin_of_mnist():

@@ -38,7 +38,7 @@ def nll(logits, classes) -> torch.Tensor:
     return -(logits.softmax(1)[range(len(logits)), classes]).log().mean()
 
 
-def close(mine, reference, limit=1e-6):  # `_judged` and the like continue in float32
+def close(mine, reference, limit=1e-6):  # `_adversarial` and the like continue in float32
     assert mine.item() == pytest.approx(reference.item(), rel=limit)
 
 

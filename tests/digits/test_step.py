@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from itertools import islice
 
 import pytest
 import torch
 
 from fastunit.common.errors import ConfigError
 from fastunit.config.fields import build
-from fastunit.digits.images import normalised
+from fastunit.digits.images import Stream, normalised
 from fastunit.digits.networks import CoVAE32x32, copy_own_layers
 from fastunit.digits.objective import Settings
-from fastunit.digits.step import SOURCE, TARGET, Adaptation, stream
+from fastunit.digits.step import SOURCE, TARGET, Adaptation
 
 CPU = torch.device("cpu")
 TINY = Settings(gen_ch=2, dis_ch=2, batch_size=4, iterations=4, lr=1e-3)
@@ -29,19 +28,22 @@ def data(seed: int, count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.randint(0, 10, (count,), generator=generator)
 
 
+def stream(images: torch.Tensor, settings: Settings) -> Stream:
+    return Stream(images, settings.batch_size, settings.seed, **settings.deformation)
+
+
 def trained(settings: Settings, source_only: bool = False) -> tuple[Adaptation, list]:
     run = Adaptation(settings, 1, CPU, source_only)
-    labelled = stream(*data(0), settings, SOURCE)
-    unlabelled = stream(data(1)[0], None, settings, TARGET)
-    losses = []
+    (images, labels), losses = data(0), []
+    source, target = stream(images, settings), stream(data(1)[0], settings)
     for _ in range(settings.iterations):
-        (x_a, labels), (x_b, _) = next(labelled), next(unlabelled)
-        losses.append(run.advance(x_a, labels, x_b))
+        (x_a, index), (x_b, _) = next(source), next(target)
+        losses.append(run.advance(x_a, labels[index], x_b))
     return run, losses
 
 
 def state(run: Adaptation) -> dict[str, torch.Tensor]:
-    networks = {"gen": run.gen, "dis": run.dis, "judge": run.judge}
+    networks = {"gen": run.gen, "dis": run.dis, "judge": run.evaluated}
     return {f"{n}.{k}": v for n, net in networks.items() for k, v in net.state_dict().items()}
 
 
@@ -75,7 +77,7 @@ def test_source_only_trains_the_classifier_alone():
     changed = {k.split(".")[1] for k, v in state(run).items() if not torch.equal(v, before[k])}
     assert changed == {"conv0_a", "conv1", "conv2", "conv3", "conv_cl"}
     assert set(losses[0]) == {"classification"}
-    assert run.classifier(TARGET) == run.judge.classify_a
+    assert run.classifier(TARGET) == run.evaluated.classify_a
 
 
 def test_a_warm_up_classifies_source_images_by_both_domains_layers():
@@ -97,13 +99,13 @@ def test_a_warm_up_classifies_source_images_by_both_domains_layers():
 def test_the_average_follows_the_weights_and_soon_forgets_the_start():
     run = Adaptation(replace(TINY, ema_decay=0.3), 1, CPU)
     x, labels = normalised(data(0)[0][:4]), data(0)[1][:4]
-    assert torch.equal(run.judge.conv_cl.weight, run.dis.conv_cl.weight)
+    assert torch.equal(run.evaluated.conv_cl.weight, run.dis.conv_cl.weight)
     for decay in (1 / 10, 2 / 11, 3 / 12, 0.3, 0.3):
-        before = run.judge.conv_cl.weight.clone()
+        before = run.evaluated.conv_cl.weight.clone()
         run.advance(x, labels, x)
         expected = decay * before + (1 - decay) * run.dis.conv_cl.weight
-        assert torch.allclose(run.judge.conv_cl.weight, expected), decay
-    assert Adaptation(TINY, 1, CPU).judge is not run.judge
+        assert torch.allclose(run.evaluated.conv_cl.weight, expected), decay
+    assert Adaptation(TINY, 1, CPU).evaluated is not run.evaluated
 
 
 def test_the_rate_falls_to_zero_from_the_share_named():
@@ -112,26 +114,26 @@ def test_the_rate_falls_to_zero_from_the_share_named():
     rates = []
     for _ in range(4):
         run.advance(x, labels, x)
-        rates.append({group["lr"] for o in run._optimizers for group in o.param_groups})
+        rates.append({group["lr"] for o in run.optimizers for group in o.param_groups})
     assert rates == [{1e-3}, {1e-3}, {1e-3}, {5e-4}]
 
 
 def test_accuracy_counts_every_image_and_leaves_training_mode():
     run = Adaptation(TINY, 1, CPU)
     images, _ = data(3, 1101)
-    run.judge.eval()
+    run.evaluated.eval()
     with torch.no_grad():
         answers = {
-            SOURCE: run.judge.classify_a(normalised(images)).argmax(1),
-            TARGET: run.judge.classify_b(normalised(images)).argmax(1),
+            SOURCE: run.evaluated.classify_a(normalised(images)).argmax(1),
+            TARGET: run.evaluated.classify_b(normalised(images)).argmax(1),
         }
-    run.judge.train()
+    run.evaluated.train()
     for domain, right in answers.items():
         wrong = right.clone()
         wrong[1000:] = (wrong[1000:] + 1) % 10
         assert run.accuracy(images, right, domain) == 1
         assert run.accuracy(images, wrong, domain) == 1000 / 1101
-    assert run.judge.training
+    assert run.evaluated.training
 
 
 def test_a_step_without_any_weight_changes_nothing():
@@ -167,14 +169,14 @@ def test_self_labels_come_after_the_warm_up_from_the_average():
     )
     run, losses = trained(settings)
     assert "self_label" not in losses[0] and losses[2]["self_label"] > 0
-    assert run.judge.training and not equal(run, trained(replace(settings, self_label_w=0))[0])
+    assert run.evaluated.training and not equal(run, trained(replace(settings, self_label_w=0))[0])
     strict = trained(replace(settings, self_label_threshold=1.0))[1]
     assert strict[2]["self_label"] == 0
     x_b = normalised(data(1)[0][:4])
     with torch.no_grad():  # unlike the network that is trained, it has no dropout
-        names = run.judge.eval().classify_b(x_b).argmax(1)
-    run.judge.train()
-    assert all(torch.equal(run._names(x_b), names) for _ in range(3))
+        names = run.evaluated.eval().classify_b(x_b).argmax(1)
+    run.evaluated.train()
+    assert all(torch.equal(run._pseudo_labels(x_b), names) for _ in range(3))
 
 
 def test_the_targets_own_layers_start_as_copies():
@@ -221,7 +223,9 @@ def test_settings_are_refused_by_name():
 def test_a_gpu_learns_the_same_task():
     run = Adaptation(replace(DEFORMED, dis_ch=8, iterations=200), 1, torch.device("cuda", 0))
     images, labels = (value.cuda() for value in data(0))
-    for x_a, digits in islice(stream(images, labels, run.settings, SOURCE), 200):
-        losses = run.advance(x_a, digits, x_a)
+    source = stream(images, run.settings)
+    for _ in range(200):
+        x_a, index = next(source)
+        losses = run.advance(x_a, labels[index], x_a)
     assert all(loss.isfinite() for loss in losses.values())
     assert run.accuracy(images, labels, SOURCE) > 0.8  # twelve images, learned by heart

@@ -63,11 +63,15 @@ def test_every_cell_is_run_once_seed_by_seed_and_a_stopped_table_goes_on(command
     assert results[0].read_bytes() == kept
 
 
-def test_a_run_of_other_settings_is_refused(command):
+def test_a_run_of_other_settings_is_refused(command, trained, data):
     few = ("--methods", "source only", "--protocols", "stretched", "--seeds", "1")
     assert command(*few)[0] == 0
     code, _, err = command(*few, "--set", "lr=0.5")
     assert code == 2 and "holds a run of other settings; choose another --out" in err
+    for result in (data / "out").rglob("result.json"):  # nor is it continued with these
+        result.unlink()
+    assert command(*few, "--set", "lr=0.5")[0] == 2 and len(trained) == 2
+    assert command(*few)[0] == 0
 
 
 def test_a_table_of_nothing_and_a_run_that_fails_are_told(command, data):
@@ -86,7 +90,7 @@ def test_protocols_and_methods(protocol, method, tmp_path):
     options = adapt.parser().parse_args(run.options(args))
     settings = adapt.settings_of(options)
     assert (options.source, options.target, settings.seed) == ("usps", "mnist", 4)
-    assert options.output == run.folder(tmp_path) and options.data == tmp_path
+    assert options.output == str(run.folder(tmp_path)) and options.data == tmp_path
     assert settings.iterations == 1200 and options.source_only == (method == "source only")
     geometry = {"stretched": "frame", "padded": "pad", "box, deformed": "box"}[protocol]
     assert settings.geometry == geometry

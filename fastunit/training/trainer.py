@@ -1,0 +1,120 @@
+"""The loop over two domains of images: data, step, samples, throughput and the run's result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fastunit.common import files
+from fastunit.data.discovery import Domains
+from fastunit.report import gallery
+from fastunit.report.gallery import Gallery
+from fastunit.report.metrics import Metrics
+from fastunit.training import held_out
+from fastunit.training.evaluate import measure
+from fastunit.training.loop import Callback, Loop, Stop
+from fastunit.training.objective import Losses
+from fastunit.training.state import Session
+
+
+@dataclass
+class Clock:
+    """Throughput since the last reading."""
+
+    images: int = 0
+    waited: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    def next_batch(self, loaders: tuple) -> tuple[Tensor, Tensor]:
+        """Return the next batch of each domain, timing the wait."""
+        start = time.perf_counter()
+        x_a, x_b = (next(loader) for loader in loaders)
+        self.waited += time.perf_counter() - start
+        self.images += len(x_a) + len(x_b)
+        return x_a, x_b
+
+    def read(self) -> dict[str, float]:
+        """Return images/s (both domains counted) and the share of time spent waiting for data."""
+        seconds = time.perf_counter() - self.since
+        rates = {"images_per_s": self.images / seconds, "data_wait": self.waited / seconds}
+        self.images, self.waited, self.since = 0, 0.0, time.perf_counter()
+        return rates
+
+
+class Trainer(Loop[Session]):
+    """Drives a session over its data and keeps the run's folder.
+
+    `shown` are the images of both domains for the sample grids; `started` is the
+    time.perf_counter() at which the run began; `callback` takes the losses at every `log_iter`.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        domains: Domains,
+        run_dir: Path,
+        shown: tuple[Tensor, Tensor],
+        started: float,
+        callback: Callback | None = None,
+    ) -> None:
+        self.config = session.config
+        super().__init__(session, self.config, self.config.max_iter, run_dir, started, callback)
+        self.domains, self.shown = domains, shown
+
+    def finish(self, pairs: held_out.Pairs) -> dict[str, Any]:
+        """Measure, write result.json and the page; returns the result."""
+        session = self.session
+        result: dict[str, Any] = {"iteration": session.iteration}
+        if pairs:
+            result |= measure(
+                session.generator_pair, pairs, self.domains, self.config, session.device
+            )
+            result["pairs"] = len(pairs)
+        loop_seconds = session.spent["loop_seconds"]
+        images = sum(session.positions.values())
+        result["images_per_s"] = images / loop_seconds if loop_seconds else 0.0
+        result["seconds"] = self.seconds()
+        files.write_json(result, self.run_dir / "result.json")
+        gallery.page(self.run_dir, self.config, session.iteration, result)
+        return result
+
+    def _run(self, stop: Stop) -> None:
+        self._loaders = self.session.loaders(self.domains)
+        super()._run(stop)
+
+    @contextmanager
+    def _showing(self, metrics: Metrics) -> Iterator[None]:
+        session = self.session
+        with Gallery(self.run_dir, self.config, self.shown) as self._shows:
+            self._shows.forget_after(session.iteration)
+            if session.iteration == 0:
+                self._shows.show(session.generator_pair, 0, keep=metrics)
+            self._clock = Clock()
+            yield
+
+    def _advance(self) -> Losses:
+        return self.session.advance(*self._clock.next_batch(self._loaders))
+
+    def _measure(self) -> dict[str, float] | None:
+        if not self._due(self.config.log_iter):
+            return None
+        return {"learning_rate": self.session.step.learning_rate} | self._clock.read()
+
+    def _postfix(self, values: dict[str, float]) -> str:
+        return (
+            f"D {values['discriminator_total']:.3f}, G {values['generator_total']:.3f}, "
+            f"{values['images_per_s']:.1f} images/s, {values['data_wait']:.0%} data wait"
+        )
+
+    def _after_iteration(self, metrics: Metrics) -> None:
+        session = self.session
+        if self._due(self.config.image_save_iter):
+            self._shows.show(session.generator_pair, session.iteration, keep=metrics)
+        elif self._due(self.config.image_display_iter):
+            self._shows.show(session.generator_pair, session.iteration)

@@ -39,7 +39,7 @@ with cli.needs("train"):
     from fastunit.training import held_out
 
 LEVELS = 16  # a pixel is right when each channel is this near to the truth, of 255
-SHOWN = 12  # pictures
+SHOWN = 12  # images
 # Student's t for 95 % intervals, by the number of seeds.
 T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 
@@ -169,7 +169,7 @@ def _train(run: Run, args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def _write(runs: Sequence[Run], args: argparse.Namespace) -> None:
-    """Score the runs and write the tables and the picture."""
+    """Score the runs and write the tables and the image."""
     (x_a, x_b), training = (_images(runs[0].settings(args), test=t) for t in (True, False))
     scores, rows = {}, {"scene": x_a[:SHOWN]}
     for run in runs:
@@ -179,7 +179,7 @@ def _write(runs: Sequence[Run], args: argparse.Namespace) -> None:
         if run.seed == runs[0].seed:
             rows[str(run.variant)] = maps[:SHOWN]
     rows["the true map"] = x_b[:SHOWN]
-    guesses = {"one constant picture": constant, "one colour": colour}
+    guesses = {"one constant image": constant, "one colour": colour}
     guesses = {name: [guess(x) for x in training] for name, guess in guesses.items()}
     baselines = {
         name: Score(right(for_b, x_b), _l1(for_b, x_b), _l1(for_a, x_a))
@@ -196,7 +196,7 @@ def _write(runs: Sequence[Run], args: argparse.Namespace) -> None:
 
 
 def _images(settings: config.Config, *, test: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the centre crops of all held-out pairs, or of all training pictures."""
+    """Return the centre crops of all held-out pairs, or of all training images."""
     root = builtin.demo_root(builtin=settings.data.builtin)
     settings = replace(settings, data_root=str(root), display_size=10_000)
     domains = discovery.find_domains(settings)

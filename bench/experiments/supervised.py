@@ -1,8 +1,8 @@
 """The demo's ceiling: its network trained on pairs, ``python -m bench.experiments.supervised``.
 
-The demo learns from unpaired pictures; how near to the truth its translations could come at all,
+The demo learns from unpaired images; how near to the truth its translations could come at all,
 with the same generators, number of iterations, batches, crops, Adam and average, is found by
-descending the mean absolute difference from the true picture in both directions. Its training
+descending the mean absolute difference from the true image in both directions. Its training
 pairs are the scenes of the demo's trainA, drawn by day and by night; it is measured on the demo's
 held-out pairs.
 """
@@ -35,7 +35,7 @@ with cli.needs("train"):
     from fastunit.data.pipeline import DomainLoader
     from fastunit.report import summary
     from fastunit.training import evaluate, held_out
-    from fastunit.training.state import Session
+    from fastunit.training.state import TrainState
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,15 +62,15 @@ def ceiling(settings: Config) -> dict:
     """Train on true pairs as `settings` say; return what `measure.measure` says, and "pairs"."""
     device = torch.device("cpu")
     demo = discovery.find_domains(replace(settings, data_root=str(builtin.demo_root())))
-    session = Session(replace(settings, share_fakes=False), device)
-    supervise(session.step)
+    state = TrainState(replace(settings, share_fakes=False), device)
+    supervise(state.step)
     with TemporaryDirectory() as folder:
         builtin.draw_training_pairs(Path(folder), len(demo.train_a))
         loaders = [_loader(settings, Path(folder, name)) for name in ("trainA", "trainB")]
         for _ in tqdm(range(settings.max_iter), f"seed {settings.seed}", file=STDERR):
-            session.advance(*map(next, loaders))
+            state.advance(*map(next, loaders))
     pairs = held_out.find_pairs(demo, settings)
-    found = evaluate.measure(session.generator_pair, pairs, demo, settings, device)
+    found = evaluate.measure(state.generator_pair, pairs, demo, settings, device)
     return found | {"pairs": len(pairs)}
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from bench.gpu import checks, measure
-from bench.gpu.workspace import FAILED, Outcome, Room
+from bench.gpu.workspace import FAILED, Outcome, Workspace
 from bench.report import tables
 from fastunit.common import cli
 from fastunit.common.errors import UserError
@@ -29,14 +29,14 @@ LIMIT = 540  # seconds, of all stages: a call of ten minutes ends well
 class Stage(NamedTuple):
     """What proves something, and the seconds it may take."""
 
-    prove: Callable[[Room], Outcome]
+    prove: Callable[[Workspace], Outcome]
     seconds: int
 
 
 STAGES = {
     "tests": Stage(checks.tests, 280),
     "sanitize": Stage(checks.sanitize, 150),
-    "quick": Stage(lambda room: checks.report(room, "--quick"), 110),
+    "quick": Stage(lambda workspace: checks.report(workspace, "--quick"), 110),
     "report": Stage(checks.report, 400),
     "profile": Stage(checks.profile, 60),
     "tiles": Stage(checks.tiles, 30),
@@ -104,7 +104,7 @@ def run(
             outcome = Outcome.left_out(f"the {limit:.0f} s are spent")
         else:
             print(f"\n{name}: at most {seconds:.0f} s", flush=True)
-            outcome = STAGES[name].prove(Room(out, seconds, tuple(data)))
+            outcome = STAGES[name].prove(Workspace(out, seconds, tuple(data)))
         found[name] = time.monotonic() - begin, outcome
         print(f"{name}: {outcome}", flush=True)
     return found

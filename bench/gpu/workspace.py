@@ -37,7 +37,7 @@ class Outcome:
 
 
 @dataclass
-class Room:
+class Workspace:
     """Where a stage writes, and until when its commands may run."""
 
     out: Path

@@ -2,7 +2,7 @@
 
 `bench_data_wait` trains our own configurations on both domains, as the training loop does:
 data_wait is the share of the time that the loop waits for the loaders, the median of the rounds;
-images/s count both domains. The demo reads its own small pictures, all else JPEG files as large as
+images/s count both domains. The demo reads its own small images, all else JPEG files as large as
 photographs.
 
 `bench_pipeline` reads and does nothing else: photographs of one domain, resized, cropped and
@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.step.contenders import Opponent
+from bench.step.contenders import Contender
 from fastunit import config
 from fastunit.data.builtin import demo_root
 from fastunit.data.discovery import find_domains
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 
 Image = pytest.importorskip(
     "PIL.Image", reason="data pipeline: needs Pillow: pip install 'fastunit[bench]'"
@@ -71,14 +71,14 @@ def bench_data_wait(benchmark, device: torch.device, photographs: Path, case: st
     root = demo_root() if name == "demo" else photographs
     keys = {"data_root": str(root), "data": {"builtin": "none"}}
     settings = config.resolve(config.read_yaml(name), overrides, keys)
-    session = Session(settings, device)
-    loaders = session.loaders(find_domains(settings))
+    state = TrainState(settings, device)
+    loaders = state.loaders(find_domains(settings))
     shares: list[float] = []
 
     def train() -> None:
         clock = Clock()
         for _ in range(batches):
-            session.advance(*clock.next_batch(loaders))
+            state.advance(*clock.next_batch(loaders))
         if device.type == "cuda":
             torch.cuda.synchronize()
         shares.append(clock.read()["data_wait"])
@@ -97,5 +97,5 @@ def bench_pipeline(benchmark, compare, photographs: Path, size: int, workers: in
     keys = {"data_root": str(photographs), "num_workers": workers, "batch_size": BATCH}
     crop = {"new_size": size, "crop_image_height": size, "crop_image_width": size}
     settings = config.from_dict(keys | crop)
-    found = {name: Opponent(name, settings) for name in ("fastunit", "baseline")}
+    found = {name: Contender(name, settings) for name in ("fastunit", "baseline")}
     compare("data", found, BATCH)

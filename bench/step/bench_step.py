@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from bench.model import peaks, roofline
-from bench.step.contenders import Opponent
+from bench.step.contenders import Contender
 from bench.step.tasks import GPU, random_images
 from fastunit import config
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 
 # Our own configurations; photographs one at a time, as the paper trains.
 CASES = {"demo": [], "photos": ["batch_size=1"]}
@@ -29,11 +29,11 @@ THROUGHPUT = ((256, 1), (256, 8)) if GPU else ((64, 1), (64, 4), (128, 1))
 @pytest.mark.parametrize("name", CASES)
 def bench_step(benchmark, device, name):
     settings = config.load(name, CASES[name])
-    session = Session(settings, device)
+    state = TrainState(settings, device)
     x_a, x_b = random_images(settings, device)
 
     def step() -> None:
-        session.advance(x_a, x_b)
+        state.advance(x_a, x_b)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -60,7 +60,7 @@ def bench_opponents(benchmark, compare, pytestconfig, size, batch):
     wanted = pytestconfig.getoption("--full") or (size, batch) in STRONGEST
     if wanted and pytestconfig.getoption("--patience") != 0:
         names.append("strongest")
-    compare("step", {name: Opponent(name, settings) for name in names}, 2 * batch)
+    compare("step", {name: Contender(name, settings) for name in names}, 2 * batch)
     if GPU:
         facts = benchmark.extra_info
         floor = roofline.floor_ms(settings, peaks.measured())

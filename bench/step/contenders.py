@@ -35,14 +35,14 @@ COMPILING_LIMIT = 1800.0  # seconds
 Round = Mapping[str, float]  # an implementation's name: seconds of a run
 
 
-class Opponent(NamedTuple):
+class Contender(NamedTuple):
     """An implementation that `tasks.begin` knows, its configuration, the savings it lacks."""
 
     implementation: str
     settings: Config
     without: tuple[str, ...] = ()
 
-    def tiny(self) -> Opponent:
+    def tiny(self) -> Contender:
         """Return the same with networks that take no time: does it run, not how fast."""
         replace, settings = dataclasses.replace, self.settings
         gen = replace(settings.gen, dim=4, n_res=1)
@@ -53,7 +53,7 @@ class Opponent(NamedTuple):
 def compare(
     benchmark: Any,
     task: str,
-    opponents: Mapping[str, Opponent],
+    opponents: Mapping[str, Contender],
     images: int,
     *,
     seconds: float = 25,
@@ -112,7 +112,7 @@ def compare(
 def _begin(
     workers: Mapping[str, Worker],
     task: str,
-    opponents: Mapping[str, Opponent],
+    opponents: Mapping[str, Contender],
     patience: float | None,
 ) -> dict[str, WorkerError]:
     """Let all warm up at the same time; end those that cannot, and return why, by name."""

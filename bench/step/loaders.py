@@ -1,6 +1,6 @@
 """What fastunit's data pipeline is measured against: Pillow in worker processes of a DataLoader.
 
-The 2018 release's way: decode, resize of the shorter side, crop, flip, normalise, each picture by
+The 2018 release's way: decode, resize of the shorter side, crop, flip, normalise, each image by
 itself on the CPU. Epochs are joined without stopping the processes, which the release does not.
 """
 
@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-ENDLESS = 2**40  # pictures
+ENDLESS = 2**40  # images
 
 
 class PillowPictures(Dataset):
-    """Pictures for training: float32 [3, H, W] in [-1, 1], cropped and flipped at random.
+    """Images for training: float32 [3, H, W] in [-1, 1], cropped and flipped at random.
 
     Args:
         files: of a domain.

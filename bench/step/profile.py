@@ -30,7 +30,7 @@ from fastunit.common import cli
 from fastunit.common.errors import UserError
 from fastunit.config import Config
 from fastunit.training.cuda_graph import WARM_UP
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 
 WIDEST, MOST = 10, 40  # gaps and names shown
 LONGEST_NAME = 90  # letters
@@ -53,13 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     values = config.read_yaml(args.config) if args.config else {}
     settings = config.resolve(values, args.overrides, crop | {"batch_size": args.batch})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spans, manner = profiled(settings, device, args.steps)
+    spans, execution = profiled(settings, device, args.steps)
     if not spans:
         raise UserError("the profiler has seen nothing; are its counters allowed here (CUPTI)?")
     limits = peaks.measured() if device.type == "cuda" else None
     name = torch.cuda.get_device_name() if limits else "CPU"
     title = f"A training step on {name}: {args.size}x{args.size}, batch {args.batch}"
-    text = "\n".join([f"# {title}", "", manner, "", *page(spans, args.steps, settings, limits)])
+    text = "\n".join([f"# {title}", "", execution, "", *page(spans, args.steps, settings, limits)])
     if args.out is None:
         print(text)
     else:
@@ -81,26 +81,26 @@ def _parser() -> argparse.ArgumentParser:
 
 def profiled(settings: Config, device: torch.device, steps: int) -> tuple[list[Span], str]:
     """Return what ran during some steps, once they are warm, and how steps are computed."""
-    session = Session(settings, device)
+    state = TrainState(settings, device)
     images = random_images(settings, device)
     gpu = device.type == "cuda"
     os.environ.setdefault("TEARDOWN_CUPTI", "0")  # CUDA graphs may crash once it was torn down
     for _ in range(WARM_UP + 2 if gpu else 1):  # on a GPU the last are replays
-        session.step(*images)
+        state.step(*images)
     activities = [ProfilerActivity.CPU]
     if gpu:
         activities.append(ProfilerActivity.CUDA)
         torch.cuda.synchronize()
     with profile(activities=activities) as found:
         for _ in range(steps):
-            session.step(*images)
+            state.step(*images)
         if gpu:
             torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         found.export_chrome_trace(str(path))
         trace = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    return spans_of(trace["traceEvents"], gpu), session.manner()
+    return spans_of(trace["traceEvents"], gpu), state.execution_summary()
 
 
 def page(spans: Sequence[Span], steps: int, settings: Config, limits: Ceilings | None) -> list[str]:

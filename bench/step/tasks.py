@@ -103,7 +103,7 @@ def _images(implementation: str, settings: Config) -> list[Tensor]:
 def _step(implementation: str, settings: Config) -> Callable[[], object]:
     x_a, x_b = _images(implementation, settings)
     if implementation == "fastunit":
-        step = state.Session(settings, DEVICE).step
+        step = state.TrainState(settings, DEVICE).step
     elif implementation == "baseline":
         step = BaselineStep(settings).to(DEVICE)
     else:

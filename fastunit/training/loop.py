@@ -1,4 +1,4 @@
-"""The training loop: data, step, progress, samples, checkpoints, and the ways it may end."""
+"""The training loop: data, steps, progress, samples, checkpoints, stopping."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from fastunit.report.metrics import Metrics
 from fastunit.training import checkpoint, held_out
 from fastunit.training.evaluate import measure
 from fastunit.training.loss_monitor import LossMonitor, Record
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 
-# Takes an iteration and its losses; True stops the run.
+# Called with an iteration and its losses; returning True stops the run.
 Callback = Callable[[int, dict[str, float]], bool | None]
 
-CHECK_EVERY = 100  # iterations between looks for NaN when losses are logged more rarely
+CHECK_EVERY = 100  # iterations between checks for NaN if losses are logged less often
 
 
 @dataclass
 class Stop:
-    """A request to stop, by a signal or a callback: the loop saves and leaves."""
+    """A request to stop, by a signal or a callback: the loop saves a checkpoint and returns."""
 
     signal: int | None = None
     asked: bool = False
@@ -43,7 +43,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a request; the second acts as it always does."""
+    """Turn the first SIGINT or SIGTERM into a stop request; the second has its usual effect."""
     stop = Stop()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -52,7 +52,7 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
     def request(number: int, frame: object) -> None:
-        stop.signal = number  # no output here: the main thread may be in the middle of its own
+        stop.signal = number  # no output here: the main thread may be writing
         restore()
 
     for number in before:
@@ -65,7 +65,7 @@ def stop_on_signals() -> Iterator[Stop]:
 
 @dataclass
 class Clock:
-    """Throughput since the last reading."""
+    """Throughput and data wait since the last `read`."""
 
     images: int = 0
     waited: float = 0.0
@@ -88,50 +88,50 @@ class Clock:
 
 
 class Trainer:
-    """Drives a session over its data and keeps the run's folder.
+    """Trains a `TrainState` on its data and writes the run's folder.
 
-    `shown` are the images of both domains for the sample grids; `started` is the
-    time.perf_counter() at which the run began; `callback` takes the losses at every `log_iter`.
+    `shown` holds the images of both domains for the sample grids; `started` is time.perf_counter()
+    at the start of the run; `callback` receives the losses every `log_iter` iterations.
     """
 
     def __init__(
         self,
-        session: Session,
+        state: TrainState,
         domains: Domains,
         run_dir: Path,
         shown: tuple[Tensor, Tensor],
         started: float,
         callback: Callback | None = None,
     ) -> None:
-        self.session, self.config, self.run_dir = session, session.config, run_dir
+        self.state, self.config, self.run_dir = state, state.config, run_dir
         self.domains, self.shown, self.started = domains, shown, started
-        self._earlier = dict(session.spent)
+        self._earlier = dict(state.spent)
         self._monitor, self._callback = LossMonitor(), callback
         self._loop_started = started
-        # A fresh run saves even iteration 0 when it is stopped, so that it can be resumed.
-        self._saved = session.iteration if session.iteration else -1
+        # A new run saves even iteration 0 when it is stopped, so that it can be resumed.
+        self._saved = state.iteration if state.iteration else -1
 
     def run(self, stop: Stop) -> bool:
-        """Train up to `max_iter`; returns False when it was stopped earlier.
+        """Train up to `max_iter`; returns False if it was stopped earlier.
 
-        A checkpoint of the last iteration is written in both cases, and before an error of the
-        data or the disk leaves.
+        A checkpoint of the last iteration is written in both cases, and before a data or disk
+        error propagates.
 
         Raises:
-            TrainingDiverged: a loss or weight is not finite; the checkpoints before it stay.
+            TrainingDiverged: a loss or weight is not finite; earlier checkpoints are kept.
         """
-        session = self.session
-        loaders = session.loaders(self.domains)
+        state = self.state
+        loaders = state.loaders(self.domains)
         with (
-            Metrics(self.run_dir, resume_from=session.iteration or None) as metrics,
+            Metrics(self.run_dir, resume_from=state.iteration or None) as metrics,
             Gallery(self.run_dir, self.config, self.shown) as shows,
             progress.bar(
-                total=self.config.max_iter, initial=session.iteration, unit="it", desc="training"
+                total=self.config.max_iter, initial=state.iteration, unit="it", desc="training"
             ) as bar,
         ):
-            shows.forget_after(session.iteration)
-            if session.iteration == 0:
-                shows.show(session.generator_pair, 0, keep=metrics)
+            shows.forget_after(state.iteration)
+            if state.iteration == 0:
+                shows.show(state.generator_pair, 0, keep=metrics)
             try:
                 self._iterate(loaders, stop, metrics, shows, bar)
             except (DataError, OSError):
@@ -141,33 +141,31 @@ class Trainer:
             for record in self._monitor.drain():
                 self._report(record, stop, metrics, bar)
             self._save()
-        return stop.signal is None and session.iteration >= self.config.max_iter
+        return stop.signal is None and state.iteration >= self.config.max_iter
 
     def finish(self, pairs: held_out.Pairs) -> dict[str, Any]:
-        """Measure, write result.json and the page; returns the result."""
-        session = self.session
-        result: dict[str, Any] = {"iteration": session.iteration}
+        """Evaluate, write result.json and the page, and return the result."""
+        state = self.state
+        result: dict[str, Any] = {"iteration": state.iteration}
         if pairs:
-            result |= measure(
-                session.generator_pair, pairs, self.domains, self.config, session.device
-            )
+            result |= measure(state.generator_pair, pairs, self.domains, self.config, state.device)
             result["pairs"] = len(pairs)
-        loop_seconds = session.spent["loop_seconds"]
-        images = sum(session.positions.values())
+        loop_seconds = state.spent["loop_seconds"]
+        images = sum(state.positions.values())
         result["images_per_s"] = images / loop_seconds if loop_seconds else 0.0
         result["seconds"] = self._earlier["seconds"] + time.perf_counter() - self.started
         files.write_json(result, self.run_dir / "result.json")
-        gallery.page(self.run_dir, self.config, session.iteration, result)
+        gallery.page(self.run_dir, self.config, state.iteration, result)
         return result
 
     def _iterate(
         self, loaders: tuple, stop: Stop, metrics: Metrics, shows: Gallery, bar: tqdm
     ) -> None:
-        session, clock = self.session, Clock()
+        state, clock = self.state, Clock()
         self._loop_started = time.perf_counter()
-        while session.iteration < self.config.max_iter and not stop:
-            losses = session.advance(*clock.next_batch(loaders))
-            self._monitor.add(session.iteration, losses)
+        while state.iteration < self.config.max_iter and not stop:
+            losses = state.advance(*clock.next_batch(loaders))
+            self._monitor.add(state.iteration, losses)
             bar.update()
             for record in self._read_losses(clock):
                 self._report(record, stop, metrics, bar)
@@ -176,18 +174,18 @@ class Trainer:
                     self._report(record, stop, metrics, bar)
                 self._save()
             if self._due("image_save_iter"):
-                shows.show(session.generator_pair, session.iteration, keep=metrics)
+                shows.show(state.generator_pair, state.iteration, keep=metrics)
             elif self._due("image_display_iter"):
-                shows.show(session.generator_pair, session.iteration)
+                shows.show(state.generator_pair, state.iteration)
 
     def _due(self, key: str) -> bool:
-        return self.session.iteration % getattr(self.config, key) == 0
+        return self.state.iteration % getattr(self.config, key) == 0
 
     def _read_losses(self, clock: Clock) -> list[Record]:
         if self._due("log_iter"):
-            rate = {"learning_rate": self.session.step.learning_rate}
+            rate = {"learning_rate": self.state.step.learning_rate}
             return self._monitor.flush(rate | clock.read())
-        if self.session.iteration % CHECK_EVERY == 0:
+        if self.state.iteration % CHECK_EVERY == 0:
             return self._monitor.flush(None)
         return []
 
@@ -199,17 +197,17 @@ class Trainer:
             stop.asked = True
 
     def _save(self) -> None:
-        """Write a checkpoint unless this iteration has one; `drain` has checked its losses."""
-        session, now = self.session, time.perf_counter()
-        if session.iteration <= self._saved:
+        """Write a checkpoint unless this iteration has one; `drain` must have checked its losses."""
+        state, now = self.state, time.perf_counter()
+        if state.iteration <= self._saved:
             return
-        session.spent = {
+        state.spent = {
             "seconds": self._earlier["seconds"] + now - self.started,
             "loop_seconds": self._earlier["loop_seconds"] + now - self._loop_started,
         }
-        session.save(self.run_dir)
-        checkpoint.prune(self.run_dir, self.config, session.iteration)
-        self._saved = session.iteration
+        state.save(self.run_dir)
+        checkpoint.prune(self.run_dir, self.config, state.iteration)
+        self._saved = state.iteration
 
 
 def _postfix(values: dict[str, float]) -> str:

@@ -142,8 +142,8 @@ def test_nonsense_is_refused(capsys):
 @pytest.mark.gpu
 def test_replays_are_profiled_kernel_by_kernel(tiny):
     settings = config.from_dict(tiny | {"graphs": "on"})
-    spans, manner = profile.profiled(settings, torch.device("cuda"), 2)
+    spans, execution = profile.profiled(settings, torch.device("cuda"), 2)
     found = {profile.family(span.name) for span in spans}
-    assert found >= {*profile.FAMILIES, profile.ADAM} and "CUDA graph on" in manner
+    assert found >= {*profile.FAMILIES, profile.ADAM} and "CUDA graph on" in execution
     wgrads = sum(span.name.startswith("wgrad_kernel") for span in spans)
     assert wgrads > 0 and wgrads % 2 == 0

@@ -13,14 +13,14 @@ import torch
 
 from bench.gpu import checks, measure, prove
 from bench.gpu.prove import Stage
-from bench.gpu.workspace import DONE, FAILED, LEFT_OUT, Outcome, Room
+from bench.gpu.workspace import DONE, FAILED, LEFT_OUT, Outcome, Workspace
 from bench.step import profile
 from fastunit.common import cli
 
 
 @pytest.fixture
-def room(tmp_path):
-    return Room(tmp_path, 60)
+def workspace(tmp_path):
+    return Workspace(tmp_path, 60)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def commands(monkeypatch):
             asked.append((words, changes or {}))
             return next((code for name, code in codes.items() if name in " ".join(words)), 0)
 
-        monkeypatch.setattr(Room, "run", run)
+        monkeypatch.setattr(Workspace, "run", run)
         return asked
 
     return replace
@@ -79,9 +79,9 @@ def main(monkeypatch, tmp_path, capsys):
 
 def test_a_failure_does_not_end_it_and_shows_in_the_code(main):
     stages = {
-        "a": lambda room: Outcome(FAILED, "x ended with 7"),
-        "b": lambda room: Outcome.left_out("no y here"),
-        "c": lambda room: Outcome(DONE, "3 passed"),
+        "a": lambda workspace: Outcome(FAILED, "x ended with 7"),
+        "b": lambda workspace: Outcome.left_out("no y here"),
+        "c": lambda workspace: Outcome(DONE, "3 passed"),
     }
     code, page = main(stages)
     rows = [line.strip("| ").split(" | ") for line in page.splitlines()[-3:]]
@@ -96,8 +96,8 @@ def test_a_failure_does_not_end_it_and_shows_in_the_code(main):
 def test_stages_share_the_limit(main):
     rooms = []
 
-    def stage(room):
-        rooms.append(room)
+    def stage(workspace):
+        rooms.append(workspace)
         time.sleep(0.2)
         return Outcome(DONE)
 
@@ -111,24 +111,24 @@ def test_stages_share_the_limit(main):
 def test_a_stage_alone_gets_all_the_time(main):
     rooms = []
 
-    def stage(room):
-        rooms.append(room)
+    def stage(workspace):
+        rooms.append(workspace)
         return Outcome(DONE)
 
     main(dict.fromkeys("ab", stage), "--stages", "a", "--limit", 500)
     main(dict.fromkeys("ab", stage), "--limit", 500)
-    given = [room.seconds for room in rooms]
+    given = [workspace.seconds for workspace in rooms]
     assert given == pytest.approx([500 - 2 * measure.GRACE, 100, 100], abs=1)
 
 
 # ---- a stage's commands
 
 
-def test_output_goes_to_the_log_and_its_end_is_shown(room, capsys):
-    (room.out / "prove.log").write_text("before\n")
+def test_output_goes_to_the_log_and_its_end_is_shown(workspace, capsys):
+    (workspace.out / "prove.log").write_text("before\n")
     program = "import os; print('x' * 4000 + os.environ['GIVEN']); raise SystemExit(7)"
-    assert room.run([sys.executable, "-c", program], {"GIVEN": "end"}) == 7
-    log, shown = (room.out / "prove.log").read_text(), capsys.readouterr().out
+    assert workspace.run([sys.executable, "-c", program], {"GIVEN": "end"}) == 7
+    log, shown = (workspace.out / "prove.log").read_text(), capsys.readouterr().out
     assert log.startswith("before\n") and log.endswith("xend\n") and "x" * 4000 in log
     assert shown.endswith("xend\n\n") and len(shown) < 4000 and "before" not in shown
 
@@ -141,13 +141,13 @@ def inherited(request):
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_command_that_overruns_is_told_first(room, monkeypatch, inherited):
+def test_a_command_that_overruns_is_told_first(workspace, monkeypatch, inherited):
     monkeypatch.setattr(measure, "GRACE", 5)
     program = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('told')"
     begin = time.monotonic()
-    assert room.run([sys.executable, "-c", program], seconds=0.1) != 0
+    assert workspace.run([sys.executable, "-c", program], seconds=0.1) != 0
     assert time.monotonic() - begin < 30
-    assert (room.out / "prove.log").read_text().endswith("told\n")
+    assert (workspace.out / "prove.log").read_text().endswith("told\n")
 
 
 def test_outcomes_name_what_failed():
@@ -161,7 +161,7 @@ JUNIT = """<testsuites><testsuite name="pytest" errors="1" failures="2" skipped=
 <testcase classname="a" name="b"/></testsuite></testsuites>"""
 
 
-def test_tests_are_counted(room, monkeypatch):
+def test_tests_are_counted(workspace, monkeypatch):
     asked = []
 
     def run(self, words, changes):
@@ -169,33 +169,33 @@ def test_tests_are_counted(room, monkeypatch):
         (self.out / "tests.xml").write_text(JUNIT)
         return 1
 
-    monkeypatch.setattr(Room, "run", run)
-    outcome = checks.tests(room)
+    monkeypatch.setattr(Workspace, "run", run)
+    outcome = checks.tests(workspace)
     assert outcome.what == FAILED
     assert outcome.details == "pytest ended with 1, 14 passed, 2 failed, 1 errors, 3 skipped"
     words, changes = asked[0]
     assert words[words.index("-m", 3) + 1] == "gpu" and changes == {"FASTUNIT_AUTOTUNE": "0"}
 
 
-def test_tests_that_leave_nothing_have_failed(room, commands):
-    (room.out / "tests.xml").write_text(JUNIT)  # of an earlier run
+def test_tests_that_leave_nothing_have_failed(workspace, commands):
+    (workspace.out / "tests.xml").write_text(JUNIT)  # of an earlier run
     commands()
-    assert checks.tests(room) == Outcome(FAILED, "pytest ended with 1, it has left no results")
+    assert checks.tests(workspace) == Outcome(FAILED, "pytest ended with 1, it has left no results")
 
 
-def test_only_skipped_tests_prove_nothing(room, monkeypatch):
+def test_only_skipped_tests_prove_nothing(workspace, monkeypatch):
     def run(self, words, changes):
         (self.out / "tests.xml").write_text('<testsuite tests="4" skipped="4"/>')
         return 0
 
-    monkeypatch.setattr(Room, "run", run)
-    assert checks.tests(room).what == FAILED
+    monkeypatch.setattr(Workspace, "run", run)
+    assert checks.tests(workspace).what == FAILED
 
 
-def test_kernels_are_looked_at_by_both_tools(room, commands, monkeypatch):
+def test_kernels_are_looked_at_by_both_tools(workspace, commands, monkeypatch):
     asked = commands(racecheck=1)
     monkeypatch.setattr(checks.shutil, "which", lambda name, path=None: f"/x/{name}")
-    assert checks.sanitize(room) == Outcome(FAILED, "racecheck ended with 1")
+    assert checks.sanitize(workspace) == Outcome(FAILED, "racecheck ended with 1")
     plain, memcheck, racecheck = (words for words, _ in asked)
     assert plain == [sys.executable, "-m", "bench.gpu.every_kernel"]
     for words, tool in ((memcheck, "memcheck"), (racecheck, "racecheck")):
@@ -204,56 +204,56 @@ def test_kernels_are_looked_at_by_both_tools(room, commands, monkeypatch):
     assert asked[1][1]["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
 
 
-def test_without_the_sanitizer_it_is_said(room, commands, monkeypatch):
+def test_without_the_sanitizer_it_is_said(workspace, commands, monkeypatch):
     monkeypatch.setattr(checks.shutil, "which", lambda name, path=None: None)
     commands()
-    outcome = checks.sanitize(room)
+    outcome = checks.sanitize(workspace)
     assert outcome.what == LEFT_OUT and "compute-sanitizer is neither on the PATH" in str(outcome)
     commands(every_kernel=1)
-    assert checks.sanitize(room).what == FAILED
+    assert checks.sanitize(workspace).what == FAILED
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_the_report_says_what_it_lacks(room, commands, monkeypatch, installed):
+def test_the_report_says_what_it_lacks(workspace, commands, monkeypatch, installed):
     monkeypatch.setattr(checks, "_installed", lambda module: installed)
     asked = commands()
-    outcome = checks.report(room, "--quick")
+    outcome = checks.report(workspace, "--quick")
     ((words, _),) = asked
     assert words[:3] == [sys.executable, "-m", "bench.gpu.measure"]
     args = measure._parser().parse_args(words[3:])
-    assert args.quick and args.out == room.out
-    assert measure.LEAST <= args.limit <= room.seconds - measure.GRACE
+    assert args.quick and args.out == workspace.out
+    assert measure.LEAST <= args.limit <= workspace.seconds - measure.GRACE
     assert ("data" in args.only) == installed
     assert outcome.what == DONE and ("without data" in outcome.details) != installed
 
 
-def test_the_profile_and_the_kernels_are_programs(room, commands):
+def test_the_profile_and_the_kernels_are_programs(workspace, commands):
     asked = commands()
-    checks.profile(room)
-    checks.sanitize(room)
+    checks.profile(workspace)
+    checks.sanitize(workspace)
     modules = {words[words.index("-m") + 1] for words, _ in asked}
     assert modules == {"bench.step.profile", "bench.gpu.every_kernel"}
     assert all(find_spec(module) for module in modules)
     page = profile._parser().parse_args(asked[0][0][3:])
-    assert page.out == room.out / "profile.md" and (page.size, page.batch) == (256, 1)
+    assert page.out == workspace.out / "profile.md" and (page.size, page.batch) == (256, 1)
 
 
-def test_the_tiles_are_written_last(room, commands):
+def test_the_tiles_are_written_last(workspace, commands):
     asked = commands()
-    assert checks.tiles(room) == Outcome(DONE)
+    assert checks.tiles(workspace) == Outcome(DONE)
     ((words, _),) = asked
-    assert words[1:] == ["-m", "bench.gpu.tiles_report", "-o", str(room.out / "tiles.md")]
+    assert words[1:] == ["-m", "bench.gpu.tiles_report", "-o", str(workspace.out / "tiles.md")]
     assert prove.CALLS[2][-1] == "tiles"
 
 
 # ---- training
 
 
-def test_training_without_pictures_or_dali_is_left_out(room, monkeypatch, tmp_path):
-    assert "give --data" in str(checks.train(room))
-    room.data = (tmp_path,)
+def test_training_without_pictures_or_dali_is_left_out(workspace, monkeypatch, tmp_path):
+    assert "give --data" in str(checks.train(workspace))
+    workspace.data = (tmp_path,)
     monkeypatch.setattr(checks, "_installed", lambda module: False)
-    assert checks.train(room).what == LEFT_OUT and "DALI" in str(checks.train(room))
+    assert checks.train(workspace).what == LEFT_OUT and "DALI" in str(checks.train(workspace))
 
 
 def test_what_is_installed_is_known():
@@ -261,14 +261,14 @@ def test_what_is_installed_is_known():
 
 
 @pytest.mark.slow
-def test_training_ends_in_time_with_a_result(room, config_file, photos, monkeypatch, tmp_path):
+def test_training_ends_in_time_with_a_result(workspace, config_file, photos, monkeypatch, tmp_path):
     pytest.importorskip("nvidia.dali", reason="pictures are read with NVIDIA DALI")
     monkeypatch.setattr(checks, "CONFIGS", {photos.name: str(config_file)})
     monkeypatch.setattr(measure, "ROOT", tmp_path)
     monkeypatch.setattr(checks, "MEASURING", 40)
-    room.out, room.data, room.seconds = tmp_path / "out", (photos,), 65
-    room.out.mkdir()
-    assert checks.train(room) == Outcome(DONE)
-    result = json.loads((room.out / "photos.json").read_text())
+    workspace.out, workspace.data, workspace.seconds = tmp_path / "out", (photos,), 65
+    workspace.out.mkdir()
+    assert checks.train(workspace) == Outcome(DONE)
+    result = json.loads((workspace.out / "photos.json").read_text())
     assert result["iteration"] > 0 and result["pairs"] == 2
-    assert (room.out / "photos.png").stat().st_size > 0
+    assert (workspace.out / "photos.png").stat().st_size > 0

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastunit.config import from_dict
 from fastunit.models import grouped as grouped_module
-from fastunit.models.grouped import Pairing
+from fastunit.models.grouped import GroupedExecution
 from fastunit.models.layers import Conv2dBlock
 from fastunit.models.unit import UNIT
 from fastunit.training.objective import decode_both
@@ -179,7 +179,7 @@ def saved_bytes(unit, images):
 
 def test_what_is_not_asked_for_is_not_recomputed(make):
     step, images = make(ALIKE)
-    assert step.unit.pairing == Pairing(grouped=None, recompute=False)
+    assert step.unit.execution == GroupedExecution(grouped=None, recompute=False)
     with Calls() as calls:
         losses = step(*images)
     assert calls.count and losses

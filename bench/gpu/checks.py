@@ -1,4 +1,4 @@
-"""The stages of prove.py: each runs commands in its seconds and says what came of it."""
+"""The stages of prove.py: each runs commands within its time limit and returns the outcome."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from bench.gpu.workspace import Outcome, Workspace
 from fastunit.common import cli
 from fastunit.training import checkpoint
 
-TABLE = {"FASTUNIT_AUTOTUNE": "0"}  # tiles by the table: nothing is timed
-# Every allocation is the driver's own, so that what lies beyond one is nobody's.
+TABLE = {"FASTUNIT_AUTOTUNE": "0"}  # tiles from the table: no autotuning
+# Every tensor is an allocation of the driver's, so that out-of-bounds accesses are detected.
 CHECKED = TABLE | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 SANITIZER = "compute-sanitizer"
 DALI = "nvidia.dali"
 CUDA = Path("/usr/local/cuda/bin")
-WORKERS = 8  # of pytest: most of the tests' time is Triton's compiler
+WORKERS = 8  # of pytest: most of the tests' time is spent in Triton's compiler
 CONFIGS = {"emoji_google2twitter": "emoji"}  # by the folder's name; photos for others
-MEASURING = 60  # seconds for the held-out pairs and the page
+MEASURING = 60  # seconds for the evaluation on held-out pairs and the page
 
 
 def tests(workspace: Workspace) -> Outcome:
-    """Run the tests marked `gpu`, several at a time where pytest-xdist is installed."""
+    """Run the tests marked `gpu`, in parallel if pytest-xdist is installed."""
     junit = workspace.out / "tests.xml"
     junit.unlink(missing_ok=True)
     words = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={junit}"]
@@ -53,7 +53,7 @@ def counted(junit: Path) -> tuple[str, int]:
 
 
 def sanitize(workspace: Workspace) -> Outcome:
-    """Run every kernel alone, then under memcheck, then under racecheck."""
+    """Run every kernel, first without a tool, then under memcheck and racecheck."""
     program = [sys.executable, "-m", "bench.gpu.every_kernel"]
     codes = {"every_kernel": workspace.run(program, TABLE)}  # compiles, too
     tool = shutil.which(SANITIZER) or shutil.which(SANITIZER, path=CUDA)
@@ -70,7 +70,7 @@ def sanitize(workspace: Workspace) -> Outcome:
 
 def report(workspace: Workspace, *options: str) -> Outcome:
     """Write the benchmark report of measure.py, with its options."""
-    # Of its stages: it measures the ceilings first.
+    # The limit is for its stages: it measures the ceilings before.
     limit = max(workspace.left - measure.GRACE, measure.LEAST)
     words = [
         sys.executable,
@@ -90,7 +90,7 @@ def report(workspace: Workspace, *options: str) -> Outcome:
 
 
 def tiles(workspace: Workspace) -> Outcome:
-    """Write tiles.md: the tiles that autotuning has chosen in the stages before."""
+    """Write tiles.md: the tiles that autotuning chose in the previous stages."""
     words = [sys.executable, "-m", "bench.gpu.tiles_report", "-o", workspace.out / "tiles.md"]
     return Outcome.of({"tiles_report": workspace.run(words)})
 
@@ -102,7 +102,7 @@ def profile(workspace: Workspace) -> Outcome:
 
 
 def train(workspace: Workspace) -> Outcome:
-    """Train on each data folder for its share of the time; keep the last samples and the result."""
+    """Train on each data folder for an equal share of the time; keep last samples and result."""
     if not workspace.data:
         return Outcome.left_out("no folder to train on; give --data")
     if not _installed(DALI):
@@ -119,14 +119,14 @@ def train(workspace: Workspace) -> Outcome:
 
 
 def _train(workspace: Workspace, data: Path, folder: Path, seconds: float) -> int:
-    """Train for some seconds, then let the run end where it is, which measures the result."""
+    """Train for some seconds, then resume with the iteration reached as max_iter, to evaluate."""
     command = [sys.executable, "-m", "fastunit.train"]
     config = CONFIGS.get(data.name, "photos")
     fresh = ["--config", config, "--data", data, "--output", folder, "--max-iter", 10**7]
     alarm = ["timeout", "--signal=INT", "--preserve-status"]
     code = workspace.run([*alarm, max(seconds - MEASURING, 1), *command, *fresh])
     if code != cli.INTERRUPTED:
-        return code or 1  # it cannot have come to its end
+        return code or 1  # it cannot have reached max_iter
     done = checkpoint.iterations(folder)[-1]
     return workspace.run([*command, "--resume", folder, "--max-iter", done], seconds=MEASURING)
 
@@ -139,5 +139,5 @@ def _kept(folder: Path) -> list[Path]:
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even what it would be in
+    except ModuleNotFoundError:  # its parent package is missing
         return False

@@ -1,7 +1,7 @@
-"""The training step's savings, one by one, and how to do without each.
+"""Ablations of the training step: its optimizations, and how to switch each one off.
 
-A saving with a configuration key is switched off by it, the others by putting the plain way in
-their place, for good: call `do_without` in a process of its own, before anything is made.
+Optimizations with a configuration key are switched off by it, the others by permanently replacing
+functions of fastunit: call `do_without` in a separate process, before anything is built.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from fastunit.training.objective import Decoded, Noise
 
 
 class Ablation(NamedTuple):
-    """What switches a saving off: configuration keys, or a function that replaces our code."""
+    """How to switch an optimization off: by configuration keys, or by replacing functions."""
 
     keys: tuple[str, ...] = ()
     replace: Callable[[], None] | None = None
 
 
 def do_without(names: Iterable[str]) -> None:
-    """Switch savings without a key off in this process, for good."""
+    """Switch optimizations without a key off, permanently in this process."""
     for name in names:
         if (replace := ABLATIONS[name].replace) is not None:
             replace()
 
 
 def keys_without(names: Iterable[str]) -> list[str]:
-    """Return the ``key=value`` overrides that switch the others off."""
+    """Return the ``key=value`` overrides that switch optimizations with a key off."""
     return [key for name in names for key in ABLATIONS[name].keys]
 
 
@@ -85,7 +85,7 @@ ABLATIONS = {
     ),
 }
 GPU_ABLATIONS = {
-    "domains paired": Ablation(("pair_domains=off",)),
+    "grouped execution": Ablation(("pair_domains=off",)),
     "CUDA graph": Ablation(("graphs=off",)),
     "torch.compile": Ablation(("compile=off",)),
     "bf16": Ablation(("precision=tf32",)),

@@ -1,8 +1,8 @@
-"""What each saving is worth: ``python -m pytest bench/step/bench_ablation.py [--full]``.
+"""Ablations of the training step: ``python -m pytest bench/step/bench_ablation.py [--full]``.
 
-The release's training step with all of ablations.py, with none, without one at a time and, on
-the CPU, with one alone (contenders.py). Without any it is still made of our
-blocks: bench_step.py compares with the release's step.
+The step of the release's networks with all optimizations of ablations.py, with none, without one
+at a time and, on the CPU, with one alone. Without any it still uses fastunit's blocks;
+bench_step.py compares with the release's step.
 """
 
 from __future__ import annotations

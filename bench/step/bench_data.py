@@ -1,13 +1,13 @@
 """Data pipeline: ``python -m pytest bench/step/bench_data.py``.
 
-`bench_data_wait` trains our own configurations on both domains, as the training loop does:
-data_wait is the share of the time that the loop waits for the loaders, the median of the rounds;
-images/s count both domains. The demo reads its own small images, all else JPEG files as large as
-photographs.
+`bench_data_wait` trains fastunit's configurations on both domains, as the training loop does.
+data_wait is the share of time that the loop waits for the loaders, the median over rounds;
+images/s counts both domains. The demo reads its own small images, the others JPEG files of 640x480
+pixels.
 
-`bench_pipeline` reads and does nothing else: photographs of one domain, resized, cropped and
-flipped, by fastunit's loader and by loaders.py, the release's way, with as many processes as
-ours has threads; contenders.py says how, and what extra_info has.
+`bench_pipeline` only loads data: photographs of one domain, resized, cropped and flipped, with
+fastunit's loader and with loaders.py, as the release does, in as many processes as fastunit has
+threads. See contenders.py for the procedure and extra_info.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ pytest.importorskip(
 GPU = torch.cuda.is_available()
 BATCHES = 20
 FILES, WIDTH, HEIGHT = 32, 640, 480  # of a domain of photographs
-# Batches in a round, and what to train; the release's networks only where there is a GPU.
+# Batches in a round, configuration and overrides; the release's networks only on a GPU.
 CASES = {
     "demo": (BATCHES, "demo", []),
     "photos": (BATCHES if GPU else 1, "photos", ["batch_size=1"]),
@@ -65,7 +65,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", CASES)
 def bench_data_wait(benchmark, device: torch.device, photographs: Path, case: str):
-    from fastunit.training.loop import Clock  # needs matplotlib, which the other benchmark does not
+    from fastunit.training.loop import Clock  # here: needs matplotlib, bench_pipeline does not
 
     batches, name, overrides = CASES[case]
     root = demo_root() if name == "demo" else photographs

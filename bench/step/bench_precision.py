@@ -1,6 +1,6 @@
 """The training step in each precision: ``python -m pytest bench/step/bench_precision.py``.
 
-On a CPU bf16 is fast only where the CPU multiplies it itself (AMX, or AVX-512 with BF16).
+On a CPU bf16 is fast only with hardware support (AMX, or AVX-512 with BF16).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Translation: ``python -m pytest bench/step/bench_translate.py``. images/s of one domain, a to b.
 
-The release's networks with the same weights in fastunit, in the precision that training would use,
-and in plain eager PyTorch (baseline.py); contenders.py says how, and what extra_info
-has.
+The release's networks with the same weights in fastunit, in training's default precision, and in
+plain eager PyTorch (baseline.py); see contenders.py for the procedure and extra_info.
 """
 
 from __future__ import annotations

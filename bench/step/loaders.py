@@ -1,7 +1,7 @@
-"""What fastunit's data pipeline is measured against: Pillow in worker processes of a DataLoader.
+"""Baseline of the data pipeline: Pillow in worker processes of a DataLoader.
 
-The 2018 release's way: decode, resize of the shorter side, crop, flip, normalise, each image by
-itself on the CPU. Epochs are joined without stopping the processes, which the release does not.
+As in the 2018 release: decode, resize of the shorter side, crop, flip and normalization, image by
+image on the CPU. Unlike the release, it does not restart the processes between epochs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class PillowPictures(Dataset):
     """Images for training: float32 [3, H, W] in [-1, 1], cropped and flipped at random.
 
     Args:
-        files: of a domain.
+        files: the files of a domain.
         crop: (height, width).
         new_size: length of the shorter side before the crop, in pixels.
     """
@@ -59,9 +59,9 @@ def pillow_batches(
     device: torch.device,
     workers: int,
 ) -> Iterator[Tensor]:
-    """Yield batches, float32 [N, 3, H, W] in [-1, 1] on `device`, without end.
+    """Yield batches endlessly, float32 [N, 3, H, W] in [-1, 1] on `device`.
 
-    `workers` processes read; every file is seen once in an epoch, in random order.
+    Read by `workers` processes; every file once per epoch, in random order.
     """
     pictures, gpu = PillowPictures(files, crop, new_size), device.type == "cuda"
     loader = DataLoader(

@@ -84,7 +84,7 @@ def test_a_damaged_newest_falls_back_and_says_so(session, tmp_path, caplog, how)
     damage(session.save(tmp_path), how)
     state = checkpoint.load_newest(tmp_path)
     assert state["iteration"] == 0
-    assert "00000001.pt" in caplog.text and "the one before" in caplog.text
+    assert "00000001.pt" in caplog.text and "the previous one" in caplog.text
     damage(first, how)
     with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
         checkpoint.load_newest(tmp_path)

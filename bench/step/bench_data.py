@@ -58,8 +58,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
             pixels = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
             fine = rng.normal(0, 8, pixels.shape)
-            picture = Image.fromarray((pixels + fine).clip(0, 255).astype(np.uint8))
-            picture.save(root / domain / f"{index}.jpg", quality=90)
+            image = Image.fromarray((pixels + fine).clip(0, 255).astype(np.uint8))
+            image.save(root / domain / f"{index}.jpg", quality=90)
     return root
 
 

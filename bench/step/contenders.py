@@ -7,9 +7,9 @@ the first contender's turns in the first comparison.
 
 extra_info has for each contender the milliseconds of a run, images/s and peak memory. Ratios such
 as "baseline_ratio" are the baseline's time divided by the first contender's in the same round: the
-median, with the 20th and 80th percentiles in "baseline_spread". The names are under "opponents",
-fastunit's first. A contender that could not be timed has the reason, a string, in place of its
-times.
+median, with the 20th and 80th percentiles in "baseline_spread". The names are under "opponents" (a
+key that results of earlier runs have too), fastunit's first. A contender that could not be timed
+has the reason, a string, in place of its times.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Contender(NamedTuple):
 def compare(
     benchmark: Any,
     task: str,
-    opponents: Mapping[str, Contender],
+    contenders: Mapping[str, Contender],
     images: int,
     *,
     seconds: float = 25,
@@ -65,7 +65,7 @@ def compare(
     Args:
         benchmark: pytest-benchmark's fixture; its extra_info is filled.
         task: a key of `tasks.TASKS`.
-        opponents: contenders by their names in the report; the first one is fastunit.
+        contenders: by their names in the report; the first one is fastunit.
         images: number of images in a run, of both domains.
         seconds: for all rounds; there are `FEWEST` to `MOST` rounds for each pair.
         patience: seconds for the warm-up of each but the first; slower ones are left out.
@@ -76,7 +76,7 @@ def compare(
         WorkerError: a contender failed during its turn, or (raised after timing the others) in its
             warm-up for a reason other than the GPU's memory or `patience`.
     """
-    first, *others = opponents
+    first, *others = contenders
     groups = [others] if together else [[name] for name in others]
     rounds: list[dict[str, float]] = []
     peaks: dict[str, float | None] = {}
@@ -84,11 +84,11 @@ def compare(
     run = benchmark.pedantic
     try:
         with Worker() as ours:
-            _begin({first: ours}, task, opponents, None)
+            _begin({first: ours}, task, contenders, None)
             for names in groups:
                 with ExitStack() as stack:
                     workers = {name: stack.enter_context(Worker()) for name in names}
-                    failed = _begin(workers, task, opponents, patience)
+                    failed = _begin(workers, task, contenders, patience)
                     failures |= failed
                     workers = {first: ours} | {n: workers[n] for n in names if n not in failed}
                     if len(workers) > 1:
@@ -101,7 +101,7 @@ def compare(
     finally:
         if rounds:
             facts = benchmark.extra_info
-            facts["opponents"] = list(opponents)
+            facts["opponents"] = list(contenders)
             facts.update({name: _reason(error, patience) for name, error in failures.items()})
             facts.update(summary(rounds, peaks, first, images))
             facts["images_per_s"] = facts[first]["images_per_s"]
@@ -114,19 +114,19 @@ def compare(
 def _begin(
     workers: Mapping[str, Worker],
     task: str,
-    opponents: Mapping[str, Contender],
+    contenders: Mapping[str, Contender],
     patience: float | None,
 ) -> dict[str, WorkerError]:
     """Warm up all at the same time; end those that fail, and return their errors by name."""
     failures = {}
     for name, worker in workers.items():
-        worker.ask(tasks.begin, task, *opponents[name], WARM_UP)
+        worker.ask(tasks.begin, task, *contenders[name], WARM_UP)
     for name, worker in workers.items():
-        compiles = GPU or opponents[name].implementation == "strongest"
+        compiles = GPU or contenders[name].implementation == "strongest"
         try:
             worker.answer(patience or (COMPILING_LIMIT if compiles else LIMIT))
         except WorkerError as error:
-            if name == next(iter(opponents)):
+            if name == next(iter(contenders)):
                 raise
             worker.stop()  # frees its memory for the others
             failures[name] = error

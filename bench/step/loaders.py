@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 ENDLESS = 2**40  # images
 
 
-class PillowPictures(Dataset):
+class PillowImages(Dataset):
     """Images for training: float32 [3, H, W] in [-1, 1], cropped and flipped at random.
 
     Args:
@@ -36,17 +36,17 @@ class PillowPictures(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         with Image.open(self.files[index]) as file:
-            picture = file.convert("RGB")
-        scale = self.new_size / min(picture.size)
-        size = [max(self.new_size, round(scale * side)) for side in picture.size]
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
+            image = file.convert("RGB")
+        scale = self.new_size / min(image.size)
+        size = [max(self.new_size, round(scale * side)) for side in image.size]
+        image = image.resize(size, Image.Resampling.BILINEAR)
         height, width = self.crop
-        left = random.randint(0, picture.width - width)
-        top = random.randint(0, picture.height - height)
-        picture = picture.crop((left, top, left + width, top + height))
+        left = random.randint(0, image.width - width)
+        top = random.randint(0, image.height - height)
+        image = image.crop((left, top, left + width, top + height))
         if random.random() < 0.5:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         return pixels.float().div_(127.5).sub_(1)
 
 
@@ -63,11 +63,11 @@ def pillow_batches(
 
     Read by `workers` processes; every file once per epoch, in random order.
     """
-    pictures, gpu = PillowPictures(files, crop, new_size), device.type == "cuda"
+    dataset, gpu = PillowImages(files, crop, new_size), device.type == "cuda"
     loader = DataLoader(
-        pictures,
+        dataset,
         batch_size,
-        sampler=RandomSampler(pictures, num_samples=ENDLESS),
+        sampler=RandomSampler(dataset, num_samples=ENDLESS),
         num_workers=workers,
         pin_memory=gpu,
         drop_last=True,

@@ -20,7 +20,7 @@ from fastunit.models.layers import moved
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ImageLike = TypeVar("Image", "Tensor", "np.ndarray", "Image")
+ImageLike = TypeVar("ImageLike", "Tensor", "np.ndarray", "Image")
 
 
 class Translator:

@@ -197,7 +197,7 @@ class Trainer:
             stop.asked = True
 
     def _save(self) -> None:
-        """Write a checkpoint unless this iteration has one; `drain` must have checked its losses."""
+        """Write a checkpoint unless this iteration has one; `drain` has checked the losses."""
         state, now = self.state, time.perf_counter()
         if state.iteration <= self._saved:
             return

@@ -71,7 +71,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         dest="overrides",
         help="override a key, for instance gen.dim=32; may be repeated",
     )
-    add("--data", metavar="DIR", help="folder with trainA, trainB and, if any, testA, testB")
+    add("--data", metavar="DIR", help="folder with trainA, trainB and optionally testA, testB")
     add("--output", metavar="DIR", help="the run's folder (default: runs/NAME of the config)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add(

@@ -143,8 +143,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Translate an image, or all images in a folder, to the other domain.",
-        epilog="JPEG is written with quality 95, PNG, BMP, TIFF and WebP without loss. Exit "
-        "status: 0, all done; 1, some could not be translated and are listed; 2, another error.",
+        epilog="JPEG is written with quality 95; PNG, BMP, TIFF and WebP are lossless. Exit code: "
+        "0, all translated; 1, some could not be translated and are listed; 2, other errors.",
     )
     parser.add_argument("--version", action="version", version=cli.VERSION)
     parser.add_argument(
@@ -152,13 +152,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("input", type=Path, help="an image, or a folder, searched recursively")
     parser.add_argument(
-        "output", type=Path, help="a folder, in which tree and names are kept, or an image"
+        "output", type=Path, help="a folder (subfolders and names are kept), or an image"
     )
     parser.add_argument(
-        "--direction", choices=DIRECTIONS, required=True, help="from which domain to which"
+        "--direction", choices=DIRECTIONS, required=True, help="a2b: from domain a to b; or b2a"
     )
     parser.add_argument(
-        "--batch-size", type=_count, default=8, help="most images at a time (default: %(default)s)"
+        "--batch-size", type=_count, default=8, help="largest batch size (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda or cuda:N")
     parser.add_argument(

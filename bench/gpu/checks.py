@@ -55,7 +55,7 @@ def counted(junit: Path) -> tuple[str, int]:
 def sanitize(workspace: Workspace) -> Outcome:
     """Run every kernel, first without a tool, then under memcheck and racecheck."""
     program = [sys.executable, "-m", "bench.gpu.every_kernel"]
-    codes = {"every_kernel": workspace.run(program, TABLE)}  # compiles, too
+    codes = {"every_kernel": workspace.run(program, TABLE)}  # also compiles them
     tool = shutil.which(SANITIZER) or shutil.which(SANITIZER, path=CUDA)
     if codes["every_kernel"]:
         return Outcome.of(codes)

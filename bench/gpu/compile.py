@@ -108,7 +108,7 @@ class Instruction:
 
     @property
     def falls_through(self) -> bool:
-        """Whether the next instruction may follow; branches have predicates as operands, too."""
+        """Whether the next instruction may be executed next; branches may have predicates."""
         if self.guard:
             return True
         always = self.mnemonic == "BRA" and self.operands.startswith("0x")

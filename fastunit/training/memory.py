@@ -136,7 +136,7 @@ class _LiveBytes(TorchDispatchMode):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self._device, self._block = device, CUDA_BLOCK if device.type == "cuda" else 1
-        self._known: dict[int, tuple[int, int]] = {}  # storage -> bytes, what they are
+        self._known: dict[int, tuple[int, int]] = {}  # storage -> bytes, purpose
         self._live = [0, 0, 0, 0]
         self._heap = 0
         self.restart()

@@ -80,7 +80,7 @@ def test_times_and_shares_are_those_of_a_step():
     page = "\n".join(profile.page(spans, 2, SETTINGS, None))
     # 60 us in 5 kernels of two steps that took 70 us, 15 of them idle.
     assert page.startswith(
-        "Per step, of 2, with the profiler on: 0.035 ms, 0.030 ms in 2 kernels or operators, "
+        "Per step, mean of 2, with the profiler on: 0.035 ms, 0.030 ms in 2 kernels or operators, "
         "0.007 ms idle."
     )
     first, second = cells(page, "By total time")[:2]

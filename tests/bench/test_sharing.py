@@ -176,7 +176,7 @@ def test_it_is_a_module_of_the_checkout():
     command = [sys.executable, "-m", "bench.experiments.sharing", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "goes on" in done.stdout
+    assert "continues" in done.stdout
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
-"""Installation of `fastunit/`, which holds `kernels/` and `configs/` as symlinks.
+"""Installation of `fastunit/`, which contains `kernels/` and `configs/` as symlinks.
 
-`kernels` is an unrelated package on the public index, hence fastunit.kernels; a wheel can only
-find the configurations inside a package, hence fastunit.configs. Wheels and sdists hold real
-files. The version stands here and nowhere else; running code reads it from the installed metadata.
+`kernels` is an unrelated package on the public index, hence fastunit.kernels; installed
+configurations must be inside a package, hence fastunit.configs. Wheels and sdists contain real
+files instead of symlinks. This is the only place of the version; code reads the installed metadata.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ TEST = [*DIGITS, *BENCH, "pytest-xdist"]
 DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings-python"]  # the site: `mkdocs build --strict`
 DEV = [*TEST, *DOCS, "build", "import-linter", "pyright[nodejs]", "ruff"]
 
-# To be filled in once the project has a public address; nothing else in the repository names one.
+# To be filled in once the project has a public address; there is none elsewhere in the repository.
 # Then: {"Source": ..., "Documentation": ..., "Changelog": ..., "Issues": ...}
 URLS: dict[str, str] = {}
 

@@ -1,4 +1,4 @@
-"""pytest in this folder: its options, what a plain run selects, and what the benchmarks share."""
+"""pytest in this folder: command-line options, selection of benchmarks, shared fixtures."""
 
 from __future__ import annotations
 
@@ -40,35 +40,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         metavar="STEM",
         help="where to write STEM.json, .md and .png; default: bench/results/latest, or partial "
-        "where only some of the throughput was measured",
+        "if not all throughput benchmarks ran",
     )
     add(
         "--smoke",
         action="store_true",
-        help="tiny networks and few rounds, to see that all runs; no figure means anything",
+        help="tiny networks and few rounds, to check that everything runs; figures mean nothing",
     )
     add(
         "--budget",
         type=float,
         metavar="SECONDS",
-        help="skip the benchmarks that would begin later than this",
+        help="skip benchmarks that would start later than this",
     )
     add(
         "--seconds",
         type=float,
         default=15.0,
-        help="for the rounds of a comparison of opponents; default %(default)s",
+        help="for the rounds of a comparison; default %(default)s",
     )
     add(
         "--patience",
         type=float,
         metavar="SECONDS",
-        help="leave opponents out that take longer to compile and warm up; 0: compile none",
+        help="leave out contenders that take longer to compile and warm up; 0: compile none",
     )
     add(
         "--ceilings",
         metavar="TFLOP/s,GB/s",
-        help="the GPU's rates of products and copies, if they have been measured already",
+        help="the GPU's matmul and copy rates, if they were measured before",
     )
 
 
@@ -76,7 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in selection.MARKERS:
         config.addinivalue_line("markers", marker)
     if (config.getoption("numprocesses", None) or 0) != 0:
-        raise pytest.UsageError("benchmarks at the same time disturb each other: leave out -n")
+        raise pytest.UsageError("benchmarks that run in parallel disturb each other: omit -n")
     if given := config.getoption("--ceilings"):
         peaks.use(_ceilings(given))
     earlier = None
@@ -87,7 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"--compare: {error}") from None
     if not config.getoption("--benchmark-quiet"):
         config.pluginmanager.register(Progress(config, earlier), "fastunit-progress")
-        # Our own table says more; its is for single benchmarks, and for its own comparison.
+        # Our table has more columns; pytest-benchmark's is for single files and its comparisons.
         wanted = config.getoption("--full") or config.getoption("--benchmark-compare")
         config.option.benchmark_quiet = not wanted and not selection.names_files(config)
 
@@ -104,7 +104,7 @@ def _ceilings(given: str) -> peaks.Ceilings:
 
 @pytest.hookimpl(trylast=True)  # after -k and -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes long and was not asked for; `Progress` says so at the end."""
+    """Leave out long benchmarks that were not asked for; `Progress` lists them at the end."""
     items[:], left = selection.split(config, items)
     if left:
         config.hook.pytest_deselected(items=left)
@@ -113,7 +113,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what the budget leaves no time for."""
+    """Skip benchmarks once the time budget is spent."""
     budget = item.config.getoption("--budget")
     if budget is not None and time.monotonic() - _started > budget:
         pytest.skip(f"the budget of {budget:g} s is spent")
@@ -121,7 +121,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def compare(benchmark: Any, pytestconfig: pytest.Config) -> Callable[..., None]:
-    """Return `opponents.compare` with the command line's seconds and patience."""
+    """Return `contenders.compare` with the command line's seconds and patience."""
     seconds, patience = map(pytestconfig.getoption, ("--seconds", "--patience"))
     run = partial(contenders.compare, benchmark, patience=patience or None)
     if not pytestconfig.getoption("--smoke"):
@@ -135,12 +135,12 @@ def compare(benchmark: Any, pytestconfig: pytest.Config) -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """Return the GPU where there is one, else the CPU."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    """Store versions, threads, and the GPU with what it can do, beside the timings."""
+    """Store versions, threads, and the GPU with its measured ceilings, in the results."""
     machine_info |= machine.describe(machine_info.get("cpu", {}).get("flags", []))
     if config.getoption("--smoke"):
         machine_info["smoke"] = True

@@ -1,1 +1,1 @@
-"""Configurations: demo.yaml and one per documented task."""
+"""The built-in configurations: demo.yaml and one per documented task."""

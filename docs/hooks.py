@@ -1,4 +1,4 @@
-"""Pages of the site that lie outside docs/; their links are made relative to docs/."""
+"""Adds pages from outside docs/ to the site; their links are made relative to docs/."""
 
 from pathlib import Path
 

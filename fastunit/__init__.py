@@ -1,18 +1,17 @@
 """UNIT: unsupervised image-to-image translation, fast and dependable.
 
-- `load` gives a `Translator` for a run, a checkpoint or a release's file; its `translate` takes
-  tensors, NumPy arrays and images of Pillow.
-- `config.load` and `config.from_dict` make a `Config`; `fit` trains with it and says where the run
-  is. It is not called `train`, because `fastunit.train` is the module of the command line.
-- `UNIT`, `PaperUNIT` (the networks of the 2018 release and of the paper, for both domains),
-  `VAEGen`, `MsImageDis` and the blocks are torch.nn modules; `TrainStep` updates them.
-- `errors` has the exceptions; what a user can mend is a `UserError`, which is a ValueError.
+- `load` returns a `Translator` for a run's folder, a checkpoint or a gen_*.pt of the 2018 release;
+  its `translate` takes tensors, NumPy arrays and Pillow images.
+- `config.load` and `config.from_dict` return a `Config`; `fit` trains with it and returns where the
+  run is. It is not called `train` because `fastunit.train` is the command line's module.
+- `UNIT`, `PaperUNIT` (both domains' networks, of the 2018 release and of the paper), `VAEGen`,
+  `MsImageDis` and the blocks are torch.nn modules; `TrainStep` updates them.
+- `errors` has the exceptions; user errors are `UserError`, a ValueError.
 
-`fastunit.kernels` has the fused operations, `fastunit.compat` the release's trainer class,
-`fastunit.paper` the paper's networks under its own names.
+`fastunit.kernels` has the fused operations, `fastunit.compat` the 2018 release's trainer class,
+`fastunit.paper` the paper's networks under the 2017 release's names.
 
-Names that need PyTorch are imported when they are first used, so that ``fastunit --help`` does not
-wait for it.
+Names that need PyTorch are imported on first use, so that ``fastunit --help`` is fast.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
-"""The command ``fastunit``, also ``python -m fastunit``: names the commands and runs one.
+"""The command ``fastunit``, also ``python -m fastunit``: dispatches to a subcommand.
 
-A command's module, and PyTorch with it, is imported only once that command is chosen.
+A subcommand's module, and PyTorch with it, is imported only when that subcommand is chosen.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names. Returns its exit code, 2 for a wrong name."""
+    """Run the subcommand named by the first argument; return its exit code, 2 if unknown."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(_help())

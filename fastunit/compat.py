@@ -1,6 +1,6 @@
-"""The 2018 release's trainer under its names: subclasses, replaced methods and networks count.
+"""The 2018 release's trainer class, `UNIT_Trainer`, for code that was written for it.
 
-from fastunit.compat import UNIT_Trainer
+Subclasses, replaced methods, networks, hooks, optimizers and schedules are honoured.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastunit.common.errors import CheckpointError
 from fastunit.config import Config, from_dict
 from fastunit.config.fields import build
 from fastunit.models.discriminator import Discriminator, widened
-from fastunit.models.domain_pair import Coupled
+from fastunit.models.domain_pair import TrainablePair
 from fastunit.models.perceptual import Perceptual, as_vgg_takes, load_perceptual
 from fastunit.models.unit import UNIT
 from fastunit.models.vae import VAE
@@ -29,7 +29,8 @@ from fastunit.training import lr_schedule, optim, overrides, plain_objective, re
 from fastunit.training.objective import Losses, Noise
 from fastunit.training.step import TrainStep
 
-# The release's attribute for each of ours. Its cyc names say whose cycle, ours whose image.
+# The release's attribute for each loss of `objective.LOSSES`. The release names cycle losses by the
+# cycle (aba), fastunit by the image (a).
 ATTRIBUTES = {
     "discriminator_a": "loss_dis_a",
     "discriminator_b": "loss_dis_b",
@@ -60,15 +61,15 @@ class UNIT_Trainer(nn.Module):
     """Networks, optimizers and schedules under the release's names.
 
     Images are [N, C, H, W] in [-1, 1], of the networks' dtype and device. Works on any device and
-    in float32 or float64: use ``.to(...)`` or ``.cuda()``. Computes in the precision that PyTorch
-    is set to (autocast, tf32) unless the mapping has `precision`.
+    in float32 or float64: use ``.to(...)`` or ``.cuda()``. Computes in PyTorch's current precision
+    (autocast, tf32) unless the mapping has `precision`.
 
     Args:
-        hyperparameters: the mapping of a release YAML file. Keys that neither release nor
-            fastunit knows are left alone with a warning.
+        hyperparameters: the mapping of a release YAML file. Keys unknown to both the release and
+            fastunit are ignored with a warning.
 
-    All attributes below may be assigned. After the updates the losses are attributes too, by the
-    values of `ATTRIBUTES`: detached scalars, 0 where a term is off.
+    All attributes below may be assigned. After an update its losses are attributes too, under the
+    names in `ATTRIBUTES`: detached scalars, 0 for terms that are off.
 
     Attributes:
         gen_a: generator of domain a.
@@ -77,21 +78,21 @@ class UNIT_Trainer(nn.Module):
         dis_b: discriminator of domain b.
         gen_opt: optimizer of the generators.
         dis_opt: optimizer of the discriminators.
-        gen_scheduler: schedule of gen_opt's rate; None: a constant one.
+        gen_scheduler: learning-rate schedule of gen_opt; None: constant.
         dis_scheduler: schedule of dis_opt's rate, likewise.
-        vgg: the perceptual term; None where vgg_w is 0.
-        instancenorm: what normalizes its features.
+        vgg: the perceptual term; None if vgg_w is 0.
+        instancenorm: normalizes its features.
 
-    While everything is as it was built, both domains' networks run side by side, layer by layer.
-    Once something is not (a method of this class or of a network, a network, a layer, vgg, or a
-    hook on any of them), the updates call `encode`, `decode`, `calc_dis_loss`, `calc_gen_loss`,
-    `recon_criterion` and `compute_vgg_loss` one after the other, as the release does: slower, and
-    equal up to rounding where the methods compute the same. Noise is then what `encode` returns.
-    `latent: learned`, which is not the release's, cannot be combined with that.
+    While everything is unmodified, the updates use grouped execution. Once a method of this class
+    or of a network, a network, a layer or vgg is replaced, or has a hook, the updates call
+    `encode`, `decode`, `calc_dis_loss`, `calc_gen_loss`, `recon_criterion` and `compute_vgg_loss`
+    one after the other, as the release does: slower, and equal up to rounding if the methods
+    compute the same. Noise is then what `encode` returns. `latent: learned`, which the release does
+    not have, cannot be combined with that.
 
     Raises:
-        ValueError: a value is wrong, or `network` is not the release's; from an update: learned
-            latents with something replaced.
+        ValueError: a value is wrong, or `network` is not the release's; from an update: something
+            is replaced while latents are learned.
     """
 
     gen_a: VAE
@@ -121,8 +122,8 @@ class UNIT_Trainer(nn.Module):
         for name in ("dis_opt", "gen_opt", "dis_scheduler", "gen_scheduler"):
             setattr(self, name, getattr(self._step, name))
         self._built = overrides.AsBuilt(self._networks())
-        self._looked_at: list[int] = []  # by _warn_of_untrained
-        self._instancenorm = [self.instancenorm]  # not a second name in the state_dict
+        self._looked_at: list[int] = []  # ids that _warn_of_untrained has checked
+        self._instancenorm = [self.instancenorm]  # in a list: not a second state_dict entry
         for name in ATTRIBUTES.values():
             setattr(self, name, 0)
 
@@ -130,8 +131,8 @@ class UNIT_Trainer(nn.Module):
         """Return the translations x_ab and x_ba without noise.
 
         Args:
-            x_a: images of domain a, of any size while nothing is replaced; otherwise of sides
-                that the downsampling divides.
+            x_a: images of domain a, of any size while nothing is replaced; otherwise with sides
+                that are multiples of the downsampling.
             x_b: images of domain b, likewise.
         """
         self.eval()
@@ -154,11 +155,11 @@ class UNIT_Trainer(nn.Module):
         """Update the discriminators and set their losses as attributes.
 
         Args:
-            x_a: images of domain a; sides that the downsampling divides.
+            x_a: images of domain a; sides are multiples of the downsampling.
             x_b: images of domain b; N, C, H and W may differ from x_a's.
-            hyperparameters: this update's loss weights, as in the release; None keeps those of
-                the constructor.
-            noise: unit normals of the codes' shapes under "a" and "b"; None draws them.
+            hyperparameters: loss weights for this update, as in the release; None: those of the
+                constructor.
+            noise: standard normal noise of the codes' shapes, keys "a" and "b"; None draws it.
 
         Raises:
             ValueError: images, weights or noise do not fit.
@@ -184,8 +185,8 @@ class UNIT_Trainer(nn.Module):
             x_a: as in `dis_update`.
             x_b: as in `dis_update`.
             hyperparameters: as in `dis_update`.
-            noise: unit normals of the codes' shapes under "a", "b", "ba" and "ab"; None draws
-                them.
+            noise: standard normal noise of the codes' shapes, keys "a", "b", "ba" and "ab"; None
+                draws it.
 
         Raises:
             ValueError: images, weights or noise do not fit, or vgg_w is above 0 without `vgg`.
@@ -212,10 +213,10 @@ class UNIT_Trainer(nn.Module):
 
     @torch.no_grad()
     def sample(self, x_a: Tensor, x_b: Tensor) -> tuple[Tensor, ...]:
-        """Return x_a, its reconstruction, x_ab, x_b, its reconstruction, x_ba; no noise.
+        """Return x_a, its reconstruction, x_ab, x_b, its reconstruction, x_ba, without noise.
 
         Args:
-            x_a: images of domain a; sides that the downsampling divides.
+            x_a: images of domain a; sides are multiples of the downsampling.
             x_b: images of domain b, likewise.
         """
         self.eval()
@@ -232,15 +233,15 @@ class UNIT_Trainer(nn.Module):
         return outputs
 
     def recon_criterion(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the mean absolute difference of two tensors of one shape, a scalar."""
+        """Return the mean absolute difference of two tensors of equal shape, a scalar."""
         return widened(input - target).abs().mean()
 
     def compute_vgg_loss(self, vgg: nn.Module, img: Tensor, target: Tensor) -> Tensor:
         """Return the perceptual distance of two images, a scalar.
 
         Args:
-            vgg: the attribute `vgg`, or any module that makes features [N, 512, P, Q] of BGR
-                images of 0..255 less the mean; `instancenorm` normalizes them.
+            vgg: the attribute `vgg`, or any module that returns features [N, 512, P, Q] for BGR
+                images of 0..255 minus the mean; `instancenorm` normalizes them.
             img: images [N, C, H, W] in [-1, 1], C 1 or 3.
             target: images of the same shape.
         """
@@ -254,7 +255,7 @@ class UNIT_Trainer(nn.Module):
 
         Args:
             snapshot_dir: the folder.
-            iterations: how many iterations came before the last.
+            iterations: the last iteration, counted from 0.
         """
         folder = Path(snapshot_dir)
         release_files.save_networks(self._unit(), folder, iterations + 1)
@@ -266,13 +267,13 @@ class UNIT_Trainer(nn.Module):
     ) -> int:
         """Load the newest files that `save`, or the release, wrote.
 
-        As in the release, the optimizers go on with what optimizer.pt holds, rates included, and
-        the schedules are those of `hyperparameters` at that iteration. A schedule that was
-        assigned stays, at that iteration too.
+        As in the release, the optimizers continue with the state in optimizer.pt, learning rates
+        included, and the schedules are rebuilt from `hyperparameters` at that iteration. An
+        assigned schedule is kept, and set to that iteration.
 
         Args:
             checkpoint_dir: the folder.
-            hyperparameters: of which the schedule's keys are read; None: the constructor's.
+            hyperparameters: the schedule's keys are used; None: the constructor's.
 
         Returns:
             The iteration in the files' names.
@@ -287,7 +288,7 @@ class UNIT_Trainer(nn.Module):
         optim.load(self._optimizers(), files.read(folder / "optimizer.pt"))
         settings = _with(self._settings, hyperparameters, SCHEDULE)
         for name, optimizer in self._optimizers().items():
-            optim.settle(optimizer)
+            optim.reset_execution(optimizer)
             scheduler = getattr(self, f"{name}_scheduler")
             if scheduler is getattr(self._step, f"{name}_scheduler"):
                 scheduler = lr_schedule.scheduler(optimizer, settings)
@@ -299,7 +300,7 @@ class UNIT_Trainer(nn.Module):
         return iteration
 
     def __compute_kl(self, mu: Tensor) -> Tensor:
-        """Return the divergence of a code from N(0, I) at a spread of 1: mean(mu^2)."""
+        """Return a code's divergence from N(0, I) for a standard deviation of 1: mean(mu^2)."""
         return widened(mu).square().mean()
 
     def _networks(self) -> dict[str, nn.Module]:
@@ -308,14 +309,14 @@ class UNIT_Trainer(nn.Module):
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"gen": self.gen_opt, "dis": self.dis_opt}
 
-    def _unit(self) -> Coupled:
-        """Return the networks of this moment as the training step takes them."""
+    def _unit(self) -> TrainablePair:
+        """Return the current networks in the form that the training step takes."""
         for name, network in self._networks().items():
             setattr(self._step.unit, name, network)
         return self._step.unit
 
     def _ready(self, hyperparameters: Mapping[str, Any] | None) -> TrainStep:
-        """Return the step with what the attributes are now, and the next update's weights."""
+        """Return the training step, updated from the attributes and with the loss weights."""
         self._unit()
         step = self._step
         step.dis_opt, step.gen_opt = self.dis_opt, self.gen_opt
@@ -328,7 +329,7 @@ class UNIT_Trainer(nn.Module):
         return step
 
     def _warn_of_untrained(self) -> None:
-        """Say so, once, where a network was assigned and its optimiser was not."""
+        """Warn, once, if a network was assigned but not an optimizer with its parameters."""
         parts = *self._networks().values(), self.gen_opt, self.dis_opt
         ids = [id(part) for part in parts]
         if ids == self._looked_at:
@@ -339,11 +340,11 @@ class UNIT_Trainer(nn.Module):
             trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
             own = [p for p in network.parameters() if p.requires_grad]
             if own and not any(id(p) in trained for p in own):
-                message = f"{name[:3]}_opt holds no parameter of {name}, which stays as it is"
+                message = f"{name[:3]}_opt holds no parameter of {name}, which is not trained"
                 warnings.warn(message, stacklevel=4)
 
     def _changes(self) -> list[str]:
-        """Return what is no longer as it was built, for which updates go the plain way."""
+        """Return what was modified or replaced; if anything, updates run `plain_objective`."""
         found = overrides.replaced(self, _METHODS) + self._built.changes(self._networks())
         if self._step.config.vgg_w > 0:
             found += overrides.changes(self.vgg, Perceptual, "vgg")
@@ -351,8 +352,8 @@ class UNIT_Trainer(nn.Module):
                 found.append("instancenorm")
         if found and self._settings.latent == "learned":
             raise ValueError(
-                f"latent=learned is not the release's and cannot be combined with what has been "
-                f"replaced: {', '.join(found[:3])}; use latent=unit"
+                f"latent=learned cannot be combined with what has been replaced: "
+                f"{', '.join(found[:3])}; use latent=unit"
             )
         return found
 
@@ -365,11 +366,11 @@ class UNIT_Trainer(nn.Module):
         x_b: Tensor,
         noise: Noise | None,
     ) -> Losses:
-        """Update by an objective of `plain`; return its losses."""
+        """Update with an objective of `plain_objective`; return its losses."""
         step = self._step
 
         def losses(x_a: Tensor, x_b: Tensor, noise: Noise | None) -> Losses:
-            return step.as_it_is(objective, self, x_a, x_b, step.config, noise)
+            return step.run_uncompiled(objective, self, x_a, x_b, step.config, noise)
 
         return step.descend(optimizer, total, losses, x_a, x_b, noise)
 
@@ -378,7 +379,7 @@ class UNIT_Trainer(nn.Module):
             setattr(self, ATTRIBUTES[name], losses.get(name, 0))
 
 
-# The methods that the updates call, as they are here.
+# The methods that the updates call, unmodified.
 _METHODS = {
     name: vars(UNIT_Trainer)[name]
     for name in ("recon_criterion", "compute_vgg_loss", "_UNIT_Trainer__compute_kl")
@@ -386,7 +387,7 @@ _METHODS = {
 
 
 def _with(settings: Config, hyperparameters: Mapping[str, Any] | None, keys: tuple) -> Config:
-    """Return settings with those of some keys that are given, checked as the constructor's."""
+    """Return settings with the values of `keys` from hyperparameters, checked."""
     hyperparameters = hyperparameters or {}
     given = {key: hyperparameters[key] for key in keys if key in hyperparameters}
     if not given:

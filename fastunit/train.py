@@ -1,4 +1,4 @@
-"""Train UNIT: ``python -m fastunit.train [options]``; without any, the demo."""
+"""Train UNIT: ``python -m fastunit.train [options]``; without options, the demo."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ with cli.needs("train"):
     from fastunit.report import summary
     from fastunit.training.run import image_counts, train
     from fastunit.training.run_dir import Run, find_run
-    from fastunit.training.state import Session
+    from fastunit.training.state import TrainState
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.train") -> int:
-    """Parse, check everything, train, measure. Returns the exit code.
+    """Parse the arguments, check everything, train and evaluate.
 
-    0 done; 1 the training diverged; 2 bad input; 130 and 143 ended by Ctrl-C and SIGTERM, with a
-    checkpoint saved.
+    Returns:
+        The exit code: 0 done; 1 training diverged; 2 bad input; 130 or 143 stopped by Ctrl-C or
+            SIGTERM after saving a checkpoint.
     """
     args = _parser(prog).parse_args(argv)
     cli.setup_logging()
@@ -39,7 +40,7 @@ def _run(args: argparse.Namespace) -> int:
     run = find_run(args.output, args.resume, args.config and Path(args.config).stem)
     settings = _configure(args, run)
     if args.dry_run:
-        run.restore(Session(settings, device))  # refuses what training would
+        run.restore(TrainState(settings, device))  # raises the errors that training would
         _print_plan(settings, run, device)
         return 0
     try:
@@ -61,7 +62,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--version", action="version", version=cli.VERSION)
-    add("--config", metavar="FILE", help="YAML file, or the name of one of ours (default: demo)")
+    add("--config", metavar="FILE", help="YAML file, or a built-in one by name (default: demo)")
     add(
         "--set",
         metavar="KEY=VALUE",
@@ -70,7 +71,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         dest="overrides",
         help="override a key, for instance gen.dim=32; may be repeated",
     )
-    add("--data", metavar="DIR", help="folder with trainA, trainB and, if any, testA, testB")
+    add("--data", metavar="DIR", help="folder with trainA, trainB and optionally testA, testB")
     add("--output", metavar="DIR", help="the run's folder (default: runs/NAME of the config)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add(
@@ -82,7 +83,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     add("--max-iter", type=int, metavar="N", help="iterations to train (max_iter)")
     add("--seed", type=int, metavar="N", help="seed of weights, noise and data order (seed)")
-    add("--dry-run", action="store_true", help="check everything and print the plan, no run")
+    add("--dry-run", action="store_true", help="check everything and print the plan; do not train")
     return parser
 
 
@@ -99,7 +100,7 @@ def _configure(args: argparse.Namespace, run: Run) -> Config:
 
 def _print_plan(settings: Config, run: Run, device: torch.device) -> None:
     """Print the resolved configuration, parameters, images and expected memory."""
-    counts = image_counts(settings)  # first: it refuses what training would refuse
+    counts = image_counts(settings)  # first: it raises the errors that training would
     print(config.dump_yaml(settings))
     print("parameters:")
     for name, count in memory.parameter_counts(settings).items():
@@ -120,7 +121,7 @@ def _print_result(result: dict[str, Any], run_dir: Path) -> None:
         f"{result['seconds']:.0f} s in all; see {run_dir / 'index.html'}"
     )
     if "a2b" not in result:
-        print("no held-out paired error: testA and testB are not pairs of equal names and shapes")
+        print("no held-out error: testA and testB are not pairs of equal names and shapes")
         return
     print("\n".join(summary.lines(result)))
 

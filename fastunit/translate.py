@@ -1,7 +1,7 @@
 """Translate image files with trained networks: ``python -m fastunit.translate``.
 
-No input is ever overwritten: every output is compared with every input, through links too, before
-the first is written. Any other file in an output's place is replaced.
+Inputs are never overwritten: before anything is written, every output path is compared with every
+input, links resolved. Other existing files at an output path are replaced.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ with cli.needs("train"):
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.translate") -> int:
-    """Run the command line; 0: all done, 1: some images could not be, 2: a UserError."""
+    """Run the command line; returns 0: all translated, 1: some failed, 2: a UserError."""
     args = _parser(prog).parse_args(argv)
     cli.setup_logging()
     return cli.guard(lambda: _translate(args))
 
 
 def plan(source: Path, output: Path) -> list[Job]:
-    """Return what to translate and where to, having made sure that no input is overwritten.
+    """Return the images to translate and their output paths; no output overwrites an input.
 
-    A folder's tree and names are kept under `output`. A file goes into `output` where that is a
-    folder, under its own name, else to `output` itself, in the format of its extension.
+    A folder's tree and names are kept under `output`. A file goes into `output` under its own
+    name if `output` is a folder, else to the path `output`, in the format of its extension.
 
     Raises:
-        DataError: there is no input, the output has no image's extension, or the output would
-            replace an input or land in the input folder.
+        DataError: there is no input, the output's extension is not an image format's, or an
+            output would replace an input or lie in the input folder.
     """
     if os.path.isdir(source):
         jobs = _folder_jobs(source, output)
@@ -77,7 +77,7 @@ def _file_job(file: Path, output: Path) -> Job:
 
 
 def _protect_inputs(jobs: Sequence[Job]) -> None:
-    """Raise DataError when an output is, by any name or link, one of the inputs."""
+    """Raise DataError if an output is one of the inputs, under any name or through a link."""
     inputs = {identity: job.source for job in jobs for identity in _identities(job.source)}
     for job in jobs:
         for identity in _identities(job.target):
@@ -89,7 +89,7 @@ def _protect_inputs(jobs: Sequence[Job]) -> None:
 
 
 def _identities(path: Path) -> set[tuple[int, int]]:
-    """Return device and inode of an entry and of what it links to; none where there is none."""
+    """Return (device, inode) of a path and of its link's target; empty if it does not exist."""
     found = set()
     for look in (os.stat, os.lstat):
         with suppress(OSError):
@@ -107,7 +107,7 @@ def _translate(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     try:
         files.run(jobs)
-    finally:  # what stops the run does not hide these
+    finally:  # list the failed files even if an error ends the run
         _report(files.failed)
     seconds, done = time.perf_counter() - start, len(jobs) - len(files.failed)
     print(
@@ -119,7 +119,7 @@ def _translate(args: argparse.Namespace) -> int:
 
 
 def _print_ranges(settings: config.Config, direction: str) -> None:
-    """Say what 0..255 stands for where a domain was trained with a range of 16-bit values."""
+    """Print what 0..255 means in domains trained with a range of 16-bit values."""
     source, target = (settings.domain(name) for name in (direction[0], direction[-1]))
     if source.value_range:
         low, high = source.value_range
@@ -143,8 +143,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Translate an image, or all images in a folder, to the other domain.",
-        epilog="JPEG is written with quality 95, PNG, BMP, TIFF and WebP without loss. Exit "
-        "status: 0, all done; 1, some could not be translated and are listed; 2, another error.",
+        epilog="JPEG is written with quality 95; PNG, BMP, TIFF and WebP are lossless. Exit code: "
+        "0, all translated; 1, some could not be translated and are listed; 2, other errors.",
     )
     parser.add_argument("--version", action="version", version=cli.VERSION)
     parser.add_argument(
@@ -152,23 +152,26 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("input", type=Path, help="an image, or a folder, searched recursively")
     parser.add_argument(
-        "output", type=Path, help="a folder, in which tree and names are kept, or an image"
+        "output", type=Path, help="a folder (subfolders and names are kept), or an image"
     )
     parser.add_argument(
-        "--direction", choices=DIRECTIONS, required=True, help="from which domain to which"
+        "--direction", choices=DIRECTIONS, required=True, help="a2b: from domain a to b; or b2a"
     )
     parser.add_argument(
-        "--batch-size", type=_count, default=8, help="most images at a time (default: %(default)s)"
+        "--batch-size", type=_count, default=8, help="largest batch size (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda or cuda:N")
     parser.add_argument(
         "--precision",
         choices=[name for name in PRECISIONS if name != "inherit"],
         default="auto",
-        help="of products; auto (the default): bf16 on GPUs that have it, else fp32",
+        help="compute dtype of convolutions and matmuls; auto (the default): bf16 where the GPU "
+        "supports it, else fp32",
     )
     parser.add_argument(
-        "--config", type=Path, help="the YAML of a release's gen_*.pt, which does not hold it"
+        "--config",
+        type=Path,
+        help="the YAML configuration for a gen_*.pt of the 2018 release, which contains none",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""README's picture: ``python -m bench.experiments.demo_picture runs/demo docs/images/demo.png``.
+"""The README's image: ``python -m bench.experiments.demo_picture runs/demo docs/images/demo.png``.
 
 Six held-out scenes in labelled rows: input, translation and truth, for both directions.
 """
@@ -25,7 +25,7 @@ SHOWN = 6  # scenes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0: done, 2: a UserError."""
+    """Run the command line; returns 0: done, 2: a UserError."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.experiments.demo_picture", description=__doc__
     )

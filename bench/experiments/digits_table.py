@@ -1,10 +1,10 @@
-"""The digits' table: ``python -m bench.experiments.digits_table DATA [--out DIR]``.
+"""The table of docs/digits.md: ``python -m bench.experiments.digits_table DATA [--out DIR]``.
 
-Trains both directions between MNIST and USPS under each protocol, by each method, on every seed, on
-one thread, by the command `fastunit.adapt`. Seeds come last, so that what is there after some of
-the runs compares all cells. After each run it writes OUT/digits.md, the share of the target's test
-split named right by the last iterate, and OUT/digits-curves.png. Called again, it goes on: runs
-that have a result stay, one that was stopped is resumed. `--table` only writes both anew.
+Trains both directions between MNIST and USPS under each protocol, with each method and every seed,
+on one thread, with the command `fastunit.adapt`. All cells are trained with one seed before the
+next seed, so that a partial table compares all cells. After each run it writes OUT/digits.md (the
+last iterate's accuracy on the target's test split) and OUT/digits-curves.png. When called again, it
+keeps runs that have a result and resumes one that was stopped. `--table` only writes the files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ with cli.needs("train"):
 
     from fastunit.report.metrics import read_metrics
 
-# For one core and two hours; beside these, all is as in configs/digits.yaml.
+# Sizes for one core and two hours; all other settings are those of configs/digits.yaml.
 SHORT = (
     *("gen_ch=8", "dis_ch=8", "batch_size=16"),
     *("iterations=1400", "warmup=1000", "test_every=350"),
@@ -56,7 +56,7 @@ TITLES = {"mnist": "MNIST", "usps": "USPS"}
 
 
 class Run(NamedTuple):
-    """A training run: one cell's, with one seed."""
+    """A training run: a cell of the table with one seed."""
 
     protocol: str
     method: str
@@ -82,7 +82,7 @@ class Run(NamedTuple):
         return [*options, *METHODS[self.method]]
 
     def result(self, args: argparse.Namespace) -> dict | None:
-        """Return what it came to; None where it has not ended."""
+        """Return its result.json; None if it has not finished."""
         folder = self.folder(args.out)
         kept, path = folder / "config.yaml", folder / "result.json"
         settings = adapt.settings_of(adapt.parser().parse_args(self.options(args)))
@@ -92,9 +92,9 @@ class Run(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0: done, 2: a UserError."""
+    """Run the command line; returns 0: done, 2: a UserError."""
     parser = argparse.ArgumentParser(
-        prog="python bench/experiments/digits_table.py", description=__doc__
+        prog="python -m bench.experiments.digits_table", description=__doc__
     )
     parser.add_argument("data", type=Path, help="folder with the files of MNIST and USPS")
     parser.add_argument("--out", type=Path, default=Path("runs/digits"))
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE",
         help="for every run, for instance iterations=4200; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--table", action="store_true", help="write the files without training")
     args = parser.parse_args(argv)
     return cli.guard(lambda: _fill(args))
 
@@ -119,7 +119,7 @@ def _fill(args: argparse.Namespace) -> int:
     for run in tqdm(missing, unit="run", file=STDERR):
         with contextlib.redirect_stdout(io.StringIO()) as said:
             code = adapt.main(run.options(args))
-        if code:  # adapt has said why
+        if code:  # adapt has printed the reason
             print(said.getvalue(), end="")
             return code
         results[run] = run.result(args)
@@ -139,7 +139,7 @@ def _write(results: dict[Run, dict | None], args: argparse.Namespace) -> str:
 
 
 def table(results: dict[Run, dict]) -> list[str]:
-    """Return the Markdown table: mean ± standard deviation over seeds, and each seed's share."""
+    """Return the Markdown table: mean ± standard deviation over seeds, and each seed's accuracy."""
     titles = [f"{TITLES[source]} to {TITLES[target]}" for source, target in PAIRS]
     lines = [f"| protocol | method | {' | '.join(titles)} |", "| --- | --- | --- | --- |"]
     for protocol, method in dict.fromkeys((run.protocol, run.method) for run in results):
@@ -163,7 +163,7 @@ def _spread(shares: Sequence[float]) -> str:
 
 
 def _draw_curves(results: dict[Run, dict], args: argparse.Namespace) -> None:
-    """Write a PNG: a plot for each direction and protocol, a line for each run."""
+    """Write a PNG with a plot for each direction and protocol, and a line for each run."""
     figure = Figure(figsize=(10, 6), layout="constrained")
     grid = figure.subplots(len(PAIRS), len(args.protocols), sharex=True, squeeze=False)
     colours = dict(zip(METHODS, ("0.55", "tab:blue", "tab:orange"), strict=True))

@@ -1,9 +1,9 @@
-"""Whether a change keeps every bit of training: ``python -m bench.experiments.fingerprint [DATA]``.
+"""SHA-256 of short seeded trainings: ``python -m bench.experiments.fingerprint [DATA]``.
 
 Trains the demo, the paper's networks and, with DATA (a folder with MNIST and USPS), the digits
-for a few seeded iterations by the command lines, one thread each, and prints a SHA-256 of all
-tensors of each final checkpoint. Run before and after a refactoring, on one machine: equal lines
-mean equal bits. The last column counts the tensors that a line is made of.
+for a few iterations with the command lines, on one thread, and prints the SHA-256 of all tensors of
+each final checkpoint. Run it before and after a refactoring, on the same machine: equal lines mean
+bit-identical training. The last column is the number of tensors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RUNS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0: done, 1: a run has failed."""
+    """Run the command line; returns 0: done, 1: a run has failed."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.experiments.fingerprint", description=__doc__
     )
@@ -68,7 +68,7 @@ def digest(run: Path) -> str:
 
 
 def _tensors(value: Any, key: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor below a value, in the order of its keys."""
+    """Yield every tensor in a nested value, sorted by key."""
     if isinstance(value, torch.Tensor):
         yield key, value
     elif isinstance(value, dict):

@@ -1,10 +1,10 @@
 """The paper's ablation on drawn scenes and their maps: ``python -m bench.experiments.sharing``.
 
-Trains configs/maps.yaml with none, one and both of the residual blocks shared in the encoders and
-the decoders, with the cycle and without, and with domain b's generator started from weights of its
-own and as a copy of a's; all of these on every seed, each run in a process with one thread. Scores
-the maps made of held-out scenes, writes OUT/sharing.md and OUT/sharing.png, the same scenes as
-every variant's first seed maps them. Called again, it goes on; ``--report`` scores what is done.
+Trains configs/maps.yaml in all combinations of: none, one or both residual blocks shared in
+encoders and decoders; with and without the cycle; domain b's generator initialized on its own or as
+a copy of a's. Each is trained with every seed, in a process with one thread. Evaluates the maps of
+held-out scenes, and writes OUT/sharing.md and OUT/sharing.png (the maps of each variant's first
+seed). When called again, it continues; ``--report`` evaluates the seeds that are complete.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ with cli.needs("train"):
     from fastunit.report import grid
     from fastunit.training import held_out
 
-LEVELS = 16  # a pixel is right when each channel is this near to the truth, of 255
-SHOWN = 12  # pictures
+LEVELS = 16  # a pixel is right if each channel is within this many of 255 levels of the truth
+SHOWN = 12  # images
 # Student's t for 95 % intervals, by the number of seeds.
 T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 
 
 class Variant(NamedTuple):
-    """What is compared: shared blocks in encoders and in decoders, the cycle, the start of b."""
+    """A variant: blocks shared in encoders and in decoders, cycle, initial weights of b."""
 
     shared: int
     cycle: bool
@@ -71,7 +71,7 @@ class Run(NamedTuple):
         return (self.folder(out) / "result.json").is_file()
 
     def settings(self, args: argparse.Namespace) -> config.Config:
-        """Return the configuration it is trained with."""
+        """Return its configuration."""
         shared, cycle, init_b = self.variant
         keys = {"share.enc": shared, "share.dec": shared, "init_b": init_b, "seed": self.seed}
         if not cycle:
@@ -81,7 +81,7 @@ class Run(NamedTuple):
         return config.load("maps", [f"{key}={value}" for key, value in keys.items()])
 
     def command(self, args: argparse.Namespace) -> list[str]:
-        """Return the command line that trains it, or goes on with it where it was stopped."""
+        """Return the command line that trains it, or resumes it if it was stopped."""
         folder = self.folder(args.out)
         how = [f"--resume={folder}"] if checkpoint.iterations(folder) else self._anew(args)
         return [sys.executable, "-m", "fastunit.train", *how, "--device=cpu"]
@@ -93,7 +93,7 @@ class Run(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Of held-out pairs: share of right pixels of the maps; mean absolute differences."""
+    """On held-out pairs: share of right pixels of the maps; mean absolute errors."""
 
     right: float
     a2b: float
@@ -101,7 +101,7 @@ class Score(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0: done, 2: a UserError."""
+    """Run the command line; returns 0: done, 2: a UserError."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.experiments.sharing", description=__doc__
     )
@@ -121,7 +121,7 @@ def _compare(args: argparse.Namespace) -> int:
         seeds = [s for s in seeds if all(Run(variant, s).done(args.out) for variant in VARIANTS)]
         if not seeds:
             raise UserError(f"{args.out} has no seed of which all {len(VARIANTS)} runs are done")
-    # Seeds come last, so that what is there after some of the runs compares all variants.
+    # All variants with one seed before the next seed: a partial result compares all variants.
     runs = [Run(variant, seed) for seed in seeds for variant in VARIANTS]
     builtin.demo_root(builtin="scene_maps")  # drawn once, not by every process
     if not args.report:
@@ -134,7 +134,7 @@ def _train_all(runs: Sequence[Run], args: argparse.Namespace) -> None:
     failed = threading.Event()
 
     def train(run: Run) -> None:
-        """Train a run unless one has failed: its thread takes the next before that is known."""
+        """Train a run unless one has failed; a thread may start before futures are canceled."""
         try:
             if not failed.is_set():
                 _train(run, args)
@@ -160,7 +160,7 @@ def _train(run: Run, args: argparse.Namespace) -> None:
     if run.done(args.out):
         return
     if folder.exists() and not checkpoint.iterations(folder):
-        shutil.rmtree(folder)  # stopped before there was anything to go on from
+        shutil.rmtree(folder)  # stopped before its first checkpoint
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(run.command(args), env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -169,7 +169,7 @@ def _train(run: Run, args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def _write(runs: Sequence[Run], args: argparse.Namespace) -> None:
-    """Score the runs and write the tables and the picture."""
+    """Evaluate the runs and write the tables and the image."""
     (x_a, x_b), training = (_images(runs[0].settings(args), test=t) for t in (True, False))
     scores, rows = {}, {"scene": x_a[:SHOWN]}
     for run in runs:
@@ -179,7 +179,7 @@ def _write(runs: Sequence[Run], args: argparse.Namespace) -> None:
         if run.seed == runs[0].seed:
             rows[str(run.variant)] = maps[:SHOWN]
     rows["the true map"] = x_b[:SHOWN]
-    guesses = {"one constant picture": constant, "one colour": colour}
+    guesses = {"one constant image": constant, "one colour": colour}
     guesses = {name: [guess(x) for x in training] for name, guess in guesses.items()}
     baselines = {
         name: Score(right(for_b, x_b), _l1(for_b, x_b), _l1(for_a, x_a))
@@ -196,7 +196,7 @@ def _write(runs: Sequence[Run], args: argparse.Namespace) -> None:
 
 
 def _images(settings: config.Config, *, test: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the centre crops of all held-out pairs, or of all training pictures."""
+    """Return the centre crops of all held-out pairs, or of all training images."""
     root = builtin.demo_root(builtin=settings.data.builtin)
     settings = replace(settings, data_root=str(root), display_size=10_000)
     domains = discovery.find_domains(settings)
@@ -206,16 +206,16 @@ def _images(settings: config.Config, *, test: bool) -> tuple[torch.Tensor, torch
 
 
 def right(images: torch.Tensor, truth: torch.Tensor) -> float:
-    """Return the share of pixels all of whose channels are within `LEVELS` of the truth's.
+    """Return the share of pixels whose channels are all within `LEVELS` of the truth.
 
-    Both [N, C, H, W] or broadcast to it, in [-1, 1]; compared as 8-bit values.
+    Both are [N, C, H, W], or broadcast to it, in [-1, 1]; compared as 8-bit values.
     """
     levels = [((x.double().clamp(-1, 1) + 1) * 127.5).round() for x in (images, truth)]
     return ((levels[0] - levels[1]).abs() <= LEVELS).all(1).double().mean().item()
 
 
 def constant(images: torch.Tensor) -> torch.Tensor:
-    """Return the better constant guess at images [N, C, H, W]: each value's median, or its mean."""
+    """Return the better constant prediction of images [N, C, H, W]: their median or their mean."""
     guesses = (images.median(0, keepdim=True).values, images.mean(0, keepdim=True))
     return max(guesses, key=lambda guess: right(guess, images))
 
@@ -258,10 +258,10 @@ def _spread(values: Sequence[float]) -> str:
 def differences(scores: dict[Run, Score]) -> list[str]:
     """Return the Markdown table of differences in right pixels, with their 95 % intervals.
 
-    A difference is taken within each seed, between means over the variants of either side; its
-    interval is Student's, over seeds.
+    A difference is taken within each seed, between the means over the variants of either side; the
+    interval is Student's t over seeds.
     """
-    lines = ["| difference in right pixels | mean | 95 % interval | told from 0 |"]
+    lines = ["| difference in right pixels | mean | 95 % interval | excludes 0 |"]
     lines += ["| --- | --: | --: | --- |"]
     seeds = list(dict.fromkeys(run.seed for run in scores))
     for label, (more, less) in _contrasts().items():
@@ -280,7 +280,7 @@ def _mean(scores: dict[Run, Score], variants: Sequence[Variant], seed: int) -> f
 
 
 def _contrasts() -> dict[str, tuple[list[Variant], list[Variant]]]:
-    """Return what is subtracted from what, by label."""
+    """Return (minuend, subtrahend) variants of each difference, by label."""
 
     def where(**levels: object) -> list[Variant]:
         return [v for v in VARIANTS if levels.items() <= v._asdict().items()]
@@ -288,13 +288,13 @@ def _contrasts() -> dict[str, tuple[list[Variant], list[Variant]]]:
     found = {}
     for init_b in ("own", "copy"):
         sides = where(cycle=True, init_b=init_b), where(cycle=False, init_b=init_b)
-        found[f"cycle on less off ({init_b}; mean over sharing)"] = sides
+        found[f"cycle on minus off ({init_b}; mean over sharing)"] = sides
     for cycle, name in ((True, "on"), (False, "off")):
         sides = where(cycle=cycle, init_b="copy"), where(cycle=cycle, init_b="own")
-        found[f"copy less own (cycle {name}; mean over sharing)"] = sides
+        found[f"copy minus own (cycle {name}; mean over sharing)"] = sides
     for cycle, init_b, shared in product((True, False), ("own", "copy"), (1, 2)):
         these = {"cycle": cycle, "init_b": init_b}
-        label = f"{shared} shared less none (cycle {'on' if cycle else 'off'}, {init_b})"
+        label = f"{shared} shared minus none (cycle {'on' if cycle else 'off'}, {init_b})"
         found[label] = where(shared=shared, **these), where(shared=0, **these)
     return found
 

@@ -1,9 +1,9 @@
-"""The demo's ceiling: its network trained on pairs, ``python -m bench.experiments.supervised``.
+"""The demo's ceiling: its networks trained on pairs, ``python -m bench.experiments.supervised``.
 
-The demo learns from unpaired pictures; how near to the truth its translations could come at all,
-with the same generators, number of iterations, batches, crops, Adam and average, is found by
-descending the mean absolute difference from the true picture in both directions. Its training
-pairs are the scenes of the demo's trainA, drawn by day and by night; it is measured on the demo's
+The demo learns from unpaired images. A lower bound for its error is found by training the same
+generators, with the same iterations, batches, crops, Adam and moving average, on true pairs: by
+minimizing the mean absolute difference from the true image in both directions. The training pairs
+are the scenes of the demo's trainA, drawn by day and by night; the evaluation is on the demo's
 held-out pairs.
 """
 
@@ -35,11 +35,11 @@ with cli.needs("train"):
     from fastunit.data.pipeline import DomainLoader
     from fastunit.report import summary
     from fastunit.training import evaluate, held_out
-    from fastunit.training.state import Session
+    from fastunit.training.state import TrainState
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0: done, 2: a UserError."""
+    """Run the command line; returns 0: done, 2: a UserError."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.experiments.supervised", description=__doc__
     )
@@ -59,25 +59,25 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def ceiling(settings: Config) -> dict:
-    """Train on true pairs as `settings` say; return what `measure.measure` says, and "pairs"."""
+    """Train on true pairs; return the result of `evaluate.measure`, and "pairs"."""
     device = torch.device("cpu")
     demo = discovery.find_domains(replace(settings, data_root=str(builtin.demo_root())))
-    session = Session(replace(settings, share_fakes=False), device)
-    supervise(session.step)
+    state = TrainState(replace(settings, share_fakes=False), device)
+    supervise(state.step)
     with TemporaryDirectory() as folder:
         builtin.draw_training_pairs(Path(folder), len(demo.train_a))
         loaders = [_loader(settings, Path(folder, name)) for name in ("trainA", "trainB")]
         for _ in tqdm(range(settings.max_iter), f"seed {settings.seed}", file=STDERR):
-            session.advance(*map(next, loaders))
+            state.advance(*map(next, loaders))
     pairs = held_out.find_pairs(demo, settings)
-    found = evaluate.measure(session.generator_pair, pairs, demo, settings, device)
+    found = evaluate.measure(state.generator_pair, pairs, demo, settings, device)
     return found | {"pairs": len(pairs)}
 
 
 def supervise(step: TrainStep) -> None:
-    """Have a step descend the error of both translations; its Adam, rate and average stay.
+    """Make a step minimize the error of both translations, with its own Adam, rate and average.
 
-    The configuration has `share_fakes` off: there are no fakes to be shared.
+    `share_fakes` must be off in the configuration.
     """
 
     def translations(x_a: Tensor, x_b: Tensor, *_: object) -> Losses:
@@ -86,7 +86,7 @@ def supervise(step: TrainStep) -> None:
             "a2b": F.l1_loss(step.unit.translate(x_a, "a2b"), x_b),
             "b2a": F.l1_loss(step.unit.translate(x_b, "b2a"), x_a),
         }
-        # The weight of a reconstruction: beside it, weight decay counts as much as in the demo.
+        # The reconstruction's weight: relative to it, weight decay is as strong as in the demo.
         (step.config.recon_x_w * sum(losses.values())).backward()
         step.gen_opt.step()
         return {name: loss.detach() for name, loss in losses.items()}
@@ -104,7 +104,7 @@ def _loader(settings: Config, folder: Path) -> DomainLoader:
         batch_size=settings.batch_size,
         crop=settings.crop,
         seed=settings.seed,
-        stream=0,  # of both domains: the same order, crops and flips
+        stream=0,  # for both domains: the same order, crops and flips
         device=torch.device("cpu"),
         threads=settings.num_workers,
     )

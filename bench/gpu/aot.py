@@ -1,6 +1,6 @@
-"""Compile the kernels of a training step, without a GPU, and say what the machine code is like.
+"""Compile the kernels of a training step without a GPU and print properties of the machine code.
 
-``python -m bench.gpu.aot`` prints a Markdown table; docs/kernels.md says how to read it.
+``python -m bench.gpu.aot`` prints a Markdown table; docs/kernels.md explains it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ COLUMNS = {
 
 
 class Row(NamedTuple):
-    """A variant, how often a training step launches it, and what it became."""
+    """A variant, its number of launches in a training step, and its machine code."""
 
     variant: Variant
     launches: int
@@ -78,9 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.aot", description=__doc__)
     add = parser.add_argument
     add("--arch", type=int, nargs="+", choices=TENSOR_CORE, default=list(TENSOR_CORE))
-    add(
-        "--config", default="photos", metavar="FILE", help="a YAML file, or the name of one of ours"
-    )
+    add("--config", default="photos", metavar="FILE", help="a YAML file, or a built-in one by name")
     add(
         "--set",
         action="append",
@@ -90,14 +88,14 @@ def _parser() -> argparse.ArgumentParser:
         help="override a key; batch_size=1 and crops of 256 are set already",
     )
     add("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"])
-    add("--full", action="store_true", help="a row for every variant, not the worst of each tile")
+    add("--full", action="store_true", help="a row for every variant, not only each tile's worst")
     return parser
 
 
 def step_launches(settings: config.Config, arch: int, dtype: torch.dtype) -> list[runtime.Launch]:
-    """Record one training step: every network, forward and backward. Its numbers are garbage.
+    """Record the launches of one training step, forward and backward; nothing is computed.
 
-    Domains are paired unless the settings say no, as on a GPU.
+    With grouped execution, as on a GPU, unless the settings turn it off.
     """
     if settings.pair_domains == "auto":
         settings = replace(settings, pair_domains="on")
@@ -114,7 +112,7 @@ def step_launches(settings: config.Config, arch: int, dtype: torch.dtype) -> lis
 
 
 def compile_launches(launches: Iterable[runtime.Launch], arch: int) -> list[Row]:
-    """Compile every variant among the launches, on every core."""
+    """Compile every variant among the launches, on all cores."""
     found = variants(launches, arch)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of the work is in child processes
         binaries = list(pool.map(compile_variant, found))
@@ -122,7 +120,7 @@ def compile_launches(launches: Iterable[runtime.Launch], arch: int) -> list[Row]
 
 
 def table(rows: Sequence[Row], full: bool = True) -> list[str]:
-    """Return the lines of a Markdown table; not `full`, a kernel's worst row for every tile."""
+    """Return the lines of a Markdown table; unless `full`, a kernel's worst row for each tile."""
     kinds: dict[tuple, list[Row]] = defaultdict(list)
     for row in rows:
         kinds[_kind(row.variant)].append(row)
@@ -159,7 +157,7 @@ def _cost(row: Row) -> tuple[int, ...]:
 
 
 def _cells(kind: tuple, row: Row, alike: Sequence[Row] = ()) -> list[str]:
-    """Return a line's cells; the name is followed by what tells the row from those like it."""
+    """Return a row's cells; the name is followed by the arguments that differ from similar rows."""
     binary = row.binary
     name, arch, dtype, tile, warps, stages = kind
     loop = binary.loop or ()

@@ -1,4 +1,4 @@
-"""The stages of prove.py: each runs commands in its seconds and says what came of it."""
+"""The stages of prove.py: each runs commands within its time limit and returns the outcome."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from bench.gpu import measure
-from bench.gpu.workspace import Outcome, Room
+from bench.gpu.workspace import Outcome, Workspace
 from fastunit.common import cli
 from fastunit.training import checkpoint
 
-TABLE = {"FASTUNIT_AUTOTUNE": "0"}  # tiles by the table: nothing is timed
-# Every allocation is the driver's own, so that what lies beyond one is nobody's.
+TABLE = {"FASTUNIT_AUTOTUNE": "0"}  # tiles from the table: no autotuning
+# Every tensor is an allocation of the driver's, so that out-of-bounds accesses are detected.
 CHECKED = TABLE | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 SANITIZER = "compute-sanitizer"
 DALI = "nvidia.dali"
 CUDA = Path("/usr/local/cuda/bin")
-WORKERS = 8  # of pytest: most of the tests' time is Triton's compiler
+WORKERS = 8  # of pytest: most of the tests' time is spent in Triton's compiler
 CONFIGS = {"emoji_google2twitter": "emoji"}  # by the folder's name; photos for others
-MEASURING = 60  # seconds for the held-out pairs and the page
+MEASURING = 60  # seconds for the evaluation on held-out pairs and the page
 
 
-def tests(room: Room) -> Outcome:
-    """Run the tests marked `gpu`, several at a time where pytest-xdist is installed."""
-    junit = room.out / "tests.xml"
+def tests(workspace: Workspace) -> Outcome:
+    """Run the tests marked `gpu`, in parallel if pytest-xdist is installed."""
+    junit = workspace.out / "tests.xml"
     junit.unlink(missing_ok=True)
     words = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={junit}"]
     if importlib.util.find_spec("xdist") is not None:
         words += ["-n", str(WORKERS)]
-    code = room.run([*words, "-p", "no:cacheprovider"], TABLE)
+    code = workspace.run([*words, "-p", "no:cacheprovider"], TABLE)
     if not junit.is_file():
         return Outcome.of({"pytest": code or 1}, "it has left no results")
     counts, passed = counted(junit)
@@ -52,10 +52,10 @@ def counted(junit: Path) -> tuple[str, int]:
     return f"{words}, {totals['skipped']} skipped", passed
 
 
-def sanitize(room: Room) -> Outcome:
-    """Run every kernel alone, then under memcheck, then under racecheck."""
+def sanitize(workspace: Workspace) -> Outcome:
+    """Run every kernel, first without a tool, then under memcheck and racecheck."""
     program = [sys.executable, "-m", "bench.gpu.every_kernel"]
-    codes = {"every_kernel": room.run(program, TABLE)}  # compiles, too
+    codes = {"every_kernel": workspace.run(program, TABLE)}  # also compiles them
     tool = shutil.which(SANITIZER) or shutil.which(SANITIZER, path=CUDA)
     if codes["every_kernel"]:
         return Outcome.of(codes)
@@ -64,60 +64,71 @@ def sanitize(room: Room) -> Outcome:
     options = ["--error-exitcode=1", "--target-processes=application-only", "--print-limit=20"]
     for check in ("memcheck", "racecheck"):
         extra = ["--report-api-errors=no"] if check == "memcheck" else []
-        codes[check] = room.run([tool, f"--tool={check}", *options, *extra, *program], CHECKED)
+        codes[check] = workspace.run([tool, f"--tool={check}", *options, *extra, *program], CHECKED)
     return Outcome.of(codes)
 
 
-def report(room: Room, *options: str) -> Outcome:
+def report(workspace: Workspace, *options: str) -> Outcome:
     """Write the benchmark report of measure.py, with its options."""
-    # Of its stages: it measures the ceilings first.
-    limit = max(room.left - measure.GRACE, measure.LEAST)
-    words = [sys.executable, "-m", "bench.gpu.measure", "--out", room.out, f"--limit={limit:.0f}"]
+    # The limit is for its stages: it measures the ceilings before.
+    limit = max(workspace.left - measure.GRACE, measure.LEAST)
+    words = [
+        sys.executable,
+        "-m",
+        "bench.gpu.measure",
+        "--out",
+        workspace.out,
+        f"--limit={limit:.0f}",
+    ]
     words += options
     if _installed(DALI):
-        return Outcome.of({"measure": room.run(words)})
+        return Outcome.of({"measure": workspace.run(words)})
     words += ["--only", *(name for name in measure.STAGES if name != "data")]
-    return Outcome.of({"measure": room.run(words)}, "without data: NVIDIA DALI is not installed")
+    return Outcome.of(
+        {"measure": workspace.run(words)}, "without data: NVIDIA DALI is not installed"
+    )
 
 
-def tiles(room: Room) -> Outcome:
-    """Write tiles.md: the tiles that autotuning has chosen in the stages before."""
-    words = [sys.executable, "-m", "bench.gpu.tiles_report", "-o", room.out / "tiles.md"]
-    return Outcome.of({"tiles_report": room.run(words)})
+def tiles(workspace: Workspace) -> Outcome:
+    """Write tiles.md: the tiles that autotuning chose in the previous stages."""
+    words = [sys.executable, "-m", "bench.gpu.tiles_report", "-o", workspace.out / "tiles.md"]
+    return Outcome.of({"tiles_report": workspace.run(words)})
 
 
-def profile(room: Room) -> Outcome:
+def profile(workspace: Workspace) -> Outcome:
     """Write profile.md: a training step of 256x256, one image of each domain."""
-    words = [sys.executable, "-m", "bench.step.profile", "--out", room.out / "profile.md"]
-    return Outcome.of({"profile": room.run(words)})
+    words = [sys.executable, "-m", "bench.step.profile", "--out", workspace.out / "profile.md"]
+    return Outcome.of({"profile": workspace.run(words)})
 
 
-def train(room: Room) -> Outcome:
-    """Train on each data folder for its share of the time; keep the last samples and the result."""
-    if not room.data:
+def train(workspace: Workspace) -> Outcome:
+    """Train on each data folder for an equal share of the time; keep last samples and result."""
+    if not workspace.data:
         return Outcome.left_out("no folder to train on; give --data")
     if not _installed(DALI):
-        return Outcome.left_out("NVIDIA DALI, which reads the pictures, is not installed here")
+        return Outcome.left_out("NVIDIA DALI, which reads the images, is not installed here")
     codes = {}
-    for data in room.data:
+    for data in workspace.data:
         runs = measure.ROOT / "runs" / f"prove-{data.name}-{os.getpid()}"
-        codes[data.name] = _train(room, data.resolve(), runs, room.seconds / len(room.data))
+        codes[data.name] = _train(
+            workspace, data.resolve(), runs, workspace.seconds / len(workspace.data)
+        )
         for path in _kept(runs):
-            shutil.copyfile(path, room.out / f"{data.name}{path.suffix}")
+            shutil.copyfile(path, workspace.out / f"{data.name}{path.suffix}")
     return Outcome.of(codes)
 
 
-def _train(room: Room, data: Path, folder: Path, seconds: float) -> int:
-    """Train for some seconds, then let the run end where it is, which measures the result."""
+def _train(workspace: Workspace, data: Path, folder: Path, seconds: float) -> int:
+    """Train for some seconds, then resume with the iteration reached as max_iter, to evaluate."""
     command = [sys.executable, "-m", "fastunit.train"]
     config = CONFIGS.get(data.name, "photos")
     fresh = ["--config", config, "--data", data, "--output", folder, "--max-iter", 10**7]
     alarm = ["timeout", "--signal=INT", "--preserve-status"]
-    code = room.run([*alarm, max(seconds - MEASURING, 1), *command, *fresh])
+    code = workspace.run([*alarm, max(seconds - MEASURING, 1), *command, *fresh])
     if code != cli.INTERRUPTED:
-        return code or 1  # it cannot have come to its end
+        return code or 1  # it cannot have reached max_iter
     done = checkpoint.iterations(folder)[-1]
-    return room.run([*command, "--resume", folder, "--max-iter", done], seconds=MEASURING)
+    return workspace.run([*command, "--resume", folder, "--max-iter", done], seconds=MEASURING)
 
 
 def _kept(folder: Path) -> list[Path]:
@@ -128,5 +139,5 @@ def _kept(folder: Path) -> list[Path]:
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even what it would be in
+    except ModuleNotFoundError:  # its parent package is missing
         return False

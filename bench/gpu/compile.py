@@ -1,7 +1,7 @@
-"""Ahead-of-time compilation of recorded launches, and what their machine code says; no GPU needed.
+"""Ahead-of-time compilation of recorded launches, and analysis of the machine code. Needs no GPU.
 
-Triton's own JIT code specialises the recorded arguments, and its compiler brings ptxas and
-cuobjdump for every architecture: what is compiled here is what such a GPU would run.
+Triton's own JIT code specializes the recorded arguments, and Triton includes ptxas and cuobjdump
+for every architecture, so the result is the code that such a GPU would run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fastunit.kernels.common.runtime import Launch
 
 TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}  # architecture -> its instruction
 LOADS = ("LDG", "LDGSTS")  # from global memory to registers, to shared memory
-LOCAL = ("LDL", "STL")  # what register spills and indexed local arrays become
+LOCAL = ("LDL", "STL")  # accesses of local memory: register spills and indexed local arrays
 
 _INSTRUCTION = re.compile(
     r"/\*(?P<address>[0-9a-f]+)\*/\s+(?P<guard>@\S+\s+)?(?P<opcode>[A-Z][\w.]*)\s*(?P<operands>[^;]*);"
@@ -33,7 +33,7 @@ _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """One specialisation of a kernel: what Triton compiles for a kind of arguments."""
+    """One specialization of a kernel: what Triton compiles for one kind of arguments."""
 
     source: ASTSource
     target: GPUTarget
@@ -70,7 +70,7 @@ class Variant:
 
     @property
     def key(self) -> tuple[str, int, int, int]:
-        """What Triton would find this variant by."""
+        """The key under which Triton would cache this variant."""
         options = self.options
         return self.source.hash(), self.target.arch, options.num_warps, options.num_stages
 
@@ -108,7 +108,7 @@ class Instruction:
 
     @property
     def falls_through(self) -> bool:
-        """Whether the next instruction may follow; branches have predicates as operands, too."""
+        """Whether the next instruction may be executed next; branches may have predicates."""
         if self.guard:
             return True
         always = self.mnemonic == "BRA" and self.operands.startswith("0x")
@@ -120,7 +120,7 @@ Code = tuple[Instruction, ...]
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What a variant became. Registers and stack bytes are per thread, shared bytes per program."""
+    """A compiled variant. Registers and stack bytes are per thread, shared bytes per program."""
 
     registers: int
     stack: int
@@ -130,7 +130,7 @@ class MachineCode:
 
 
 def variants(launches: Iterable[Launch], arch: int) -> dict[Variant, int]:
-    """Return the different specialisations among recorded launches, with how often each occurs."""
+    """Return the distinct specializations among recorded launches, with their counts."""
     found: dict[tuple, Variant] = {}
     times: Counter[tuple] = Counter()
     for launch in launches:
@@ -145,8 +145,8 @@ def specialise(launch: Launch, arch: int) -> Variant:
     kernel, target = launch.kernel, GPUTarget("cuda", arch, 32)
     backend = make_backend(target)
     given = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **launch.constexprs}
-    # The three lines of JITFunction.run between the arguments and the compiler. They are Triton's
-    # internals, but the only place where its rules of specialisation are written down.
+    # Three lines of JITFunction.run between the arguments and the compiler. They are internals of
+    # Triton, but the only place where its specialization rules are written down.
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialisation, options = bind(*launch.args, **given)
     packed = kernel._pack_args(backend, given, bound, specialisation, options)
@@ -188,7 +188,7 @@ def parse(sass: str) -> Code:
 def main_loop(code: Code) -> Code | None:
     """Return the innermost loop with the most tensor-core instructions.
 
-    Of a kernel that has none of them, the innermost loop with the most loads. None where no
+    For a kernel without such instructions, the innermost loop with the most loads; None if no
     loop contains either.
     """
 
@@ -207,8 +207,8 @@ def main_loop(code: Code) -> Code | None:
 def loops(code: Code) -> list[set[int]]:
     """Return the natural loops, each as the positions of its instructions.
 
-    ptxas moves rarely taken blocks, such as waits, behind the kernel's end. A loop includes
-    those of its own; their jumps back into the kernel are no loops.
+    ptxas moves rarely taken blocks, such as waits, behind the kernel's end. They belong to the loop
+    that they were moved from; their jumps back into the kernel are not loops.
     """
     position = {instruction.address: index for index, instruction in enumerate(code)}
     before = _predecessors(code, position)
@@ -223,7 +223,7 @@ def loops(code: Code) -> list[set[int]]:
             if index not in body:
                 body.add(index)
                 todo += before[index]
-        if head == 0 or 0 not in body:  # else one can get to the tail past the head
+        if head == 0 or 0 not in body:  # otherwise the tail can be reached without the head
             bodies.setdefault(head, set()).update(body)
     return list(bodies.values())
 

@@ -1,8 +1,8 @@
 """Every Triton kernel on small odd shapes: ``python -m bench.gpu.every_kernel``.
 
-For compute-sanitizer, which slows kernels down many times: one process, tiles by the table. Each
-case runs in each of `PRECISIONS` and must leave finite numbers; its name is printed when the GPU is
-done with it. ``--list`` prints the kernels that are launched, for which no GPU is needed.
+For compute-sanitizer, which slows kernels down many times: one process, tiles from the table. Each
+case runs in each of `PRECISIONS`, and its results must be finite; its name is printed when the GPU
+has finished it. ``--list`` prints the kernels that are launched, and needs no GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fastunit.kernels import (
 from fastunit.kernels.common import runtime
 
 ARCH = 90  # of the recorded launches
-# dtype, and whether float32 is multiplied as tf32.
+# dtype, and whether float32 is computed in tf32.
 PRECISIONS = {
     "bf16": (torch.bfloat16, False),
     "fp16": (torch.float16, False),
@@ -41,7 +41,7 @@ PRECISIONS = {
 
 
 class Case(NamedTuple):
-    """An operation and the shapes of the tensors that it takes by name."""
+    """An operation, the shapes of its tensor arguments by name, and its options."""
 
     operation: Callable[..., Tensor | tuple[Tensor, ...]]
     shapes: dict[str, tuple[int, ...]]
@@ -133,7 +133,7 @@ def run(device: torch.device) -> Iterator[tuple[str, bool]]:
 
 
 def results(case: Case, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Return what the case's operation returns for random tensors, and every gradient."""
+    """Return the results of the case's operation for random tensors, and all gradients."""
     leaves = {}
     for tensor_name, shape in case.shapes.items():
         value = torch.randn(shape, device=device)
@@ -148,7 +148,7 @@ def results(case: Case, dtype: torch.dtype, device: torch.device) -> list[Tensor
 
 
 def launches() -> list[runtime.Launch]:
-    """Return every launch of `run`, recorded and not made."""
+    """Return every launch of `run`, recorded without launching it."""
     with runtime.recorded_launches(ARCH) as found:
         for _ in run(torch.device("cpu")):
             pass

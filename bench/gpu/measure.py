@@ -1,11 +1,11 @@
-"""All that a GPU is measured for: ``python -m bench.gpu.measure [--out DIR] [--quick]``.
+"""The GPU report: ``python -m bench.gpu.measure [--out DIR] [--quick]``.
 
-Measures what the GPU can do at most, runs the benchmarks of `STAGES` one after the other within
-`LIMIT` seconds, writes DIR/GPU-DATE.json, .md and .png, and prints the table of training steps
-last. A stage keeps what it has measured when its time is over. The strongest baseline counts as
-out of time where compiling it takes longer than --patience; ``--only strongest --limit 500
---patience 450`` gives it a call of its own. Tiles are tuned before they are timed unless
-FASTUNIT_AUTOTUNE=0 is set.
+Measures the GPU's ceilings (matmul and copy rates), runs the benchmarks of `STAGES` one after the
+other within `LIMIT` seconds, writes DIR/GPU-DATE.json, .md and .png, and prints the table of
+training steps last. When a stage's time is over, its results so far are kept. The strongest
+baseline is reported as out of time if compiling it takes longer than --patience; ``--only strongest
+--limit 500 --patience 450`` gives it a call of its own. Tiles are autotuned before they are timed
+unless FASTUNIT_AUTOTUNE=0 is set.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from fastunit.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT, QUICK_LIMIT = 460, 150  # seconds, of all stages
-GRACE = 20  # seconds that a stage gets to end once it has overrun
-LEAST = 10  # seconds without which no stage is begun
+GRACE = 20  # seconds that a stage gets to end after its time limit
+LEAST = 10  # seconds that must be left to start a stage
 SECONDS, QUICK_SECONDS = 8, 3  # for the rounds of a comparison
 PATIENCE = 120  # seconds
 
@@ -49,7 +49,7 @@ class Stage(NamedTuple):
 
 
 _LISTED = "([256-1] or [256-8] or [512-1])"
-# In the order of their worth: the last get what time the others leave.
+# The most important first: the last ones get the time that the others leave.
 STAGES = {
     "step": Stage(("step/bench_step.py",), f"bench_opponents and {_LISTED}", 60),
     "norm": Stage(("ops/bench_norm_act.py",), "forward or backward", 25),
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     written, _ = markdown.write(results, stem)
     print(f"\nwrote {', '.join(map(str, written))}")
     for name in failed:
-        print(f"{name}: not all of it was measured; see above")
+        print(f"{name}: not completely measured; see above")
     for table in filter(None, (f(results["benchmarks"]) for f in (tables.ablation, tables.times))):
         print("", *table, sep="\n")
     return 1 if failed else 0
@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--quick",
         action="store_true",
-        help="nothing compiled to compare with, tiles by the table, fewer rounds",
+        help="no compiled contenders, tiles from the table, fewer rounds",
     )
     add(
         "--only",
@@ -134,19 +134,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="STAGE",
         help=", ".join(STAGES),
     )
-    add("--limit", type=float, metavar="SECONDS", help=f"of all stages; default {LIMIT}")
+    add("--limit", type=float, metavar="SECONDS", help=f"for all stages; default {LIMIT}")
     add(
         "--patience",
         type=float,
         default=PATIENCE,
         metavar="SECONDS",
-        help="for compiling an opponent; default %(default)s",
+        help="for compiling a contender; default %(default)s",
     )
     return parser
 
 
 def planned(names: Sequence[str], limit: float) -> Iterator[tuple[str, Stage, float]]:
-    """Yield the stages in their order, each with the seconds that it may take from now on."""
+    """Yield the stages in order, each with its time limit in seconds."""
     end = time.monotonic() + limit
     for name in (name for name in STAGES if name in names):
         stage, left = STAGES[name], end - time.monotonic()
@@ -174,7 +174,7 @@ def command(
 
 
 def run(words: Sequence[str], seconds: float, environment: Mapping[str, str]) -> int:
-    """Run a command from the checkout; return its exit code, not 0 where it has overrun."""
+    """Run a command from the checkout; return its exit code, nonzero after a timeout."""
     process = subprocess.Popen(
         words, cwd=ROOT, env=environment, start_new_session=True, preexec_fn=_hear_interrupts
     )
@@ -188,22 +188,22 @@ def run(words: Sequence[str], seconds: float, environment: Mapping[str, str]) ->
             return 1
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has begun
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
         process.wait()
 
 
 def _hear_interrupts() -> None:
-    """Undo what a shell's background jobs inherit: interrupts are ignored there."""
+    """Handle SIGINT again, which background jobs of a shell inherit as ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def folder_of(given: Path | None) -> Path:
-    """Return where the report goes: what is given, else $OUT, else bench/results."""
+    """Return the report's folder: the given one, else $OUT, else bench/results."""
     return given or Path(os.environ.get("OUT") or ROOT / "bench" / "results")
 
 
 def file_stem(gpu: str, date: datetime.date) -> str:
-    """Return a file's name for a GPU's: nvidia-h100-80gb-hbm3-2026-01-31."""
+    """Return a file name for a GPU: nvidia-h100-80gb-hbm3-2026-01-31."""
     return f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}-{date.isoformat()}"
 
 

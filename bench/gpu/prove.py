@@ -1,9 +1,9 @@
-"""What a GPU is to prove, in one command: ``python -m bench.gpu.prove [--call N | --stages ...]``.
+"""All checks and measurements on a GPU: ``python -m bench.gpu.prove [--call N | --stages ...]``.
 
-Runs stages one after the other, each within its seconds, goes on after a failure, and prints a
-table last. Results and one log, prove.log, go to $OUT, or to --out. `CALLS` has the stages that fit
-into calls of ten minutes each; docs/gpu-notes.md says how to use them. The exit code is 1 where a
-stage has failed; what could not be tried here is "left out", with the reason.
+Runs stages one after the other, each within its time limit, continues after a failure, and prints
+a table last. Results and one log, prove.log, go to --out or $OUT. `CALLS` has the stages that fit
+into calls of ten minutes each; docs/gpu-notes.md says how to use them. The exit code is 1 if a
+stage has failed. Stages that cannot run here are "left out", with the reason.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from typing import NamedTuple
 import torch
 
 from bench.gpu import checks, measure
-from bench.gpu.workspace import FAILED, Outcome, Room
+from bench.gpu.workspace import FAILED, Outcome, Workspace
 from bench.report import tables
 from fastunit.common import cli
 from fastunit.common.errors import UserError
 
-LIMIT = 540  # seconds, of all stages: a call of ten minutes ends well
+LIMIT = 540  # seconds for all stages: fits into a call of ten minutes
 
 
 class Stage(NamedTuple):
-    """What proves something, and the seconds it may take."""
+    """A check, and its time limit in seconds."""
 
-    prove: Callable[[Room], Outcome]
+    check: Callable[[Workspace], Outcome]
     seconds: int
 
 
 STAGES = {
     "tests": Stage(checks.tests, 280),
     "sanitize": Stage(checks.sanitize, 150),
-    "quick": Stage(lambda room: checks.report(room, "--quick"), 110),
+    "quick": Stage(lambda workspace: checks.report(workspace, "--quick"), 110),
     "report": Stage(checks.report, 400),
     "profile": Stage(checks.profile, 60),
     "tiles": Stage(checks.tiles, 30),
@@ -89,14 +89,14 @@ def _parser() -> argparse.ArgumentParser:
 def run(
     names: Sequence[str], limit: float, out: Path, data: Sequence[Path]
 ) -> dict[str, tuple[float, Outcome]]:
-    """Run stages within `limit` seconds; return what each took and what came of it.
+    """Run stages within `limit` seconds; return each one's seconds and outcome.
 
-    A stage alone gets all the time there is.
+    A single stage gets all the time.
     """
     end, found = time.monotonic() + limit, {}
     for name in names:
         begin = time.monotonic()
-        # A stage that overruns gets twice the grace: to be told, and to end.
+        # After its limit a stage gets the grace period twice: after SIGINT, and before SIGKILL.
         seconds = end - begin - 2 * measure.GRACE
         if len(names) > 1:
             seconds = min(STAGES[name].seconds, seconds)
@@ -104,7 +104,7 @@ def run(
             outcome = Outcome.left_out(f"the {limit:.0f} s are spent")
         else:
             print(f"\n{name}: at most {seconds:.0f} s", flush=True)
-            outcome = STAGES[name].prove(Room(out, seconds, tuple(data)))
+            outcome = STAGES[name].check(Workspace(out, seconds, tuple(data)))
         found[name] = time.monotonic() - begin, outcome
         print(f"{name}: {outcome}", flush=True)
     return found

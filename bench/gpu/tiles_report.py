@@ -1,9 +1,9 @@
 """The tiles that autotuning chose on this GPU: ``python -m bench.gpu.tiles_report [-o FILE]``.
 
-Reads the winners that `kernels.tiles` keeps in Triton's cache folder, so it comes after training
-steps or benchmarks that were tuned. A row is a product and shape; "table" is what runs without
-autotuning, the first candidate. Where the two often differ in the same way, the order in
-kernels/conv/tiles.py is what to change: the winners are printed as Python for that.
+Reads the winners that kernels/conv/tiles.py keeps in Triton's cache folder, so run it after
+training steps or benchmarks with autotuning. A row is a GEMM and its shape; "table" is the tile
+that is used without autotuning, the first candidate. If the two often differ in the same way,
+change the order of candidates in kernels/conv/tiles.py; the winners are printed as Python for that.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DTYPES = {str(dtype): dtype for dtype in (torch.bfloat16, torch.float16, torch.f
 
 
 class Choice(NamedTuple):
-    """What autotuning chose for a key of `tiles.choose`, and what the table says."""
+    """The tile that autotuning chose for a key of `tiles.choose`, and the table's."""
 
     key: tuple[str, ...]
     winner: Tile
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def choices(gpu: str) -> Iterator[Choice]:
-    """Yield what is kept for a GPU of that name; raises UserError where there is nothing."""
+    """Yield the choices stored for a GPU of that name; raises UserError if there are none."""
     winners = tiles._Store(gpu)._winners
     if not winners:
         raise UserError(
@@ -67,9 +67,9 @@ def choices(gpu: str) -> Iterator[Choice]:
 
 
 def candidates(key: Sequence[str]) -> list[Tile]:
-    """Return the tiles among which `tiles.choose` chose for a key, the table's choice first.
+    """Return the candidates of `tiles.choose` for a key, the table's choice first.
 
-    Keys are those of `conv_gemm_triton._gemm` and `.wgrad`, as texts.
+    Keys are those of fastunit/kernels/conv/gemm.py, as strings.
     """
     kernel, dtype, _, *shape = key
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,9 +86,9 @@ def page(gpu: str, found: Sequence[Choice]) -> list[str]:
     """Return the lines of a Markdown page."""
     other = [choice for choice in found if choice.winner != choice.table]
     lines = [f"# Tiles chosen on {gpu}", ""]
-    lines += [f"{len(other)} of {len(found)} products run fastest with another tile.", ""]
+    lines += [f"{len(other)} of {len(found)} GEMMs run fastest with another tile.", ""]
     counts = Counter((c.key[0], c.key[1], _text(c.table), _text(c.winner)) for c in other)
-    header = ["kernel", "type", "table", "winner", "products"]
+    header = ["kernel", "type", "table", "winner", "GEMMs"]
     rows = [[*map(_plain, names), str(count)] for names, count in counts.most_common()]
     lines += [*tables.markdown(header, rows), "", "```python", "WINNERS = {"]
     for choice in sorted(found):

@@ -1,4 +1,4 @@
-"""Where a stage of prove.py runs its commands, and what came of it."""
+"""The folder and time limit of a stage of prove.py, and its outcome."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from bench.gpu import measure
 
 DONE, FAILED, LEFT_OUT = "done", "FAILED", "left out"
-LAST = 3000  # letters of a log that are shown
+LAST = 3000  # characters of a log that are shown
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a stage: done, FAILED or left out, and a few words on it."""
+    """A stage's outcome: done, FAILED or left out, with details."""
 
     what: str
     details: str = ""
@@ -37,8 +37,8 @@ class Outcome:
 
 
 @dataclass
-class Room:
-    """Where a stage writes, and until when its commands may run."""
+class Workspace:
+    """A stage's output folder and time limit, and the data folders; runs its commands."""
 
     out: Path
     seconds: float
@@ -52,12 +52,12 @@ class Room:
     def run(
         self, words: Sequence[object], changes: Mapping[str, str] | None = None, seconds: float = 0
     ) -> int:
-        """Run a command, its output in prove.log; show the end of it and return the exit code."""
+        """Run a command with output to prove.log; print the end of it, return the exit code."""
         log = self.out / "prove.log"
         with log.open("a", encoding="utf-8") as file:
             file.write(f"\n$ {' '.join(map(str, words))}\n")
         begin = log.stat().st_size
-        # The shell becomes the command: what an overrun command is sent reaches it.
+        # exec: the command replaces the shell, so that signals after a timeout reach it.
         shell = ["bash", "-c", 'exec "$@" >>"$0" 2>&1', str(log.resolve()), *map(str, words)]
         environment = os.environ | {"PYTHONUNBUFFERED": "1"} | (changes or {})
         code = measure.run(shell, seconds or self.left, environment)

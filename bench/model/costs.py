@@ -1,13 +1,13 @@
-"""The work of a training step, kernel by kernel: floating-point operations and least bytes.
+"""The cost model: FLOPs and least bytes of each kernel of a training step.
 
-The model is that of fused kernels: images stay in haloed buffers in memory, a convolution leaves
-the statistics of its result, one pass normalises, activates and writes the next layer's halo, and
-the sums of the norm's backward come from the dgrad that makes its gradient. Each kernel reads
+It assumes fused kernels: images are stored with their halo, a convolution also writes the
+statistics of its result, one pass normalizes, activates and writes the next layer's halo, and the
+sums of the norm's backward are computed by the dgrad that produces its gradient. Each kernel reads
 every input once and writes every result once. An upsampling 5x5 block is four 3x3 phases on the
-small image; the translations are made once for both updates where `share_fakes` is on; decoder
-blocks that both domains share run once where both decode the same codes. Not counted: the losses,
-the copies of images, the lines that correct a reflected border, the partial sums of split
-products, and what recomputing activations adds.
+small image; translations are computed once for both updates if `share_fakes` is on; decoder blocks
+that both domains share run once if both decode the same codes. Not counted: losses, copies of
+images, the correction lines of a reflected border, partial sums of split GEMMs, and recomputation
+of activations.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import NamedTuple
 from bench.ops.layers import Layer, Networks, networks
 from fastunit.config import Config
 
-MASTER_BYTES = 4  # of a weight, its gradient and each of Adam's moments
-ADAM_PASSES = 7  # reads all four, writes all but the gradient
+MASTER_BYTES = 4  # bytes of a weight, its gradient and each of Adam's moments
+ADAM_PASSES = 7  # Adam reads all four and writes all but the gradient
 
 
 class Kernel(NamedTuple):
     """One launch.
 
-    `direct` are the FLOPs of the layer as the networks define it, `needed` those of the form in
-    which it is run, `issued` the same with halo and channel padding.
+    `direct` is the FLOPs of the layer as the networks define it, `needed` those of the algorithm
+    that is run, `issued` the same including halo and channel padding.
     """
 
     part: str
@@ -38,7 +38,7 @@ class Kernel(NamedTuple):
 
 
 def step(config: Config, element: int = 2) -> list[Kernel]:
-    """Return the launches of a training step; an element of an image has `element` bytes."""
+    """Return the launches of a training step; `element` is the bytes of an image's element."""
     nets = networks(config)
     samples = config.batch_size * config.accumulate
     shared_fakes = config.share_fakes and config.accumulate == 1
@@ -51,7 +51,7 @@ def _step(
     both = ("dgrad", "wgrad")
     for domain, encoder in enumerate(nets.encoders):
         decoder = nets.decoders[domain]
-        # Blocks at the decoder's beginning that are shared run for the first domain alone.
+        # Shared blocks at the start of the decoder are counted for the first domain only.
         begin = 2 * config.share.dec if domain else 0
         run = Run(samples, element)
         yield from run("encode", encoder, both, image=True)
@@ -80,40 +80,40 @@ def _step(
 
 
 class Run(NamedTuple):
-    """Makes the kernels of a network on a batch."""
+    """Yields the kernels of a network for a batch."""
 
     samples: int
     element: int
 
     def doubled(self, *args: object, **options: object) -> Iterator[Kernel]:
-        """Run on two batches at once: both codes, or fake and real images."""
+        """As a call, for two batches at once: both codes, or fake and real images."""
         return self._replace(samples=2 * self.samples)(*args, **options)
 
     def __call__(
         self, part: str, layers: Sequence[Layer], backward: Sequence[str] = (), image: bool = False
     ) -> Iterator[Kernel]:
-        """Yield forward and backward; the gradient by the input is left out for an `image`."""
+        """Yield forward and backward; without the gradient of the input if that is an `image`."""
         before: Layer | None = None
         for index, layer in enumerate(layers):
             after = layers[index + 1].as_run() if index + 1 < len(layers) else None
             run = layer.as_run()
-            yield self._product(part, "fprop", layer, run.haloed + run.elements_out)
+            yield self._gemm(part, "fprop", layer, run.haloed + run.elements_out)
             if layer.norm:
                 yield self._pass(part, "norm_act", _normalised(run, after))
-            for product in backward:
-                if product == "wgrad":
+            for gemm in backward:
+                if gemm == "wgrad":
                     moved = run.haloed + run.haloed_gradient
-                    yield self._product(part, product, layer, moved)
+                    yield self._gemm(part, gemm, layer, moved)
                 elif before is not None or not image:
                     moved = run.haloed_gradient + run.haloed
                     if before is not None and before.norm:
                         moved += before.elements_out  # for the sums of the norm's backward
-                    yield self._product(part, product, layer, moved)
+                    yield self._gemm(part, gemm, layer, moved)
             if backward:
                 yield self._pass(part, "act backward", _gradient(run, after))
             before = run
 
-    def _product(self, part: str, name: str, layer: Layer, elements: int) -> Kernel:
+    def _gemm(self, part: str, name: str, layer: Layer, elements: int) -> Kernel:
         run, samples = layer.as_run(), self.samples
         weights = run.weights * (MASTER_BYTES if name == "wgrad" else self.element)
         return Kernel(
@@ -130,12 +130,12 @@ class Run(NamedTuple):
 
 
 def _normalised(layer: Layer, after: Layer | None) -> int:
-    """Return the elements read and written from a convolution's result to the next input."""
+    """Return the elements moved between a convolution's result and the next layer's input."""
     written = after.haloed if after else layer.elements_out
     return layer.elements_out * (1 + layer.residual) + written
 
 
 def _gradient(layer: Layer, after: Layer | None) -> int:
-    """Return the same from the next input's gradient to that of a convolution's result."""
+    """Return the elements moved between the next input's gradient and the result's gradient."""
     read = after.haloed if after else layer.elements_out
     return read + layer.elements_out * (1 + layer.residual) + layer.haloed_gradient

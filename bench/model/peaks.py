@@ -1,4 +1,4 @@
-"""What a GPU can do at most, measured: the rate of a large product, the speed of a large copy."""
+"""A GPU's measured ceilings: the rate of a large matmul and the bandwidth of a large copy."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _COPIED = 2**28  # float32: 1 GiB
 
 
 class Ceilings(NamedTuple):
-    """`tflop_per_s` of bf16 products with fp32 sums; `gb_per_s` read and written, together."""
+    """`tflop_per_s` of bf16 matmuls with fp32 accumulation; `gb_per_s` read plus written."""
 
     tflop_per_s: float
     gb_per_s: float
 
     def seconds(self, flops: float, moved_bytes: float) -> float:
-        """Return the least seconds of a kernel with so many FLOPs and bytes."""
+        """Return the least seconds of a kernel with these FLOPs and bytes."""
         return max(flops / self.tflop_per_s / 1e12, moved_bytes / self.gb_per_s / 1e9)
 
 
@@ -27,19 +27,19 @@ _given: list[Ceilings] = []
 
 
 def use(ceilings: Ceilings) -> None:
-    """Let `measured` return these, found by another process on the same GPU."""
+    """Make `measured` return these, measured by another process on the same GPU."""
     _given[:] = [ceilings]
 
 
 def measured() -> Ceilings:
-    """Return the GPU's ceilings, measured once in a process unless `use` brought them."""
+    """Return the GPU's ceilings, measured once per process unless `use` has set them."""
     return _given[0] if _given else _measure()
 
 
 @functools.cache
 def _measure() -> Ceilings:
     found = Ceilings(_matmul_tflop_per_s(), _copy_gb_per_s())
-    torch.cuda.empty_cache()  # for what is measured next, maybe in other processes
+    torch.cuda.empty_cache()  # for the next measurements, also in other processes
     return found
 
 

@@ -1,8 +1,8 @@
 """The least time of a training step on a GPU: ``python -m bench.model.roofline --config photos``.
 
-The floor is the sum over the step's kernels (costs.py) of the longer of two times: issued
-FLOPs over the rate of a large bf16 product, bytes over the bandwidth of a large copy. Small images
-stay in the L2 cache, so that their floor is pessimistic where it is one of bytes.
+The floor is the sum over the step's kernels (costs.py) of the longer of two times: issued FLOPs
+divided by the rate of a large bf16 matmul, bytes divided by the bandwidth of a large copy. Small
+images stay in the L2 cache, so kernels bound by bytes can be faster than their floor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COLUMNS = ("part", "direct GFLOP", "needed GFLOP", "issued GFLOP", "GB", "floor 
 
 
 class Total(NamedTuple):
-    """Of some kernels of a step, for the whole batch; `floor_ms` is of one after the other."""
+    """Totals of some kernels for the whole batch; `floor_ms` if they run one after the other."""
 
     direct_gflop: float
     needed_gflop: float
@@ -49,9 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.model.roofline", description=__doc__)
     add = parser.add_argument
-    add(
-        "--config", default="photos", metavar="FILE", help="a YAML file, or the name of one of ours"
-    )
+    add("--config", default="photos", metavar="FILE", help="a YAML file, or a built-in one by name")
     add(
         "--set",
         action="append",
@@ -60,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         dest="overrides",
         help="override a key, for instance batch_size=1",
     )
-    add("--tflops", type=float, default=800.0, help="rate of bf16 products; default %(default)s")
-    add("--gbps", type=float, default=3000.0, help="GB/s of a copy; default %(default)s")
+    add("--tflops", type=float, default=800.0, help="TFLOP/s of bf16 matmuls; default %(default)s")
+    add("--gbps", type=float, default=3000.0, help="GB/s of copies; default %(default)s")
     return parser
 
 
@@ -71,7 +69,7 @@ def floor_ms(settings: config.Config, ceilings: Ceilings) -> float:
 
 
 def total(kernels: Sequence[costs.Kernel], ceilings: Ceilings) -> Total:
-    """Add kernels up."""
+    """Return the totals of kernels."""
     return Total(
         sum(kernel.direct for kernel in kernels) / 1e9,
         sum(kernel.needed for kernel in kernels) / 1e9,
@@ -82,7 +80,7 @@ def total(kernels: Sequence[costs.Kernel], ceilings: Ceilings) -> Total:
 
 
 def table(kernels: Sequence[costs.Kernel], ceilings: Ceilings) -> list[str]:
-    """Return the lines of a Markdown table: the parts of a step and their sum."""
+    """Return the lines of a Markdown table: the parts of a step and their total."""
     lines = [COLUMNS, ("---", *["--:"] * (len(COLUMNS) - 1))]
     for part in dict.fromkeys(kernel.part for kernel in kernels):
         found = total([kernel for kernel in kernels if kernel.part == part], ceilings)

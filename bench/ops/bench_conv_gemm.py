@@ -1,8 +1,8 @@
-"""Convolutions of haloed images: ``python -m pytest bench/ops/bench_conv_gemm.py``.
+"""Convolutions of images with a halo: ``python -m pytest bench/ops/bench_conv_gemm.py``.
 
-The product of each layer alone, with bias and activation where no norm comes between. Here
-"channels_last" is cuDNN's convolution of the very buffer that ours reads. "dgrad" and "wgrad"
-are the halves of "backward".
+The GEMM of each layer alone, with bias and activation if the layer has no norm. Here
+"channels_last" is cuDNN's convolution of the same buffer. "dgrad" and "wgrad" are the two parts of
+"backward".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bench.ops import conv_cases
 from fastunit.kernels import conv_gemm
 
 LAYERS = {name: layer for name, layer in conv_cases.LAYERS.items() if not layer.skip}
-# What is timed: the harness's mode, the tensors to differentiate by, products.
+# What is timed: the harness's mode, the tensors to differentiate by, the number of GEMMs.
 PASSES = {
     "forward": ("forward", None, 1),
     "backward": ("backward", None, 2),
@@ -33,8 +33,8 @@ def bench_conv_gemm(benchmark, device, name, implementation, direction):
     haloed = fused._replace(size=layer.size + 2 * layer.padding)
     tensors = haloed.tensors(device, layer.size_out)
     if layer.norm != "none":
-        del tensors["b"]  # the norm takes it away again
-    mode, wanted, products = PASSES[direction]
+        del tensors["b"]  # the norm cancels it
+    mode, wanted, gemms = PASSES[direction]
 
     def ours(x, w, b=None):
         return conv_gemm(x, w, b, stride=layer.stride, act=fused.act)
@@ -52,5 +52,5 @@ def bench_conv_gemm(benchmark, device, name, implementation, direction):
         eager,
         tensors,
         wanted=wanted,
-        flops=products * layer.flops(layer.size_out),
+        flops=gemms * layer.flops(layer.size_out),
     )

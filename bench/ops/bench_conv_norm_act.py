@@ -39,5 +39,5 @@ def bench_conv_norm_act(benchmark, device, name, implementation, mode):
         ours,
         eager,
         layer.tensors(device, layer.size_out),
-        flops=conv_cases.PRODUCTS[mode] * layer.flops(layer.size_out),
+        flops=conv_cases.GEMMS[mode] * layer.flops(layer.size_out),
     )

@@ -38,6 +38,6 @@ def bench_conv_transpose(benchmark, device, name, implementation, mode):
         ours,
         eager,
         layer.tensors(device, layer.stride * layer.size, transposed=True),
-        # Every pixel of the input meets every tap, but for those that the border cuts off.
-        flops=conv_cases.PRODUCTS[mode] * layer.flops(layer.size),
+        # Every input pixel is multiplied by every tap, except those cut off at the border.
+        flops=conv_cases.GEMMS[mode] * layer.flops(layer.size),
     )

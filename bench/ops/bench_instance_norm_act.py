@@ -1,7 +1,7 @@
 """Instance norm, activation, skip: ``python -m pytest bench/ops/bench_instance_norm_act.py``.
 
-gb_per_s counts each input read once and each result written once, though statistics need a
-pass of their own.
+gb_per_s counts each input read once and each result written once, although the statistics need
+another pass.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Each layer of the release's networks: ``pytest bench/ops/bench_layers.py [--full]``.
 
-"eager" is the layer of bench/step/baseline.py on contiguous images, "ours" what replaces it, on
-channels_last. Forward and backward of one image of 128x128, with --full and on a GPU 256x256.
+"eager" is the layer of bench/step/baseline.py on contiguous images, "ours" fastunit's on
+channels_last ones. Forward and backward of one image of 128x128; with --full or on a GPU 256x256.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def bench_layers(benchmark, device, size, name, implementation, mode):
     if implementation == "ours":
         networks = UNIT(settings).to(device, memory_format=torch.channels_last)
         found = dict(_ours(networks))
-        chosen = precision.resolve("auto", device)
+        compute = precision.resolve("auto", device)
     else:
         networks = BaselineStep(settings).to(device)
         found = dict(_theirs(networks))
-        chosen = "inherit"
+        compute = "inherit"
     layer = found[name]
     x = _input(found, name, torch.rand(1, 3, size, size, device=device))
     if implementation == "ours":
@@ -51,7 +51,7 @@ def bench_layers(benchmark, device, size, name, implementation, mode):
     x.requires_grad_()
 
     def run() -> Tensor:
-        with precision.autocast(chosen, device):
+        with precision.autocast(compute, device):
             return layer(x)
 
     harness.measure(benchmark, device, mode, run, [x, *layer.parameters()])
@@ -59,7 +59,7 @@ def bench_layers(benchmark, device, size, name, implementation, mode):
 
 @torch.no_grad()
 def _input(layers: dict[str, nn.Module], name: str, image: Tensor) -> Tensor:
-    """Return what a layer gets of an image; discriminators see the image itself."""
+    """Return a layer's input for an image; the first discriminator layer gets the image itself."""
     x = image
     for other, layer in layers.items():
         if other == "discriminator 1":

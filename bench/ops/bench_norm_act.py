@@ -24,7 +24,7 @@ HALO = 1
 
 
 def eager(x, norm, gamma, beta):
-    """Return the same from PyTorch's own operations."""
+    """Return the same, computed with PyTorch's own operations."""
     if norm == "in":
         y = F.instance_norm(x, weight=gamma, bias=beta)
     else:

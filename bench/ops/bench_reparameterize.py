@@ -1,7 +1,7 @@
-"""Reparameterised sampling: ``python -m pytest bench/ops/bench_reparameterize.py``.
+"""Reparameterized sampling: ``python -m pytest bench/ops/bench_reparameterize.py``.
 
-The codes are those of photographs of 256x256, one and eight; on a CPU a small one. gb_per_s
-counts each tensor of mu's size that must be read or written once; noise is none of them.
+Codes of one and of eight 256x256 images; on a CPU a small one. gb_per_s counts each tensor of mu's
+size that must be read or written once, without the noise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fastunit.kernels import reparameterize
 
 GPU = torch.cuda.is_available()
 SHAPES = [(1, 256, 64, 64), (8, 256, 64, 64)] if GPU else [(2, 64, 16, 16)]
-# mu, z; dz, mu, dmu; and for a learned sigma what it is made from, and the gradient of that.
+# mu, z; dz, mu, dmu; for a learned sigma also its input and the input's gradient.
 TENSORS = {
     "unit": {"forward": 2, "backward": 3, "both": 5},
     "softplus": {"forward": 3, "backward": 5, "both": 8},
@@ -28,7 +28,7 @@ def ours(mu: Tensor, raw: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
 
 def eager(mu: Tensor, raw: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the same from PyTorch's own operations."""
+    """Return the same, computed with PyTorch's own operations."""
     noise, square = torch.randn_like(mu), mu.float().square()
     if raw is None:
         return mu + noise, square.sum() / (2 * len(mu))

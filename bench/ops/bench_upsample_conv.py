@@ -1,7 +1,7 @@
 """The decoder's upsampling blocks: ``python -m pytest bench/ops/bench_upsample_conv.py``.
 
-tflop_per_s counts the 5x5 filters on the large image, of which ours computes 36 %: it may pass
-100 percent_of_matmul.
+tflop_per_s counts the 5x5 filters on the large image, of which ours computes 36 %, so
+percent_of_matmul may exceed 100.
 """
 
 from __future__ import annotations
@@ -45,5 +45,5 @@ def bench_upsample_conv(benchmark, device, name, implementation, mode):
         ours,
         eager,
         layer.tensors(device, size_out),
-        flops=conv_cases.PRODUCTS[mode] * layer.flops(size_out),
+        flops=conv_cases.GEMMS[mode] * layer.flops(size_out),
     )

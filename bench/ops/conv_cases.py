@@ -1,9 +1,9 @@
-"""What the benchmarks of convolutional blocks share: UNIT's layers, opponents and ceilings.
+"""Shared by the benchmarks of convolutional blocks: UNIT's layers, contenders and ceilings.
 
 "eager" is PyTorch's own operations in NCHW; "channels_last" the same in that format (on a GPU
-cuDNN's best kernels), "compiled" by Inductor. Rates count the FLOPs of the direct formulation,
-whatever an implementation spends. eager_ratio is the time of "eager", which the same run must
-include, over that of the implementation.
+cuDNN's best kernels); "compiled" is compiled by Inductor. Rates count the FLOPs of the direct
+formulation for all implementations. eager_ratio is the time of "eager", which must be part of the
+same run, divided by that of the implementation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.ops import harness
 GPU = torch.cuda.is_available()
 DTYPE = torch.bfloat16 if GPU else torch.float32
 IMPLEMENTATIONS = ("eager", "channels_last", "compiled", "ours") if GPU else ("eager", "ours")
-PRODUCTS = {"forward": 1, "backward": 2, "both": 3}  # of the FLOPs of a convolution
+GEMMS = {"forward": 1, "backward": 2, "both": 3}  # number of GEMMs with a convolution's FLOPs
 
 _ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
@@ -108,7 +108,7 @@ def eager_tail(
     beta: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Return what a block does after its convolution, from PyTorch's own operations."""
+    """Return a block's norm, activation and residual, computed with PyTorch's own operations."""
     if layer.norm == "in":
         y = F.instance_norm(y)
     elif layer.norm == "ln":
@@ -132,14 +132,20 @@ def measure(
     flops: int | None = None,
     moved_bytes: int | None = None,
 ) -> None:
-    """Time one implementation as `harness.measure` does, and compare it.
+    """Time one implementation with `harness.measure`, and record rates and ratios.
 
     Args:
-        case: names what all implementations do: a group of the report.
-        ours, eager: take the tensors by name.
+        benchmark: pytest-benchmark's fixture.
+        device: of the tensors.
+        case: the group of the report: what all implementations compute.
+        implementation: one of `IMPLEMENTATIONS`.
+        mode: "forward", "backward" or "both".
+        ours: fastunit's operation; takes the tensors by name.
+        eager: PyTorch's operations, likewise.
+        tensors: the arguments.
         wanted: the tensors to differentiate by, if not all.
-        flops: of the mode: tflop_per_s, on a GPU percent_of_matmul.
-        moved_bytes: the least the mode must read and write: on a GPU gb_per_s, percent_of_copy.
+        flops: of the mode, for tflop_per_s and, on a GPU, percent_of_matmul.
+        moved_bytes: least bytes read and written, on a GPU for gb_per_s and percent_of_copy.
     """
     benchmark.group = case
     form = torch.contiguous_format if implementation == "eager" else torch.channels_last
@@ -151,7 +157,7 @@ def measure(
     run = ours if implementation == "ours" else eager
     if implementation == "compiled":
         run = harness.compiled(eager)
-    # cuDNN times its kernels first, as it does for the release.
+    # cuDNN chooses its kernels by timing them, as for the release.
     with torch.backends.cudnn.flags(enabled=True, benchmark=True):
         harness.measure(
             benchmark, device, mode, lambda: run(**tensors), leaves, moved_bytes=moved_bytes

@@ -1,8 +1,8 @@
-"""What the benchmarks of operations share: forward, backward and both, on a CPU or a GPU.
+"""Timing of operations: forward, backward and both, on a CPU or a GPU.
 
-On a GPU a round replays a CUDA graph of `CALLS` calls, so that launching from Python is not what
-is timed; inputs that fit stay in the L2 cache. pytest-benchmark's own table then shows rounds;
-per call it is ``extra_info["median_us"]``.
+On a GPU a round replays a CUDA graph of `CALLS` calls, so that launches from Python are not timed;
+small inputs stay in the L2 cache. pytest-benchmark's own table then shows the time of a round;
+``extra_info["median_us"]`` is that of a call.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ def measure(
     eager: Run | None = None,
     moved_bytes: int | None = None,
 ) -> None:
-    """Time an operation and record in extra_info what makes the time comparable.
+    """Time an operation and record the results in benchmark.extra_info.
 
     Args:
-        benchmark: pytest-benchmark's fixture; gets median_us, and of the following what applies.
+        benchmark: pytest-benchmark's fixture; receives median_us and the values below.
+        device: of the inputs.
         mode: "forward" (without autograd), "backward" alone, or "both".
         run: the operation on fixed inputs; its results are differentiated with fixed gradients.
         leaves: the inputs to differentiate by.
-        eager: PyTorch's own way, timed here too: eager_ratio is its time over run's.
-        moved_bytes: the least the mode must read and write: gb_per_s, on a GPU.
+        eager: the same with PyTorch's operations, timed too: eager_ratio is its time / run's.
+        moved_bytes: least bytes read and written, on a GPU for gb_per_s.
 
-    On a GPU, peak_mib is what the mode allocates at most beyond its inputs.
+    On a GPU, peak_mib is the peak of allocated memory beyond the inputs.
     """
-    # Compiled code must keep what its backward needs, for that is timed by itself.
+    # Backward is timed by itself, repeatedly: compiled code must not free what it needs.
     with functorch.patch(donated_buffer=False):
         _measure(benchmark, device, mode, run, leaves, eager, moved_bytes)
 
@@ -75,7 +76,7 @@ def _measure(
 
 
 def compiled(function: Callable) -> Callable:
-    """Compile for the shapes it is first called with, as if nothing had been compiled before."""
+    """Compile for the shapes of the first call, with an empty compilation cache."""
     torch.compiler.reset()
     return torch.compile(function, fullgraph=True, dynamic=False)
 
@@ -98,7 +99,7 @@ def _results(run: Run) -> tuple[Tensor, ...]:
 def _repeated(
     mode: str, run: Run, leaves: Sequence[Tensor], device: torch.device
 ) -> Callable[[], object]:
-    """Return what a round does: one call, or on a GPU the replay of `CALLS`, to its end."""
+    """Return the work of a round: one call, or on a GPU a synchronized replay of `CALLS` calls."""
     if device.type != "cuda":
         return _work(mode, run, leaves)
     side = torch.cuda.Stream()

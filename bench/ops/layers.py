@@ -1,4 +1,4 @@
-"""The convolutions of a configuration's networks, found on tensors without data."""
+"""The convolutions of a configuration's networks, found by running them on meta tensors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fastunit.models import perceptual
 from fastunit.models.layers import Conv2dBlock, UpsampleConv2dBlock, downsample
 from fastunit.models.unit import UNIT
 
-NARROW = 16  # channels that a matrix instruction takes at least
+NARROW = 16  # least number of channels of a matrix instruction
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution as a network runs it on one sample; sizes are (height, width)."""
+    """A convolution for one sample; sizes are (height, width)."""
 
     channels: int
     channels_out: int
@@ -35,7 +35,7 @@ class Layer:
 
     @property
     def flops(self) -> int:
-        """FLOPs of one of its products (fprop, dgrad or wgrad) as the layer is defined."""
+        """FLOPs of one of its GEMMs (fprop, dgrad or wgrad) as the layer is defined."""
         height, width = self.size_out
         return 2 * height * width * self.taps**2 * self.channels * self.channels_out
 
@@ -49,7 +49,7 @@ class Layer:
 
     @property
     def haloed(self) -> int:
-        """Elements of its input with the padding around it."""
+        """Elements of its input with padding."""
         return self.channels * _area(self.size, 2 * self.padding)
 
     @property
@@ -58,7 +58,7 @@ class Layer:
         return self.channels_out * _area(self.size_out, -(-self.taps // self.stride) - 1)
 
     def as_run(self) -> Layer:
-        """Return the layer that is run for this one: the phases of an upsampling block."""
+        """Return the layer that is actually run: for an upsampling block, its phases."""
         if not self.upsampled:
             return self
         taps = (self.taps + 1) // 2
@@ -74,11 +74,11 @@ class Layer:
             residual=self.residual,
         )
 
-    def issued(self, product: str) -> int:
-        """Return the FLOPs of a product with the halo and with channels too few for the unit."""
-        if product == "fprop":
+    def issued(self, gemm: str) -> int:
+        """Return the FLOPs of a GEMM including the halo and padding of few channels."""
+        if gemm == "fprop":
             inner, outer, area = self.channels, self.channels_out, _area(self.size_out)
-        elif product == "dgrad":
+        elif gemm == "dgrad":
             inner, outer = self.channels_out, self.channels
             area = _area(self.size, 2 * self.padding) // self.stride**2
         else:
@@ -88,7 +88,7 @@ class Layer:
 
 
 class Networks(NamedTuple):
-    """The layers of both domains' networks, in the order in which they run."""
+    """The layers of both domains' networks, in the order of execution."""
 
     encoders: list[list[Layer]]
     decoders: list[list[Layer]]
@@ -99,9 +99,10 @@ class Networks(NamedTuple):
 
 
 def networks(config: Config) -> Networks:
-    """Return the layers for the configuration's crop, found on tensors without data.
+    """Return the layers for the configuration's crop.
 
-    Raises ConfigError for networks other than the 2018 release's.
+    Raises:
+        ConfigError: networks other than the 2018 release's.
     """
     if config.network != "release":
         raise ConfigError(f"network={config.network}: only the release's layers are counted here")
@@ -156,7 +157,7 @@ def walk(network: nn.Module, x: Tensor) -> list[Layer]:
         note(conv, x, y)
         return y
 
-    # Not hooks: a block that has any is not fused.
+    # Not with hooks: blocks with hooks run unfused.
     with (
         patch.object(Conv2dBlock, "forward", run_block),
         patch.object(nn.Conv2d, "forward", run_conv),
@@ -182,7 +183,7 @@ def _area(size: tuple[int, int], more: int = 0) -> int:
 
 
 def _depth(taps: int, channels: int) -> int:
-    """Return the length of a product's sums; few channels are padded to 4, a row of taps to 16."""
+    """Return GEMM_K; few channels are padded to a multiple of 4, a row of taps to one of 16."""
     if channels >= NARROW:
         return taps**2 * channels
     row = taps * -(-channels // 4) * 4

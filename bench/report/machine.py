@@ -1,4 +1,4 @@
-"""What a benchmark's figures depend on beside the code: processor, GPU, threads, versions, load."""
+"""What results depend on apart from the code: processor, GPU, threads, versions, load."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 from bench.model import peaks
 
 ROOT = Path(__file__).resolve().parents[2]
-QUIET = 0.5  # load average of a minute below which a machine counts as quiet
-_load = os.getloadavg()[0]  # before the benchmarks themselves
+QUIET = 0.5  # a machine is idle if the load average over a minute is below this
+_load = os.getloadavg()[0]  # before the benchmarks start
 
 
 def describe(cpu_flags: list[str]) -> dict[str, Any]:
-    """Return what is stored beside the timings; `cpu_flags` are Linux's names of instructions."""
+    """Return a description to store in the results; `cpu_flags` are from /proc/cpuinfo."""
     instructions = [torch.backends.cpu.get_cpu_capability()]
     instructions += ["AMX"] if "amx_tile" in cpu_flags else []
     found = {
@@ -40,14 +40,14 @@ def describe(cpu_flags: list[str]) -> dict[str, Any]:
 
 
 def processor(machine: Mapping[str, Any]) -> str:
-    """Return a processor's name with the vector and matrix instructions that PyTorch may use."""
+    """Return a processor's name and the vector and matrix instructions that PyTorch may use."""
     name = machine.get("cpu", {}).get("brand_raw") or machine.get("machine", "unknown machine")
     instructions = machine.get("instructions")
     return f"{name} ({instructions})" if instructions else name
 
 
 def commit(run: Mapping[str, Any]) -> str:
-    """Return a run's commit, shortened; empty where it is not known."""
+    """Return a run's abbreviated commit; empty if unknown."""
     found = run.get("commit_info", {})
     if found.get("id") in (None, "unknown", "unversioned"):
         return ""
@@ -55,7 +55,7 @@ def commit(run: Mapping[str, Any]) -> str:
 
 
 def load(machine: Mapping[str, Any]) -> str:
-    """Say whether anything else ran when the benchmarks began; empty where it is not known."""
+    """Return the load before the benchmarks, with a warning if it was high; empty if unknown."""
     value = machine.get("load")
     if value is None:
         return ""
@@ -63,7 +63,7 @@ def load(machine: Mapping[str, Any]) -> str:
 
 
 def commit_info() -> dict[str, Any]:
-    """Return the commit of the benchmarks' own checkout, wherever pytest was started."""
+    """Return the commit of this checkout, independent of the working directory."""
     try:
         commit_id, time = _git("log", "-1", "--format=%H %cI").split()
         dirty, branch = _git("status", "--porcelain", "-uno"), _git("branch", "--show-current")

@@ -1,7 +1,7 @@
-"""Results of the benchmarks as a page: ``python -m bench.report.markdown JSON -o table.md``.
+"""A report of benchmark results in Markdown: ``python -m bench.report.markdown JSON -o table.md``.
 
-The results are what ``python -m pytest bench/ --benchmark-json results.json`` writes; several
-files make one report, in which the last one of two results of the same benchmark counts.
+The results are files written by ``python -m pytest bench/ --benchmark-json results.json``; several
+files make one report, in which the last result of each benchmark is used.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from fastunit.common.errors import DataError
 
 NOTES = {
     "Throughput": "Images per second, with the 20th and 80th percentiles: of both domains in a "
-    "training step, of one in translation (a to b) and reading. The baselines are the release's "
-    "networks in plain eager PyTorch and its way of reading with Pillow in as many processes as "
-    "fastunit has threads. Both take turns; times as fast is the median of the rounds.",
+    "training step, of one domain in translation (a to b) and data loading. The baselines are the "
+    "release's networks in plain eager PyTorch, and its data loading with Pillow in as many "
+    "processes as fastunit has threads. Both take turns; times as fast is the median over rounds.",
     "Training step": "The release's networks. Milliseconds are medians, in parentheses the 20th "
-    "and 80th percentiles; implementations take turns, and ratios are medians of the rounds.",
-    "Memory of the training step": "The peak, without what was there before the networks; on a "
-    "GPU what PyTorch has reserved.",
-    "What each saving is worth": "The same step with all savings of bench/step/ablations.py, "
+    "and 80th percentiles; implementations take turns, and ratios are medians over rounds.",
+    "Memory of the training step": "The peak, without the memory in use before the networks were "
+    "built; on a GPU the memory reserved by PyTorch.",
+    "Ablations of the training step": "The step with all optimizations of bench/step/ablations.py, "
     "with none, without one and, on a CPU, with one alone.",
-    "Precision": "The same step in other precisions; read as the training step.",
+    "Precision": "The same step in other precisions; columns as for the training step.",
     "Our configurations": "Median, in parentheses the quartiles.",
-    "Translation": "The release's networks, one direction; read as the training step.",
+    "Translation": "The release's networks, one direction; columns as for the training step.",
     "Operations": "Medians. Rates are those of ours, percentages of this machine's ceilings.",
     "Data": "Data wait is the share of a training loop's time spent waiting for images.",
 }
@@ -54,15 +54,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write(
     run: Mapping[str, Any], stem: Path, earlier: Mapping[str, Any] | None = None
 ) -> tuple[list[Path], str]:
-    """Write a run's numbers, page and picture beside each other: STEM.json, .md, .png.
+    """Write a run's results as STEM.json, STEM.md and STEM.png.
 
-    Returns the paths, and why there is no picture; empty where there is one. Raises OSError.
+    Returns:
+        The paths, and the reason if there is no picture (else an empty string).
+
+    Raises:
+        OSError: a file cannot be written.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     numbers, text, image = (stem.with_name(f"{stem.name}.{end}") for end in ("json", "md", "png"))
     numbers.write_text(json.dumps(run, indent=1), encoding="utf-8")
     text.write_text(page(run, earlier), encoding="utf-8")
-    image.unlink(missing_ok=True)  # an earlier run's
+    image.unlink(missing_ok=True)  # from an earlier run
     try:
         from bench.report import picture
     except ModuleNotFoundError as error:
@@ -85,8 +89,9 @@ def _parser() -> argparse.ArgumentParser:
 def merged(paths: Sequence[Path]) -> dict[str, Any]:
     """Return the runs of several files as one; machine and commit are those of the last.
 
-    Raises DataError for what pytest-benchmark has not written, and for runs of different machines
-    or commits.
+    Raises:
+        DataError: a file was not written by pytest-benchmark, or the runs are of different
+            machines or commits.
     """
     runs = [read(path) for path in paths]
     for path, run in zip(paths, runs, strict=True):
@@ -99,7 +104,7 @@ def merged(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the run in a file; raises DataError for what pytest-benchmark has not written."""
+    """Return the run in a file; raises DataError if pytest-benchmark has not written it."""
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -115,7 +120,7 @@ def _origin(run: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _origin_words(run: Mapping[str, Any]) -> str:
-    """Say in a line where the numbers of a picture come from."""
+    """Return a line with the origin of a picture's numbers: machine, date and commit."""
     told = dict(heading(run))
     words = [told.get("GPU", told["CPU"]), told.get("date", ""), told.get("commit", "")]
     words += ["SMOKE RUN"] if run["machine_info"].get("smoke") else []
@@ -129,7 +134,7 @@ def page(run: Mapping[str, Any], earlier: Mapping[str, Any] | None = None) -> st
         "Throughput": throughput.table([*results, *run.get("failed", [])]),
         "Training step": tables.times(results),
         "Memory of the training step": tables.memory(results),
-        "What each saving is worth": tables.ablation(results),
+        "Ablations of the training step": tables.ablation(results),
         "Precision": tables.times(results, "bench_precision"),
         "Our configurations": tables.steps(results),
         "Translation": tables.times(results, "bench_translate"),
@@ -138,7 +143,7 @@ def page(run: Mapping[str, Any], earlier: Mapping[str, Any] | None = None) -> st
     }
     lines = [f"# Benchmarks: {facts.get('gpu') or machine.processor(facts)}", ""]
     if facts.get("smoke"):
-        lines += ["A smoke run of tiny networks: no figure means anything.", ""]
+        lines += ["A smoke run of tiny networks: the figures mean nothing.", ""]
     lines += tables.markdown(["", ""], heading(run))
     for title, table in sections.items():
         if table:
@@ -149,7 +154,7 @@ def page(run: Mapping[str, Any], earlier: Mapping[str, Any] | None = None) -> st
 
 
 def heading(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what makes the numbers comparable: machine, versions, commit, date, ceilings."""
+    """Return the conditions of the results: machine, versions, commit, date, ceilings."""
     facts = run["machine_info"]
     found = {
         "GPU": facts.get("gpu"),
@@ -159,7 +164,7 @@ def heading(run: Mapping[str, Any]) -> list[tuple[str, str]]:
             for name, key in (("SM", "sm_clock"), ("memory", "memory_clock"))
             if key in facts
         ),
-        "bf16 product": _with_unit(facts.get("tflop_per_s"), "TFLOP/s"),
+        "bf16 matmul": _with_unit(facts.get("tflop_per_s"), "TFLOP/s"),
         "copy": _with_unit(facts.get("gb_per_s"), "GB/s, read and written"),
         "CPU": f"{machine.processor(facts)}, cores: {facts.get('cores', '?')}, "
         f"threads: {facts.get('threads', '?')}",

@@ -1,7 +1,7 @@
-"""A report's picture: throughput, all opponents' training steps, the step without each saving.
+"""A report's picture: throughput, training steps of all contenders, ablations.
 
-Bars of throughput are how many times as fast as the baseline, all others times relative to ours;
-both of the same rounds, so that sizes share one linear axis.
+Throughput bars show how many times as fast as the baseline fastunit is, all others times relative
+to fastunit's in the same rounds, so that all sizes fit one linear axis.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ Result = Mapping[str, Any]
 
 
 def shows(results: Sequence[Result]) -> bool:
-    """Return whether the results hold anything that `draw` shows."""
+    """Return whether the results contain anything that `draw` shows."""
     return bool(_panels(results))
 
 
 def draw(results: Sequence[Result], path: Path, heading: str = "") -> None:
-    """Write a PNG; raises DataError where the results hold nothing that it shows."""
+    """Write a PNG; raises DataError if the results contain nothing that it shows."""
     panels = _panels(results)
     if not panels:
         raise DataError("no picture: the results hold no throughput, no bench_ablation")
@@ -60,7 +60,7 @@ def draw(results: Sequence[Result], path: Path, heading: str = "") -> None:
 
 
 def _panels(results: Sequence[Result]) -> list[tuple[list[Result], Callable, float]]:
-    """Return the results of each panel, what draws it and its rows; none without results."""
+    """Return each panel's results, drawing function and number of rows; empty ones are left out."""
     panels: list[tuple[list[Result], Callable, float]] = []
     if found := [result for result in results if throughput.timed(result)]:
         panels.append((found, _draw_throughput, 2 * len(found)))
@@ -90,7 +90,7 @@ def _draw_throughput(axis: Axes, results: Sequence[Result]) -> None:
 
 
 def _draw_steps(axis: Axes, results: Sequence[Result]) -> None:
-    """Draw a group of bars for each size and batch, and the floor where it is known."""
+    """Draw a group of bars for each size and batch, and the floor if it is known."""
     names = list(dict.fromkeys(n for r in results for n in r["extra_info"]["opponents"]))
     colours = dict(zip(names, cycle(COLOURS), strict=False))
     ticks, top = [], 0.0
@@ -114,7 +114,7 @@ def _draw_steps(axis: Axes, results: Sequence[Result]) -> None:
 
 
 def _draw_ablation(axis: Axes, results: Sequence[Result]) -> None:
-    """Draw a group of bars for each size and batch: everything on, and each saving off."""
+    """Draw a group of bars for each size and batch: all optimizations on, and each one off."""
     ticks, top = [], 0.0
     for result in results:
         facts = result["extra_info"]
@@ -123,12 +123,12 @@ def _draw_ablation(axis: Axes, results: Sequence[Result]) -> None:
             ticks.append((top, name if index else f"{_case(result)}: {name}"))
             top += 1
         top += GAP
-    axis.set_title("What each saving is worth: time of the step, with all of them 1")
+    axis.set_title("Ablations: time of the step, with all optimizations 1")
     _finish(axis, ticks, top)
 
 
 def _draw_bar(axis: Axes, place: float, facts: Mapping[str, Any], name: str, colour: str) -> None:
-    """Draw the time of one opponent relative to the first's, or say why there is none."""
+    """Draw one contender's time relative to the first's, or the reason why there is none."""
     found = facts.get(name)
     if not isinstance(found, Mapping):
         axis.annotate(f" {name}: {found}", (0, place), va="center", fontsize=9)
@@ -150,4 +150,4 @@ def _finish(axis: Axes, ticks: Sequence[tuple[float, str]], rows: float) -> None
     axis.set_xlim(0, axis.get_xlim()[1] * 1.2)  # room for the last label
     axis.set_yticks([place for place, _ in ticks], [label for _, label in ticks])
     axis.tick_params(axis="y", length=0)
-    axis.set_ylim(rows - GAP, -1)  # the first on top
+    axis.set_ylim(rows - GAP, -1)  # the first at the top

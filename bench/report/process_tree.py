@@ -1,4 +1,4 @@
-"""The memory of this process and of all that it has started, sampled while they work."""
+"""Peak memory of this process and its descendants, by sampling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def members(pid: int) -> Iterator[int]:
-    """Yield a process and all its descendants that are alive."""
+    """Yield a process and its living descendants."""
     yield pid
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -22,7 +22,7 @@ def members(pid: int) -> Iterator[int]:
 
 
 def resident_mib(pid: int) -> float:
-    """Return the sum of what the processes have in memory; what they share counts for each."""
+    """Return the sum of the processes' resident memory; shared pages count for each."""
     pages = 0
     for member in members(pid):
         with suppress(OSError, IndexError):  # it has ended

@@ -1,7 +1,7 @@
-"""What a run of the benchmarks tells: each case as it begins and ends, and a table last of all.
+"""Console output of the benchmarks: a line when each case starts and ends, and a table at the end.
 
-A plugin of pytest: it keeps the results, also those of a run that is interrupted, samples memory,
-and writes the JSON, Markdown and picture that markdown.py would make.
+A pytest plugin. It collects results, also of an interrupted run, samples memory, and writes JSON,
+Markdown and picture with markdown.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FOLDER = selection.FOLDER / "results"
 
 
 class Progress:
-    """Tells what is measured; `left` holds the benchmarks that were left out."""
+    """The plugin; `left` holds the benchmarks that were left out."""
 
     def __init__(self, config: pytest.Config, earlier: Mapping[str, Any] | None) -> None:
         self.config, self.earlier = config, earlier
@@ -32,7 +32,7 @@ class Progress:
         self._started, self._count = time.monotonic(), 0
         self._names: dict[str, str] = {}  # by node id
         self._ended: set[str] = set()
-        self._narrowed = False  # by -k or -m: not all of the throughput is measured
+        self._narrowed = False  # whether -k or -m deselected throughput benchmarks
 
     @property
     def _reporter(self) -> Any:
@@ -51,7 +51,7 @@ class Progress:
             result = {"name": item.name, "params": params}
             words = throughput.title(result), throughput.case(result)
             self._names[item.nodeid] = ", ".join(filter(None, words))
-        self._reporter.showfspath = False  # our lines name the benchmarks
+        self._reporter.showfspath = False  # the plugin's lines name the benchmarks
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._count += 1
@@ -60,7 +60,7 @@ class Progress:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
-        """Keep what a benchmark has found, were it by half, and the memory it took."""
+        """Collect a benchmark's results, also if it fails halfway, and its peak memory."""
         memory = PeakMemory()
         try:
             with memory:
@@ -71,7 +71,7 @@ class Progress:
                 self._keep(item.funcargs["benchmark"], memory.mib)
 
     def _keep(self, benchmark: Any, peak_mib: float) -> None:
-        """Keep a result as pytest-benchmark's JSON has it; what has no figures has failed."""
+        """Store a result in the form of pytest-benchmark's JSON; without figures it has failed."""
         if benchmark.stats and benchmark.extra_info:
             benchmark.extra_info["peak_all_mib"] = round(peak_mib)
             self.results[benchmark.fullname] = benchmark.stats.as_dict(include_data=False)
@@ -92,14 +92,14 @@ class Progress:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
-        """Count without pytest's dots, in whose place are our lines."""
+        """Replace pytest's dots by the plugin's lines."""
         if report.when == "call" or (report.when == "setup" and report.skipped):
             return report.outcome, "", report.outcome.upper()
         return ("error", "", "ERROR") if report.when != "collect" and report.failed else None
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(self, config: pytest.Config) -> Iterator[None]:
-        """Put the table under all that pytest itself and its plugins have to say."""
+        """Print the table after the output of pytest and its other plugins."""
         outcome = yield
         if self.results or self.failed:
             self._tell()
@@ -123,7 +123,7 @@ class Progress:
             lines += ["", *tables.aligned(throughput.comparison(run, self.earlier))]
         if not lines:
             return
-        self._reporter.section("SMOKE RUN, no figure means anything" if _smoke(run) else "result")
+        self._reporter.section("SMOKE RUN, figures mean nothing" if _smoke(run) else "result")
         for line in lines:
             write(line)
         write("")
@@ -147,7 +147,7 @@ class Progress:
             self._reporter.write_line(f"no picture: {missing}")
 
     def _run(self) -> dict[str, Any]:
-        """Return the results as pytest-benchmark would write them, with its own hooks."""
+        """Return the results in the form of pytest-benchmark's JSON, made with its hooks."""
         hook = self.config.hook
         machine = hook.pytest_benchmark_generate_machine_info(config=self.config)
         hook.pytest_benchmark_update_machine_info(config=self.config, machine_info=machine)

@@ -1,7 +1,7 @@
-"""Which benchmarks run: throughput alone, those of the files that are named, or all with --full.
+"""Selection of benchmarks: throughput only, those of named files, or all with --full.
 
-A plain ``pytest bench/`` runs what is marked `throughput`. A file's name adds its other benchmarks
-but for those marked `full`, and a name with ``::`` whatever it names.
+``pytest bench/`` runs those marked `throughput`. Naming a file adds its other benchmarks except
+those marked `full`; a name with ``::`` selects whatever it names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOLDER = Path(__file__).resolve().parents[1]
 def split(
     config: pytest.Config, items: Sequence[pytest.Item]
 ) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """Return what to run and the benchmarks that are left out; tests elsewhere all run."""
+    """Return the items to run and the benchmarks left out; tests outside bench/ all run."""
     full = config.getoption("--full")
     files, nodes = _named(config)
     kept, left = [], []
@@ -37,7 +37,7 @@ def split(
 
 
 def names_files(config: pytest.Config) -> bool:
-    """Return whether the command line names a file or a benchmark, not folders alone."""
+    """Return whether the command line names a file or a benchmark, not only folders."""
     return any(_named(config))
 
 
@@ -53,7 +53,7 @@ def _named(config: pytest.Config) -> tuple[set[Path], set[Path]]:
 
 
 def left_out(items: Sequence[pytest.Item]) -> str:
-    """Say in a paragraph what a run leaves out, and how to run it."""
+    """Return a paragraph: which benchmarks were left out, and how to run them."""
     counts = Counter(item.path.name for item in items)
     listed = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
     return (

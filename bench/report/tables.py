@@ -1,6 +1,6 @@
-"""The tables of a report, each from the results of pytest-benchmark: dictionaries of its JSON.
+"""The tables of a report, from pytest-benchmark's results (dictionaries of its JSON).
 
-A table is a list of Markdown lines, empty where the results hold nothing for it.
+A table is a list of Markdown lines, empty if there are no results for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def function(result: Result) -> str:
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return a table; columns of numbers are right-aligned, those that say nothing left out."""
+    """Return a table; numeric columns are right-aligned, columns without values left out."""
     rows = list(rows)
     if not rows:
         return []
@@ -34,7 +34,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def aligned(lines: Sequence[str]) -> list[str]:
-    """Return Markdown with its table's columns padded, as a terminal shows it best."""
+    """Return Markdown with its table's columns padded, for a terminal."""
     cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     marks = cells[1] if cells else []
@@ -53,7 +53,7 @@ def _padded(line: str, widths: Sequence[int], marks: Sequence[str]) -> str:
 
 
 def times(results: Sequence[Result], named: str = "bench_opponents") -> list[str]:
-    """Return the times of a function of `opponents.compare`: a row for each size and batch."""
+    """Return the times of a benchmark that uses `compare`: a row for each size and batch."""
     found, names = _compared(results, named)
     ours, *others = names or [""]
     header = ["size", "batch", f"{ours} ms", f"{ours} images/s", *(f"{n} ms" for n in others)]
@@ -69,7 +69,7 @@ def times(results: Sequence[Result], named: str = "bench_opponents") -> list[str
 
 
 def memory(results: Sequence[Result], named: str = "bench_opponents") -> list[str]:
-    """Return the peaks of memory of the same."""
+    """Return the peak memory of the same."""
     found, names = _compared(results, named)
     ours, *others = names or [""]
     header = ["size", "batch", *(f"{name} MiB" for name in names)]
@@ -85,7 +85,7 @@ def memory(results: Sequence[Result], named: str = "bench_opponents") -> list[st
 def _compared(
     results: Sequence[Result], named: str
 ) -> tuple[list[tuple[Mapping[str, Any], list[str]]], list[str]]:
-    """Return the facts and first cells of each row, and the opponents' names, ours first."""
+    """Return each row's facts and first cells, and the contenders' names, ours first."""
     found, names = [], {}
     for result in results:
         if function(result) == named:
@@ -96,7 +96,7 @@ def _compared(
 
 
 def ablation(results: Sequence[Result]) -> list[str]:
-    """Return a row for each saving and size: what the step takes more without it."""
+    """Return a row for each ablation and size: the step's time and its ratio to all on."""
     rows = []
     for result in results:
         if function(result) != "bench_ablation":
@@ -116,7 +116,7 @@ def ablation(results: Sequence[Result]) -> list[str]:
 
 
 def operations(results: Sequence[Result], copy_gb_per_s: float | None = None) -> list[str]:
-    """Return a row for each operation, case and mode: microseconds of all, the rates of ours."""
+    """Return a row for each operation, case and mode: microseconds of all, rates of ours."""
     cases: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
     for result in results:
         if "median_us" not in result["extra_info"]:
@@ -134,7 +134,7 @@ def operations(results: Sequence[Result], copy_gb_per_s: float | None = None) ->
         "ours µs",
         *(f"{n} µs" for n in IMPLEMENTATIONS.values()),
     ]
-    header += ["best other / ours", "TFLOP/s", "% of product", "GB/s", "% of copy"]
+    header += ["best other / ours", "TFLOP/s", "% of matmul", "GB/s", "% of copy"]
     rows = []
     for key, found in cases.items():
         ours = found.get("ours", {})
@@ -148,7 +148,7 @@ def operations(results: Sequence[Result], copy_gb_per_s: float | None = None) ->
 
 
 def data(results: Sequence[Result]) -> list[str]:
-    """Return a row for each configuration trained, with the share of time it waits for images."""
+    """Return a row for each trained configuration, with the share of time waiting for images."""
     rows = []
     for result in results:
         if function(result) == "bench_data_wait":
@@ -183,7 +183,7 @@ def number(value: float | None, form: str = "") -> str:
 
 
 def _spread(facts: Mapping[str, Any] | str | None) -> str:
-    """Return the median with the 20th and 80th percentiles, or the reason why there is none."""
+    """Return the median with 20th and 80th percentiles, or the reason why there is none."""
     if facts is None or isinstance(facts, str):
         return facts or UNKNOWN
     return _interval(*(facts[key] for key in ("median_ms", "p20_ms", "p80_ms")))
@@ -194,7 +194,7 @@ def _interval(median: float, low: float, high: float) -> str:
 
 
 def peak(facts: Mapping[str, Any] | str | None) -> float | None:
-    """Return the MiB of an opponent; None where it has no times."""
+    """Return a contender's peak MiB; None if it has no times."""
     return facts["peak_mib"] if isinstance(facts, Mapping) else None
 
 

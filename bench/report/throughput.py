@@ -1,6 +1,6 @@
-"""Throughput beside its baseline, and beside an earlier run: from the results to tables.
+"""Tables of throughput compared with the baseline, and with an earlier run.
 
-Results are dictionaries as in pytest-benchmark's JSON, a run is such a file's content.
+Results are dictionaries as in pytest-benchmark's JSON; a run is the content of such a file.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from bench.report import machine as machine_of
 from bench.report import tables
 from bench.report.tables import UNKNOWN, Result, number
 
-# Functions of bench_*.py whose opponents are fastunit and the baseline, and what they measure.
+# Functions of bench_*.py that compare fastunit with the baseline, and what they measure.
 TITLES = {
     "bench_opponents": "training step",
     "bench_translate": "translation",
     "bench_pipeline": "data pipeline",
 }
 FAILED = "failed"
-# What makes rates incomparable where it differs.
+# Conditions under which rates are comparable: these must be equal.
 SETUP = {
     "processor": lambda machine: machine_of.processor(machine),
     "cores": lambda machine: machine.get("cores"),
@@ -46,7 +46,7 @@ def title(result: Result) -> str:
 
 
 def table(results: Sequence[Result]) -> list[str]:
-    """Return a row for each comparison with the baseline, as Markdown; failed ones have one too."""
+    """Return a row for each comparison with the baseline, failed ones included, as Markdown."""
     header = ["benchmark", "case", "fastunit images/s", "baseline images/s", "times as fast"]
     header += ["p20 to p80", "fastunit MiB", "baseline MiB", "all processes MiB"]
     rows = []
@@ -64,19 +64,19 @@ def table(results: Sequence[Result]) -> list[str]:
 
 
 def timed(result: Result) -> bool:
-    """Return whether a result compares with the baseline."""
+    """Return whether a result is a comparison with the baseline."""
     return tables.function(result) in TITLES and "baseline_ratio" in result["extra_info"]
 
 
 def complete(results: Sequence[Result]) -> bool:
-    """Return whether there are all kinds of comparisons, and none without a baseline's time."""
+    """Return whether all kinds of comparisons are present, each with the baseline's time."""
     found = [result for result in results if tables.function(result) in TITLES]
     kinds = {tables.function(result) for result in found}
     return kinds == TITLES.keys() and all(map(timed, found))
 
 
 def line(result: Result) -> str:
-    """Say in a line what came of a benchmark."""
+    """Return a benchmark's result as one line."""
     facts = result["extra_info"]
     if facts.get("baseline_ratio") is not None:
         rates = [number(facts[name]["images_per_s"]) for name in ("fastunit", "baseline")]
@@ -87,7 +87,7 @@ def line(result: Result) -> str:
 
 
 def comparison(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """Return paragraphs and a table, as Markdown: two runs, and how their machines differ."""
+    """Compare two runs, in Markdown: differences of their machines, and a table of rates."""
     lines = [f"Compared with the run of {_when(then)}.", *differences(now, then), ""]
     before = {result["name"]: result for result in then["benchmarks"]}
     after = {result["name"]: result for result in now["benchmarks"]}
@@ -110,7 +110,7 @@ def comparison(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
 
 
 def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """Say how the machines or setups of two runs differ; empty where they do not."""
+    """Return how the machines or setups of two runs differ; empty if they do not."""
     machines = then["machine_info"], now["machine_info"]
     found = [
         f"{name}: {_or_none(read(machines[0]))} then, {_or_none(read(machines[1]))} now"
@@ -131,7 +131,7 @@ def _compared(now: Result, then: Result) -> list[str]:
 
 
 def _figure(result: Result) -> tuple[float | None, str, bool]:
-    """Return a result's figure, its unit, and whether more of it is better."""
+    """Return a result's figure, its unit, and whether higher is better."""
     facts = result["extra_info"]
     if facts.get("images_per_s"):
         return facts["images_per_s"], "images/s", True

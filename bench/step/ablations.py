@@ -1,7 +1,7 @@
-"""The training step's savings, one by one, and how to do without each.
+"""Ablations of the training step: its optimizations, and how to switch each one off.
 
-A saving with a configuration key is switched off by it, the others by putting the plain way in
-their place, for good: call `do_without` in a process of its own, before anything is made.
+Optimizations with a configuration key are switched off by it, the others by permanently replacing
+functions of fastunit: call `do_without` in a separate process, before anything is built.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from fastunit.training import objective, state, step
 from fastunit.training.objective import Decoded, Noise
 
 
-class Saving(NamedTuple):
-    """What switches a saving off: configuration keys, or a function that replaces our code."""
+class Ablation(NamedTuple):
+    """How to switch an optimization off: by configuration keys, or by replacing functions."""
 
     keys: tuple[str, ...] = ()
     replace: Callable[[], None] | None = None
 
 
 def do_without(names: Iterable[str]) -> None:
-    """Switch savings without a key off in this process, for good."""
+    """Switch optimizations without a key off, permanently in this process."""
     for name in names:
-        if (replace := SAVINGS[name].replace) is not None:
+        if (replace := ABLATIONS[name].replace) is not None:
             replace()
 
 
 def keys_without(names: Iterable[str]) -> list[str]:
-    """Return the ``key=value`` overrides that switch the others off."""
-    return [key for name in names for key in SAVINGS[name].keys]
+    """Return the ``key=value`` overrides that switch optimizations with a key off."""
+    return [key for name in names for key in ABLATIONS[name].keys]
 
 
 def _upsample_first(x: Tensor, w: Tensor, b: Tensor, **options: Any) -> Tensor:
@@ -67,28 +67,28 @@ def _plain_adam() -> None:
     step.adam = adam
 
 
-SAVINGS = {
-    "fakes shared by both updates": Saving(("share_fakes=false",)),
-    "upsampling in phases": Saving(
+ABLATIONS = {
+    "fakes shared by both updates": Ablation(("share_fakes=false",)),
+    "upsampling in phases": Ablation(
         replace=partial(setattr, layers, "upsample_conv", _upsample_first)
     ),
-    "both codes decoded in one call": Saving(replace=_decode_apart),
-    "fakes and real images in one pass": Saving(
+    "both codes decoded in one call": Ablation(replace=_decode_apart),
+    "fakes and real images in one pass": Ablation(
         replace=partial(setattr, discriminator.Discriminator, "can_join", lambda *images: False)
     ),
-    "forms of weights kept": Saving(
+    "weight cache": Ablation(
         replace=partial(setattr, step, "keep_filters", lambda weights: nullcontext())
     ),
-    "fused Adam": Saving(replace=_plain_adam),
-    "channels last": Saving(
+    "fused Adam": Ablation(replace=_plain_adam),
+    "channels last": Ablation(
         replace=partial(setattr, state, "MEMORY_FORMAT", torch.contiguous_format)
     ),
 }
-GPU_SAVINGS = {
-    "domains paired": Saving(("pair_domains=off",)),
-    "CUDA graph": Saving(("graphs=off",)),
-    "compiled glue": Saving(("compile=off",)),
-    "bf16": Saving(("precision=tf32",)),
+GPU_ABLATIONS = {
+    "grouped execution": Ablation(("pair_domains=off",)),
+    "CUDA graph": Ablation(("graphs=off",)),
+    "torch.compile": Ablation(("compile=off",)),
+    "bf16": Ablation(("precision=tf32",)),
 }
 if torch.cuda.is_available():
-    SAVINGS |= GPU_SAVINGS
+    ABLATIONS |= GPU_ABLATIONS

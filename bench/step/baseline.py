@@ -1,7 +1,7 @@
-"""What fastunit's training step is measured against: the same step without fastunit.
+"""Baselines of the training step: the same step without fastunit.
 
 `BaselineStep` is the 2018 release's step in plain eager PyTorch; `strongest` the same networks
-with everything that PyTorch itself offers to make them fast. Both reproduce the reference numbers
+with all optimizations that PyTorch offers. Both reproduce the golden numbers
 (tests/bench/step/test_baseline.py). Of fastunit only the configuration is used.
 """
 
@@ -47,7 +47,7 @@ _NORMS = {"none": nn.Identity, "bn": nn.BatchNorm2d, "in": nn.InstanceNorm2d, "l
 
 
 class Conv2dBlock(nn.Module):
-    """Pad, convolve, normalise, activate."""
+    """Padding, convolution, norm and activation."""
 
     def __init__(
         self, dim: int, dim_out: int, taps: int, stride: int, norm: str, activ: str, pad: str
@@ -63,7 +63,7 @@ class Conv2dBlock(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 blocks and their input."""
+    """Two 3x3 blocks plus their input."""
 
     def __init__(self, dim: int, activ: str, pad_type: str) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class ResBlock(nn.Module):
 
 
 class Stack(nn.Module):
-    """Layers in a row, under the release's name `model`."""
+    """A sequence of layers, under the release's name `model`."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class VAEGen(nn.Module):
         self.enc, self.dec = Stack(*encoder), Stack(*decoder)
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return codes and the unit normals to add to them, drawn where `noise` is None."""
+        """Return codes and the noise to add, standard normal unless `noise` is given."""
         hidden = self.enc(images)
         return hidden, torch.randn_like(hidden) if noise is None else noise
 
@@ -116,7 +116,7 @@ class VAEGen(nn.Module):
 
 
 class MsImageDis(nn.Module):
-    """Patch discriminators of several scales."""
+    """Patch discriminators at several scales."""
 
     def __init__(self, input_dim: int, options: DiscriminatorConfig) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class MsImageDis(nn.Module):
         return self._score(self(fake), 1.0)
 
     def _score(self, outputs: list[Tensor], target: float) -> Tensor:
-        """Sum the losses of outputs that should have been `target`."""
+        """Return the sum of the scales' losses for a target of 0 or 1."""
         distance = F.mse_loss if self.gan_type == "lsgan" else F.binary_cross_entropy_with_logits
         return sum(distance(output, torch.full_like(output, target)) for output in outputs)
 
@@ -155,13 +155,15 @@ def _patch_net(input_dim: int, options: DiscriminatorConfig) -> nn.Sequential:
 class BaselineStep(nn.Module):
     """The release's training step: ``step(x_a, x_b) -> losses`` under the release's names.
 
-    Each update encodes and decodes for itself, one call per image and direction; the
-    discriminators' update builds the generators' graph and throws it away, the generators' update
-    the gradients of the discriminators' weights. All as the release, but for the perceptual term
-    and the learning-rate schedules, which are left out; the latter cost next to nothing.
+    Each update encodes and decodes separately, one call per image and direction. The
+    discriminators' update builds the generators' graph without using it, and the generators' update
+    computes unused gradients of the discriminators' weights. All this is as in the release. The
+    perceptual term and the learning-rate schedules, which cost next to nothing, are left out.
 
     Parameters have the names of fastunit's `UNIT` and PyTorch's initial values: load a state_dict.
-    Raises ValueError for weight sharing, vgg_w or identity_w, which this step does not have.
+
+    Raises:
+        ValueError: weight sharing, vgg_w or identity_w, which this step does not have.
     """
 
     def __init__(self, config: Config) -> None:
@@ -182,7 +184,7 @@ class BaselineStep(nn.Module):
         return self.dis_update(x_a, x_b) | self.gen_update(x_a, x_b)
 
     def dis_update(self, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Losses:
-        """Update the discriminators; unit normals "a", "b" are drawn where noise is None."""
+        """Update the discriminators; noise "a", "b" is drawn unless given."""
         self.dis_opt.zero_grad()
         losses = self.dis_losses(x_a, x_b, noise or {})
         losses["loss_dis_total"].backward()
@@ -190,7 +192,7 @@ class BaselineStep(nn.Module):
         return {name: loss.detach() for name, loss in losses.items()}
 
     def gen_update(self, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Losses:
-        """Update the generators; unit normals "a", "b", "ba", "ab" are drawn likewise."""
+        """Update the generators; noise "a", "b", "ba", "ab" is drawn unless given."""
         self.gen_opt.zero_grad()
         losses = self.gen_losses(x_a, x_b, noise or {})
         losses["loss_gen_total"].backward()
@@ -239,22 +241,22 @@ class BaselineStep(nn.Module):
 
 
 class _StrongestStep(BaselineStep):
-    """`BaselineStep` without its waste, compiled; see `strongest`."""
+    """`BaselineStep` without unused computations, compiled; see `strongest`."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         super().__init__(config)
         self.to(device, memory_format=torch.channels_last)
         self.dis_opt = _adam(config, self.dis_a, self.dis_b, fused=True)
         self.gen_opt = _adam(config, self.gen_a, self.gen_b, fused=True)
-        # Networks compiled one by one would replay their CUDA graphs several times before one
-        # backward, which PyTorch cannot do; a loss with all its calls of networks runs once.
+        # Compiled separately, networks would replay their CUDA graphs several times before one
+        # backward, which PyTorch does not support; a loss with all its network calls runs once.
         mode = "max-autotune" if device.type == "cuda" else "default"
         for name in ("dis_losses", "gen_losses"):
             function = torch.compile(getattr(self, name), fullgraph=True, dynamic=False, mode=mode)
             setattr(self, name, function)
 
     def forward(self, x_a: Tensor, x_b: Tensor) -> Losses:
-        # Replays of CUDA graphs overwrite what the last ones returned: gradients, losses.
+        # A replay of a CUDA graph overwrites the results of the last: gradients and losses.
         self.zero_grad()
         torch.compiler.cudagraph_mark_step_begin()
         return {name: loss.clone() for name, loss in super().forward(x_a, x_b).items()}
@@ -279,10 +281,10 @@ class _StrongestStep(BaselineStep):
 
 
 def strongest(config: Config, device: torch.device) -> BaselineStep:
-    """Return the strongest step made of PyTorch alone, on `device`; it wants channels_last.
+    """Return the fastest step with PyTorch alone, on `device`, for channels_last images.
 
-    Nothing is computed to be thrown away; Adam is fused and both losses are compiled whole, on a
-    GPU with bf16 autocast, max-autotune and its CUDA graphs. The first step takes minutes.
+    Nothing unused is computed; Adam is fused and both losses are compiled, on a GPU with bf16
+    autocast, max-autotune and its CUDA graphs. The first step takes minutes.
     """
     return _StrongestStep(config, device)
 

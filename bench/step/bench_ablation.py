@@ -1,8 +1,8 @@
-"""What each saving is worth: ``python -m pytest bench/step/bench_ablation.py [--full]``.
+"""Ablations of the training step: ``python -m pytest bench/step/bench_ablation.py [--full]``.
 
-The release's training step with all of ablations.py, with none, without one at a time and, on
-the CPU, with one alone (contenders.py). Without any it is still made of our
-blocks: bench_step.py compares with the release's step.
+The step of the release's networks with all optimizations of ablations.py, with none, without one
+at a time and, on the CPU, with one alone. Without any it still uses fastunit's blocks;
+bench_step.py compares with the release's step.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from bench.step import ablations
-from bench.step.contenders import Opponent
+from bench.step.contenders import Contender
 from bench.step.tasks import GPU
 from fastunit import config
 
@@ -22,13 +22,13 @@ CASES = [FIRST, pytest.param(*SECOND, marks=pytest.mark.full)]
 def bench_ablation(benchmark, compare, size, batch):
     benchmark.group = f"ablation {size}x{size}, batch {batch}"
     keys = {"batch_size": batch, "crop_image_height": size, "crop_image_width": size}
-    variants = {"all on": [], "none": list(ablations.SAVINGS)}
-    variants |= {f"without {name}": [name] for name in ablations.SAVINGS}
+    variants = {"all on": [], "none": list(ablations.ABLATIONS)}
+    variants |= {f"without {name}": [name] for name in ablations.ABLATIONS}
     if not GPU:
-        for name in ablations.SAVINGS:
-            variants[f"only {name}"] = [other for other in ablations.SAVINGS if other != name]
+        for name in ablations.ABLATIONS:
+            variants[f"only {name}"] = [other for other in ablations.ABLATIONS if other != name]
     found = {}
     for variant, names in variants.items():
         settings = config.resolve(dict(keys), ablations.keys_without(names), {})
-        found[variant] = Opponent("fastunit", settings, without=tuple(names))
+        found[variant] = Contender("fastunit", settings, without=tuple(names))
     compare("step", found, 2 * batch, together=GPU)

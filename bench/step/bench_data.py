@@ -1,13 +1,13 @@
 """Data pipeline: ``python -m pytest bench/step/bench_data.py``.
 
-`bench_data_wait` trains our own configurations on both domains, as the training loop does:
-data_wait is the share of the time that the loop waits for the loaders, the median of the rounds;
-images/s count both domains. The demo reads its own small pictures, all else JPEG files as large as
-photographs.
+`bench_data_wait` trains fastunit's configurations on both domains, as the training loop does.
+data_wait is the share of time that the loop waits for the loaders, the median over rounds;
+images/s counts both domains. The demo reads its own small images, the others JPEG files of 640x480
+pixels.
 
-`bench_pipeline` reads and does nothing else: photographs of one domain, resized, cropped and
-flipped, by fastunit's loader and by loaders.py, the release's way, with as many processes as
-ours has threads; contenders.py says how, and what extra_info has.
+`bench_pipeline` only loads data: photographs of one domain, resized, cropped and flipped, with
+fastunit's loader and with loaders.py, as the release does, in as many processes as fastunit has
+threads. See contenders.py for the procedure and extra_info.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.step.contenders import Opponent
+from bench.step.contenders import Contender
 from fastunit import config
 from fastunit.data.builtin import demo_root
 from fastunit.data.discovery import find_domains
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 
 Image = pytest.importorskip(
     "PIL.Image", reason="data pipeline: needs Pillow: pip install 'fastunit[bench]'"
@@ -35,7 +35,7 @@ pytest.importorskip(
 GPU = torch.cuda.is_available()
 BATCHES = 20
 FILES, WIDTH, HEIGHT = 32, 640, 480  # of a domain of photographs
-# Batches in a round, and what to train; the release's networks only where there is a GPU.
+# Batches in a round, configuration and overrides; the release's networks only on a GPU.
 CASES = {
     "demo": (BATCHES, "demo", []),
     "photos": (BATCHES if GPU else 1, "photos", ["batch_size=1"]),
@@ -58,27 +58,27 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
             pixels = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
             fine = rng.normal(0, 8, pixels.shape)
-            picture = Image.fromarray((pixels + fine).clip(0, 255).astype(np.uint8))
-            picture.save(root / domain / f"{index}.jpg", quality=90)
+            image = Image.fromarray((pixels + fine).clip(0, 255).astype(np.uint8))
+            image.save(root / domain / f"{index}.jpg", quality=90)
     return root
 
 
 @pytest.mark.parametrize("case", CASES)
 def bench_data_wait(benchmark, device: torch.device, photographs: Path, case: str):
-    from fastunit.training.trainer import Clock  # matplotlib: the other benchmark needs none
+    from fastunit.training.trainer import Clock  # here: needs matplotlib, bench_pipeline does not
 
     batches, name, overrides = CASES[case]
     root = demo_root() if name == "demo" else photographs
     keys = {"data_root": str(root), "data": {"builtin": "none"}}
     settings = config.resolve(config.read_yaml(name), overrides, keys)
-    session = Session(settings, device)
-    loaders = session.loaders(find_domains(settings))
+    state = TrainState(settings, device)
+    loaders = state.loaders(find_domains(settings))
     shares: list[float] = []
 
     def train() -> None:
         clock = Clock()
         for _ in range(batches):
-            session.advance(*clock.next_batch(loaders))
+            state.advance(*clock.next_batch(loaders))
         if device.type == "cuda":
             torch.cuda.synchronize()
         shares.append(clock.read()["data_wait"])
@@ -97,5 +97,5 @@ def bench_pipeline(benchmark, compare, photographs: Path, size: int, workers: in
     keys = {"data_root": str(photographs), "num_workers": workers, "batch_size": BATCH}
     crop = {"new_size": size, "crop_image_height": size, "crop_image_width": size}
     settings = config.from_dict(keys | crop)
-    found = {name: Opponent(name, settings) for name in ("fastunit", "baseline")}
+    found = {name: Contender(name, settings) for name in ("fastunit", "baseline")}
     compare("data", found, BATCH)

@@ -1,8 +1,9 @@
-"""Training steps: ``pytest bench/step/bench_step.py [--full]``. images/s count both domains.
+"""Training steps: ``pytest bench/step/bench_step.py [--full]``. images/s counts both domains.
 
-`bench_step` times our own configurations. `bench_opponents` times the release's networks in
-fastunit and in baseline.py; contenders.py says how, and what extra_info has. On a GPU
-it has floor_ms too, from bench.model.roofline, and floor_percent, that floor's share of our time.
+`bench_step` times fastunit's configurations. `bench_opponents` compares the release's networks in
+fastunit and in baseline.py; see contenders.py for the procedure and extra_info. On a GPU extra_info
+also has floor_ms, from bench.model.roofline, and floor_percent, the floor's share of fastunit's
+time.
 """
 
 from __future__ import annotations
@@ -13,27 +14,27 @@ import pytest
 import torch
 
 from bench.model import peaks, roofline
-from bench.step.contenders import Opponent
+from bench.step.contenders import Contender
 from bench.step.tasks import GPU, random_images
 from fastunit import config
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 
-# Our own configurations; photographs one at a time, as the paper trains.
+# fastunit's configurations; photographs with batch size 1, as in the paper.
 CASES = {"demo": [], "photos": ["batch_size=1"]}
-# Where the strongest baseline, whose compiling takes minutes, is an opponent without --full.
+# Cases that include the strongest baseline, which compiles for minutes, without --full.
 STRONGEST = ((256, 1), (256, 8), (512, 1)) if GPU else ()
-# What a plain ``pytest bench/`` compares; 128x128 in fours would take 6 GB on a CPU.
+# Cases of a plain ``pytest bench/``; 128x128 with batch 4 would take 6 GB on a CPU.
 THROUGHPUT = ((256, 1), (256, 8)) if GPU else ((64, 1), (64, 4), (128, 1))
 
 
 @pytest.mark.parametrize("name", CASES)
 def bench_step(benchmark, device, name):
     settings = config.load(name, CASES[name])
-    session = Session(settings, device)
+    state = TrainState(settings, device)
     x_a, x_b = random_images(settings, device)
 
     def step() -> None:
-        session.advance(x_a, x_b)
+        state.advance(x_a, x_b)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -42,7 +43,7 @@ def bench_step(benchmark, device, name):
 
 
 def _cases() -> list:
-    """Return size and batch of each comparison, marked by what selects it (`selection`)."""
+    """Return size and batch of each comparison, with the markers that select it (`selection`)."""
     sizes, batches = ((64, 128, 256, 512), (1, 4, 8)) if GPU else ((64, 128), (1, 4))
     cases = [
         pytest.param(*case, marks=[pytest.mark.throughput] if case in THROUGHPUT else [])
@@ -60,7 +61,7 @@ def bench_opponents(benchmark, compare, pytestconfig, size, batch):
     wanted = pytestconfig.getoption("--full") or (size, batch) in STRONGEST
     if wanted and pytestconfig.getoption("--patience") != 0:
         names.append("strongest")
-    compare("step", {name: Opponent(name, settings) for name in names}, 2 * batch)
+    compare("step", {name: Contender(name, settings) for name in names}, 2 * batch)
     if GPU:
         facts = benchmark.extra_info
         floor = roofline.floor_ms(settings, peaks.measured())

@@ -1,15 +1,14 @@
 """Translation: ``python -m pytest bench/step/bench_translate.py``. images/s of one domain, a to b.
 
-The release's networks with the same weights in fastunit, in the precision that training would use,
-and in plain eager PyTorch (baseline.py); contenders.py says how, and what extra_info
-has.
+The release's networks with the same weights in fastunit, in training's default precision, and in
+plain eager PyTorch (baseline.py); see contenders.py for the procedure and extra_info.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from bench.step.contenders import Opponent
+from bench.step.contenders import Contender
 from bench.step.tasks import GPU
 from fastunit import config
 
@@ -32,8 +31,8 @@ def bench_translate(benchmark, compare, size, batch):
     benchmark.group = f"translate {size}x{size}, batch {batch}"
     keys = {"batch_size": batch, "crop_image_height": size, "crop_image_width": size}
     settings = config.from_dict(keys)
-    found = {name: Opponent(name, settings) for name in ("fastunit", "baseline")}
+    found = {name: Contender(name, settings) for name in ("fastunit", "baseline")}
     if GPU:
         single = config.from_dict(keys | {"precision": "fp32"})
-        found["fastunit in fp32"] = Opponent("fastunit", single)
+        found["fastunit in fp32"] = Contender("fastunit", single)
     compare("translate", found, batch)

@@ -1,15 +1,15 @@
-"""Implementations of a task against each other, each in a process of its own.
+"""Comparison of implementations of a task (contenders), each in its own process.
 
-The first, ours, meets the others one after the other, so that there are never more than two
-processes; each is begun when its turn comes and ended after it. The two take turns, so that
-whatever slows the machine slows both. pytest-benchmark's own table shows the turns of the first
-against its first opponent.
+The first contender, fastunit, is compared with the others one after the other, so that there are
+never more than two processes; each process is started for its comparison and ended after it. The
+two take turns, so that whatever slows the machine slows both. pytest-benchmark's own table shows
+the first contender's turns in the first comparison.
 
-extra_info has for each the milliseconds of a run, images/s and peak memory, and, for instance,
-"baseline_ratio": how many times as long as the first's turn the baseline's of the same round took;
-the median, with the 20th and 80th percentiles in "baseline_spread". Under "opponents" it lists the
-names, the first's first. In place of its times an opponent that could not be timed has the reason
-as a text.
+extra_info has for each contender the milliseconds of a run, images/s and peak memory. Ratios such
+as "baseline_ratio" are the baseline's time divided by the first contender's in the same round: the
+median, with the 20th and 80th percentiles in "baseline_spread". The names are under "opponents" (a
+key that results of earlier runs have too), fastunit's first. A contender that could not be timed
+has the reason, a string, in place of its times.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from bench.step.tasks import GPU
 from bench.step.worker import LIMIT, Worker, WorkerError, WorkerOutOfMemory, WorkerTimeout
 from fastunit.config import Config
 
-TURN_SECONDS = 0.1 if GPU else 0.5  # a turn is so many runs of the quicker; the slower's is longer
-WARM_UP = 5 if GPU else 1  # runs: ours is captured as a CUDA graph by then
+TURN_SECONDS = 0.1 if GPU else 0.5  # of the faster contender; the slower runs as often
+WARM_UP = 5 if GPU else 1  # runs; by then fastunit's step is captured as a CUDA graph
 FEWEST, MOST = 3, 15  # rounds
 COMPILING_LIMIT = 1800.0  # seconds
 
 Round = Mapping[str, float]  # an implementation's name: seconds of a run
 
 
-class Opponent(NamedTuple):
-    """An implementation that `tasks.begin` knows, its configuration, the savings it lacks."""
+class Contender(NamedTuple):
+    """An implementation known to `tasks.begin`, its configuration, and optimizations left out."""
 
     implementation: str
     settings: Config
     without: tuple[str, ...] = ()
 
-    def tiny(self) -> Opponent:
-        """Return the same with networks that take no time: does it run, not how fast."""
+    def tiny(self) -> Contender:
+        """Return the same with tiny networks, to check that it runs."""
         replace, settings = dataclasses.replace, self.settings
         gen = replace(settings.gen, dim=4, n_res=1)
         dis = replace(settings.dis, dim=4, n_layer=2, num_scales=1)
@@ -53,28 +53,30 @@ class Opponent(NamedTuple):
 def compare(
     benchmark: Any,
     task: str,
-    opponents: Mapping[str, Opponent],
+    contenders: Mapping[str, Contender],
     images: int,
     *,
     seconds: float = 25,
     patience: float | None = None,
     together: bool = False,
 ) -> None:
-    """Time a task of `tasks.TASKS` as each opponent does it.
+    """Time a task of `tasks.TASKS` for each contender.
 
     Args:
         benchmark: pytest-benchmark's fixture; its extra_info is filled.
-        opponents: by the names for the report; the first one is ours.
-        images: of a run, of both domains.
-        seconds: for all rounds, within `FEWEST` and `MOST` of each pair.
+        task: a key of `tasks.TASKS`.
+        contenders: by their names in the report; the first one is fastunit.
+        images: number of images in a run, of both domains.
+        seconds: for all rounds; there are `FEWEST` to `MOST` rounds for each pair.
         patience: seconds for the warm-up of each but the first; slower ones are left out.
-        together: begin all but the first at the same time, and let all take turns. For a GPU,
-            where opponents compile for long; on a CPU that is a gigabyte for each.
+        together: start all but the first at the same time, and let all take turns: for a GPU,
+            where contenders compile for a long time. On a CPU each would take a gigabyte.
 
-    Raises WorkerError where one fails otherwise than by the GPU's memory or `patience`, the others
-    being timed first; or where one fails in its turn.
+    Raises:
+        WorkerError: a contender failed during its turn, or (raised after timing the others) in its
+            warm-up for a reason other than the GPU's memory or `patience`.
     """
-    first, *others = opponents
+    first, *others = contenders
     groups = [others] if together else [[name] for name in others]
     rounds: list[dict[str, float]] = []
     peaks: dict[str, float | None] = {}
@@ -82,11 +84,11 @@ def compare(
     run = benchmark.pedantic
     try:
         with Worker() as ours:
-            _begin({first: ours}, task, opponents, None)
+            _begin({first: ours}, task, contenders, None)
             for names in groups:
                 with ExitStack() as stack:
                     workers = {name: stack.enter_context(Worker()) for name in names}
-                    failed = _begin(workers, task, opponents, patience)
+                    failed = _begin(workers, task, contenders, patience)
                     failures |= failed
                     workers = {first: ours} | {n: workers[n] for n in names if n not in failed}
                     if len(workers) > 1:
@@ -99,7 +101,7 @@ def compare(
     finally:
         if rounds:
             facts = benchmark.extra_info
-            facts["opponents"] = list(opponents)
+            facts["opponents"] = list(contenders)
             facts.update({name: _reason(error, patience) for name, error in failures.items()})
             facts.update(summary(rounds, peaks, first, images))
             facts["images_per_s"] = facts[first]["images_per_s"]
@@ -112,21 +114,21 @@ def compare(
 def _begin(
     workers: Mapping[str, Worker],
     task: str,
-    opponents: Mapping[str, Opponent],
+    contenders: Mapping[str, Contender],
     patience: float | None,
 ) -> dict[str, WorkerError]:
-    """Let all warm up at the same time; end those that cannot, and return why, by name."""
+    """Warm up all at the same time; end those that fail, and return their errors by name."""
     failures = {}
     for name, worker in workers.items():
-        worker.ask(tasks.begin, task, *opponents[name], WARM_UP)
+        worker.ask(tasks.begin, task, *contenders[name], WARM_UP)
     for name, worker in workers.items():
-        compiles = GPU or opponents[name].implementation == "strongest"
+        compiles = GPU or contenders[name].implementation == "strongest"
         try:
             worker.answer(patience or (COMPILING_LIMIT if compiles else LIMIT))
         except WorkerError as error:
-            if name == next(iter(opponents)):
+            if name == next(iter(contenders)):
                 raise
-            worker.stop()  # leave its memory to the others
+            worker.stop()  # frees its memory for the others
             failures[name] = error
     return failures
 
@@ -140,7 +142,7 @@ def _reason(error: WorkerError, patience: float | None) -> str:
 def _take_turns(
     workers: Mapping[str, Worker], seconds: float, run: Callable[..., None]
 ) -> list[dict[str, float]]:
-    """Return the rounds of all workers, the first one's turn the last; `run` repeats it."""
+    """Return the rounds of all workers; the first worker's turn, timed by `run`, is last."""
     first, *others = workers
     pace = {name: worker.call(tasks.seconds, 1) for name, worker in workers.items()}
     count = max(1, round(TURN_SECONDS / min(pace.values())))
@@ -160,7 +162,7 @@ def _take_turns(
 
 
 def _repeat(turn: Callable, *, args: Sequence[str], setup: Callable, rounds: int) -> None:
-    """Do what pytest-benchmark's `pedantic` does, which can be called only once."""
+    """Replace pytest-benchmark's `pedantic`, which can only be called once."""
     for _ in range(rounds):
         setup()
         turn(*args)
@@ -169,7 +171,7 @@ def _repeat(turn: Callable, *, args: Sequence[str], setup: Callable, rounds: int
 def summary(
     rounds: Sequence[Round], peaks: Mapping[str, float | None], first: str, images: int
 ) -> dict[str, Any]:
-    """Return the facts of all opponents from the seconds of their runs, round by round."""
+    """Return extra_info's values for all contenders from their seconds per run in each round."""
     facts: dict[str, Any] = {}
     for name in dict.fromkeys(name for found in rounds for name in found):
         of_name = [found for found in rounds if name in found]

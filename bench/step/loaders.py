@@ -1,7 +1,7 @@
-"""What fastunit's data pipeline is measured against: Pillow in worker processes of a DataLoader.
+"""Baseline of the data pipeline: Pillow in worker processes of a DataLoader.
 
-The 2018 release's way: decode, resize of the shorter side, crop, flip, normalise, each picture by
-itself on the CPU. Epochs are joined without stopping the processes, which the release does not.
+As in the 2018 release: decode, resize of the shorter side, crop, flip and normalization, image by
+image on the CPU. Unlike the release, it does not restart the processes between epochs.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-ENDLESS = 2**40  # pictures
+ENDLESS = 2**40  # images
 
 
-class PillowPictures(Dataset):
-    """Pictures for training: float32 [3, H, W] in [-1, 1], cropped and flipped at random.
+class PillowImages(Dataset):
+    """Images for training: float32 [3, H, W] in [-1, 1], cropped and flipped at random.
 
     Args:
-        files: of a domain.
+        files: the files of a domain.
         crop: (height, width).
         new_size: length of the shorter side before the crop, in pixels.
     """
@@ -36,17 +36,17 @@ class PillowPictures(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         with Image.open(self.files[index]) as file:
-            picture = file.convert("RGB")
-        scale = self.new_size / min(picture.size)
-        size = [max(self.new_size, round(scale * side)) for side in picture.size]
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
+            image = file.convert("RGB")
+        scale = self.new_size / min(image.size)
+        size = [max(self.new_size, round(scale * side)) for side in image.size]
+        image = image.resize(size, Image.Resampling.BILINEAR)
         height, width = self.crop
-        left = random.randint(0, picture.width - width)
-        top = random.randint(0, picture.height - height)
-        picture = picture.crop((left, top, left + width, top + height))
+        left = random.randint(0, image.width - width)
+        top = random.randint(0, image.height - height)
+        image = image.crop((left, top, left + width, top + height))
         if random.random() < 0.5:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         return pixels.float().div_(127.5).sub_(1)
 
 
@@ -59,15 +59,15 @@ def pillow_batches(
     device: torch.device,
     workers: int,
 ) -> Iterator[Tensor]:
-    """Yield batches, float32 [N, 3, H, W] in [-1, 1] on `device`, without end.
+    """Yield batches endlessly, float32 [N, 3, H, W] in [-1, 1] on `device`.
 
-    `workers` processes read; every file is seen once in an epoch, in random order.
+    Read by `workers` processes; every file once per epoch, in random order.
     """
-    pictures, gpu = PillowPictures(files, crop, new_size), device.type == "cuda"
+    dataset, gpu = PillowImages(files, crop, new_size), device.type == "cuda"
     loader = DataLoader(
-        pictures,
+        dataset,
         batch_size,
-        sampler=RandomSampler(pictures, num_samples=ENDLESS),
+        sampler=RandomSampler(dataset, num_samples=ENDLESS),
         num_workers=workers,
         pin_memory=gpu,
         drop_last=True,

@@ -1,9 +1,9 @@
 """Where a training step's time goes: ``python -m bench.step.profile [--size 256] [--out FILE]``.
 
 Profiles the release's networks, or those of --config, with torch.profiler: on a GPU replays of the
-CUDA graph, kernel by kernel; anywhere else the eager step, by operators, each without those that it
-calls. Writes Markdown: what takes the most time, the idle gaps between kernels, and on a GPU the
-kernels beside the floor of bench/model/roofline.py.
+CUDA graph by kernels, elsewhere the eager step by operators (self time). Writes Markdown: what
+takes the most time, the longest idle gaps, and on a GPU the kernels compared with the floor of
+bench/model/roofline.py.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from fastunit.common import cli
 from fastunit.common.errors import UserError
 from fastunit.config import Config
 from fastunit.training.cuda_graph import WARM_UP
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 
 WIDEST, MOST = 10, 40  # gaps and names shown
-LONGEST_NAME = 90  # letters
-# What our kernels compute, by the beginning of their names, and its names in bench/model/costs.py.
+LONGEST_NAME = 90  # characters
+# Families of kernels: prefixes of fastunit's kernel names, and names in bench/model/costs.py.
 FAMILIES = {
-    "products, forward and dgrad": (("conv_gemm_kernel",), ("fprop", "dgrad")),
-    "products, wgrad": (("wgrad_kernel",), ("wgrad",)),
+    "GEMM, forward and dgrad": (("conv_gemm_kernel",), ("fprop", "dgrad")),
+    "GEMM, wgrad": (("wgrad_kernel",), ("wgrad",)),
     "norm, activation, halo": (("statistics_", "merge_", "fprop_"), ("norm_act",)),
     "their backward": (("backward_",), ("act backward",)),
     "sampling": (("_reparameterize",), ("reparameterize", "reparameterize backward")),
@@ -53,13 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     values = config.read_yaml(args.config) if args.config else {}
     settings = config.resolve(values, args.overrides, crop | {"batch_size": args.batch})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spans, manner = profiled(settings, device, args.steps)
+    spans, execution = profiled(settings, device, args.steps)
     if not spans:
-        raise UserError("the profiler has seen nothing; are its counters allowed here (CUPTI)?")
+        raise UserError("the profiler recorded nothing; is access to CUPTI's counters allowed?")
     limits = peaks.measured() if device.type == "cuda" else None
     name = torch.cuda.get_device_name() if limits else "CPU"
     title = f"A training step on {name}: {args.size}x{args.size}, batch {args.batch}"
-    text = "\n".join([f"# {title}", "", manner, "", *page(spans, args.steps, settings, limits)])
+    text = "\n".join([f"# {title}", "", execution, "", *page(spans, args.steps, settings, limits)])
     if args.out is None:
         print(text)
     else:
@@ -70,51 +70,56 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.step.profile", description=__doc__)
     add = parser.add_argument
-    add("--config", metavar="FILE", help="YAML, or one of ours by name; default: the release's")
+    add("--config", metavar="FILE", help="YAML, or a built-in one by name; default: the release's")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     add("--size", type=int, default=256, help="pixels; default %(default)s")
     add("--batch", type=int, default=1, help="images of each domain; default %(default)s")
-    add("--steps", type=int, default=3, help="that are profiled; default %(default)s")
+    add("--steps", type=int, default=3, help="number of profiled steps; default %(default)s")
     add("--out", type=Path, metavar="FILE", help="Markdown; default: standard output")
     return parser
 
 
 def profiled(settings: Config, device: torch.device, steps: int) -> tuple[list[Span], str]:
-    """Return what ran during some steps, once they are warm, and how steps are computed."""
-    session = Session(settings, device)
+    """Return the spans of some steps after warm-up, and a description of how they are computed."""
+    state = TrainState(settings, device)
     images = random_images(settings, device)
     gpu = device.type == "cuda"
-    os.environ.setdefault("TEARDOWN_CUPTI", "0")  # CUDA graphs may crash once it was torn down
+    os.environ.setdefault("TEARDOWN_CUPTI", "0")  # CUDA graphs may crash after its teardown
     for _ in range(WARM_UP + 2 if gpu else 1):  # on a GPU the last are replays
-        session.step(*images)
+        state.step(*images)
     activities = [ProfilerActivity.CPU]
     if gpu:
         activities.append(ProfilerActivity.CUDA)
         torch.cuda.synchronize()
     with profile(activities=activities) as found:
         for _ in range(steps):
-            session.step(*images)
+            state.step(*images)
         if gpu:
             torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         found.export_chrome_trace(str(path))
         trace = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    return spans_of(trace["traceEvents"], gpu), session.manner()
+    return spans_of(trace["traceEvents"], gpu), state.execution_summary()
 
 
 def page(spans: Sequence[Span], steps: int, settings: Config, limits: Ceilings | None) -> list[str]:
-    """Return the lines of Markdown; milliseconds and counts are those of one step."""
+    """Return the lines of Markdown; milliseconds and counts are per step."""
     busy = sum(span.busy for span in spans) / steps / 1e3
     whole = (max(span.end for span in spans) - spans[0].start) / steps / 1e3
     idle = gaps(spans)
     total = sum(gap.idle for gap in idle) / steps / 1e3
     lines = [
-        f"Per step, of {steps}, with the profiler on: {whole:.3f} ms, {busy:.3f} ms in "
+        f"Per step, mean of {steps}, with the profiler on: {whole:.3f} ms, {busy:.3f} ms in "
         f"{len(spans) / steps:.0f} kernels or operators, {total:.3f} ms idle.",
     ]
     if limits is not None:
-        lines += ["", "## Beside the floor", "", *_beside_floor(spans, steps, settings, limits)]
+        lines += [
+            "",
+            "## Compared with the floor",
+            "",
+            *_beside_floor(spans, steps, settings, limits),
+        ]
         lines += ["", *roofline.table(costs.step(settings), limits)]
     lines += ["", "## By total time", "", *_by_time(spans, steps)]
     widest = sorted(idle, reverse=True)[:WIDEST]
@@ -153,7 +158,7 @@ def _beside_floor(
 
 
 def family(kernel: str) -> str:
-    """Return the family of a kernel by its name in a trace."""
+    """Return the family of a kernel from its name in a trace."""
     for name, (beginnings, _) in FAMILIES.items():
         if kernel.startswith(beginnings):
             return name
@@ -161,7 +166,7 @@ def family(kernel: str) -> str:
 
 
 def family_of_work(name: str) -> str:
-    """Return the family of a kernel of bench/model/costs.py; raises KeyError for an unknown one."""
+    """Return the family of a kernel of bench/model/costs.py; raises KeyError if it is unknown."""
     found = {known: family for family, (_, names) in FAMILIES.items() for known in names}
     return (found | {"adam": ADAM})[name]
 

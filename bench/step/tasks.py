@@ -1,6 +1,6 @@
-"""What a worker's process runs again and again: a training step, a translation, a batch of images.
+"""The tasks that a worker process runs: a training step, a translation, loading a batch.
 
-`begin` makes a task of `TASKS` as one implementation does it, `seconds` times it.
+`begin` prepares a task of `TASKS` for one implementation, `seconds` times it.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ from fastunit.training import allocator, state
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
-# Of the images, where it is not that of our networks.
+# Memory format of the images, if it is not that of fastunit's networks.
 FORMATS = {"baseline": torch.contiguous_format, "strongest": torch.channels_last}
-# Batches before those that are timed, more than any loader keeps ready: it is then not behind.
+# Untimed batches before the timed ones: more than any loader prefetches, so that none has a head
+# start.
 SETTLING = 8
 
-_own = SimpleNamespace()  # what a process has: work, before (runs), implementation, start (bytes)
+_own = SimpleNamespace()  # this process's task: work, before (runs), implementation, start (bytes)
 
 
 def begin(
     task: str, implementation: str, settings: Config, without: Sequence[str], warm_up: int
 ) -> None:
-    """Make what `seconds` is to run, a task of `TASKS` without some of our savings; warm it up."""
+    """Prepare a task of `TASKS`, without the given optimizations, for `seconds`; warm it up."""
     ablations.do_without(without)
     if implementation == "fastunit" and not GPU:
-        allocator.keep_freed_memory()  # as fastunit.train
-    torch.backends.cudnn.benchmark = True  # as the release
+        allocator.keep_freed_memory()  # as in fastunit.train
+    torch.backends.cudnn.benchmark = True  # as in the release
     _own.task, _own.implementation, _own.start = task, implementation, memory("VmRSS")
-    # On a GPU a run goes before those that are timed, to have memory again.
+    # On a GPU an untimed run comes first: the memory cache was emptied after the last turn.
     _own.before = SETTLING if task == "data" else int(GPU)
     _own.work = TASKS[task](implementation, settings)
     seconds(warm_up)
@@ -67,10 +68,10 @@ def seconds(count: int) -> float:
 
 
 def peak_mib() -> float | None:
-    """Return the peak of memory since `begin`; on a GPU that of the last turn.
+    """Return the peak memory since `begin`; on a GPU that of the last turn.
 
-    On a GPU what is reserved, for PyTorch does not count what CUDA graphs keep as allocated. None
-    where it cannot be told: a compiler ran in the process, or others work for it.
+    On a GPU it is the reserved memory, as PyTorch does not count the memory of CUDA graphs as
+    allocated. None if unknown: a compiler ran in the process, or it has worker processes.
     """
     if _own.task == "data":
         return None
@@ -82,7 +83,7 @@ def peak_mib() -> float | None:
 
 
 def memory(field: str) -> int:
-    """Return a size in bytes that Linux counts for this process."""
+    """Return a field of /proc/self/status in bytes."""
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     return 1024 * int(re.search(rf"^{field}:\s*(\d+) kB", status, re.MULTILINE)[1])
 
@@ -103,7 +104,7 @@ def _images(implementation: str, settings: Config) -> list[Tensor]:
 def _step(implementation: str, settings: Config) -> Callable[[], object]:
     x_a, x_b = _images(implementation, settings)
     if implementation == "fastunit":
-        step = state.Session(settings, DEVICE).step
+        step = state.TrainState(settings, DEVICE).step
     elif implementation == "baseline":
         step = BaselineStep(settings).to(DEVICE)
     else:
@@ -112,9 +113,9 @@ def _step(implementation: str, settings: Config) -> Callable[[], object]:
 
 
 def _translate(implementation: str, settings: Config) -> Callable[[], object]:
-    """Return the translation of x_a, in the configured precision where it is fastunit's.
+    """Return the translation of x_a; fastunit's in the configured precision.
 
-    Both have the same weights: those of fastunit's networks at a fixed seed.
+    Both implementations have the same weights: those of fastunit's networks with a fixed seed.
     """
     x_a, _ = _images(implementation, settings)
     torch.manual_seed(0)
@@ -128,7 +129,7 @@ def _translate(implementation: str, settings: Config) -> Callable[[], object]:
                 return unit.translate(x_a, "a2b")
 
     else:
-        with torch.device("meta"):  # weights are not made twice: memory is measured
+        with torch.device("meta"):  # do not allocate the weights twice: memory is measured
             nets = BaselineStep(settings)
         nets.load_state_dict(unit.state_dict(), assign=True)
         nets.to(DEVICE)
@@ -140,7 +141,7 @@ def _translate(implementation: str, settings: Config) -> Callable[[], object]:
 
 
 def _data(implementation: str, settings: Config) -> Callable[[], object]:
-    """Return the reading of a batch of domain a: `num_workers` threads of ours, or processes."""
+    """Return the loading of a batch of domain a, with `num_workers` threads or processes."""
     files = sorted(Path(settings.data_root, "trainA").iterdir())
     new_size = settings.domain("a").new_size
     if implementation == "fastunit":

@@ -1,4 +1,4 @@
-"""What ran and when, from a trace of torch.profiler: spans, and the gaps between them."""
+"""Spans of kernels or operators from a trace of torch.profiler, and the gaps between them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of the profiler's trace
+ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # categories in the profiler's trace
 
 
 class Span(NamedTuple):
-    """A kernel's run, or an operator's; microseconds. `busy` is without operators it called."""
+    """A run of a kernel or an operator, in microseconds. `busy` is the self time."""
 
     name: str
     start: float
@@ -19,7 +19,7 @@ class Span(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Idle microseconds between the last kernel to end and the next to begin."""
+    """Idle microseconds between the end of one kernel and the start of the next."""
 
     idle: float
     before: str
@@ -27,7 +27,7 @@ class Gap(NamedTuple):
 
 
 def spans_of(events: Iterable[Mapping[str, Any]], gpu: bool) -> list[Span]:
-    """Return the kernels of a trace, or the operators, in the order in which they begin."""
+    """Return the kernels or operators of a trace, ordered by their start."""
     wanted = ON_GPU if gpu else ("cpu_op",)
     rows: dict[object, list[tuple[float, float, str]]] = defaultdict(list)
     for event in events:
@@ -44,9 +44,9 @@ def spans_of(events: Iterable[Mapping[str, Any]], gpu: bool) -> list[Span]:
 
 
 def _own_times(row: Sequence[tuple[float, float, str]]) -> list[Span]:
-    """Return the operators of a thread, whose times are nested or apart."""
+    """Return the operators of a thread with their self times; operators nest or are disjoint."""
     found: list[Span] = []
-    around: list[int] = []  # places in `found` of the operators that the next may be part of
+    around: list[int] = []  # indices in `found` of the operators that may enclose the next
     for start, duration, name in sorted(row, key=lambda item: (item[0], -item[1])):
         while around and found[around[-1]].end <= start:
             around.pop()
@@ -59,7 +59,7 @@ def _own_times(row: Sequence[tuple[float, float, str]]) -> list[Span]:
 
 
 def gaps(spans: Sequence[Span]) -> list[Gap]:
-    """Return the times in which nothing ran, in order; spans begin in order."""
+    """Return the gaps in which nothing ran; `spans` are ordered by their start."""
     found, last = [], spans[0]
     for span in spans[1:]:
         if span.start > last.end:

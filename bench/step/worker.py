@@ -1,7 +1,7 @@
-"""A process that calls functions one after the other when asked, in its main thread.
+"""A process that runs functions on request, in its main thread.
 
-CUDA graphs need the main thread. What the process prints goes to a file of its own, the end of
-which is part of every error. It and all that it starts end with `Worker.stop`.
+CUDA graphs need the main thread. The process's output goes to a file, whose end is part of every
+error. `Worker.stop` ends the process and all that it has started.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from typing import Any
 
 import torch
 
-LIMIT = 300.0  # seconds for an answer; later, a worker counts as hung
-TAIL = 25  # lines of its output in an error
+LIMIT = 300.0  # seconds without an answer after which a worker counts as hung
+TAIL = 25  # last lines of its output that an error shows
 _DEATH_SIGNAL = 1  # Linux's PR_SET_PDEATHSIG
 
 
 class WorkerError(RuntimeError):
-    """What the process raised, or that it died or gave no answer; with the end of its output."""
+    """The process raised an exception, died or did not answer; with the end of its output."""
 
 
 class WorkerOutOfMemory(WorkerError):
-    """The GPU's memory was not enough."""
+    """The GPU ran out of memory."""
 
 
 class WorkerTimeout(WorkerError):
@@ -40,7 +40,7 @@ class WorkerTimeout(WorkerError):
 
 
 class Worker:
-    """Calls functions in a process of its own; a context manager that ends it."""
+    """Runs functions in another process; a context manager that ends the process."""
 
     def __init__(self) -> None:
         spawn = multiprocessing.get_context("spawn")
@@ -57,24 +57,25 @@ class Worker:
         self.stop()
 
     def call(self, function: Callable, *args: Any) -> Any:
-        """Return the function's result, as `ask` and `answer` do."""
+        """Return the function's result: `ask`, then `answer`."""
         self.ask(function, *args)
         return self.answer()
 
     def ask(self, function: Callable, *args: Any) -> None:
-        """Let the process begin a function; its `answer` must be fetched before the next."""
+        """Start a function in the process; call `answer` before the next `ask`."""
         self._asked = function.__name__
-        with suppress(OSError):  # it has died: `answer` says so
+        with suppress(OSError):  # the process has died: `answer` raises
             self._pipe.send((function, args))
 
     def answer(self, limit: float = LIMIT) -> Any:
         """Return the function's result.
 
-        Raises WorkerTimeout after `limit` seconds, WorkerError for whatever the function raised
-        and where the process has died.
+        Raises:
+            WorkerTimeout: there was no answer within `limit` seconds.
+            WorkerError: the function raised an exception, or the process died.
         """
         if not self._pipe.poll(limit):
-            self._signal(signal.SIGUSR1)  # faulthandler writes where it is
+            self._signal(signal.SIGUSR1)  # faulthandler writes the stack
             time.sleep(0.5)
             raise WorkerTimeout(self._told(f"{self._asked} gave no answer in {limit:g} s"))
         try:
@@ -91,9 +92,9 @@ class Worker:
         return result
 
     def stop(self) -> None:
-        """End the process and all that it started, whatever they are doing."""
+        """Kill the process and all that it has started."""
         self._signal(signal.SIGKILL)
-        self._process.kill()  # before it has its own group
+        self._process.kill()  # if it has not made its own process group yet
         self._process.join()
         self._pipe.close()
         self._output.close()
@@ -104,14 +105,14 @@ class Worker:
                 os.killpg(self._process.pid, number)
 
     def _told(self, what: str) -> str:
-        """Return a message with the end of what the process has printed."""
+        """Return a message followed by the end of the process's output."""
         lines = Path(self._output.name).read_text(errors="replace").splitlines()
         return "\n".join([what, *(f"  | {line}" for line in lines[-TAIL:])])
 
 
 def _serve(pipe: Connection, output: str) -> None:
-    """Be the process: answer until the other end is closed."""
-    os.setpgid(0, 0)  # Ctrl-C is for pytest alone, which then ends the group
+    """Run in the process: answer requests until the other end is closed."""
+    os.setpgid(0, 0)  # Ctrl-C reaches pytest alone, which then ends the group
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
     log = os.open(output, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):

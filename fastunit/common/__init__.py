@@ -1,1 +1,1 @@
-"""What every part of fastunit may use; imports nothing of fastunit."""
+"""Shared by every part of fastunit; imports nothing from the others."""

@@ -1,4 +1,4 @@
-"""The options that are one of a few words: a type each, from which the tuple of words is made."""
+"""Options with a fixed set of values: a Literal type for each, and tuples of the values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command line of fastunit shares: errors without tracebacks, the device, messages."""
+"""Shared by the command lines: errors without tracebacks, device selection, logging."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 def guard(main: Callable[[], int]) -> int:
-    """Run `main` and return its exit status; what is the user's to mend is said in one message.
+    """Run `main` and return its exit code; user errors are printed as one message.
 
-    A UserError, or the system's refusal of a file (disk full, no permission), is printed to
-    stderr as ``error: ...`` and gives 2; Ctrl-C gives 130; a reader of our output that has gone
-    gives 141. Any other exception is a bug and passes through with its traceback.
+    A UserError or OSError (disk full, no permission) is printed to stderr as ``error: ...`` and
+    returns 2; Ctrl-C returns 130; a closed output pipe returns 141. Any other exception is a bug
+    and propagates with its traceback.
     """
     try:
         return main()
@@ -34,7 +34,8 @@ def guard(main: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # quiet at exit, too
+        # else Python would raise it again when it flushes stdout at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -46,7 +47,7 @@ def guard(main: Callable[[], int]) -> int:
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """End the program with one message when an import in the block finds a package missing."""
+    """Exit with one message if an import inside the block finds a package missing."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -59,10 +60,10 @@ def needs(extra: str) -> Iterator[None]:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device that ``--device`` names, made CUDA's current one where it is a GPU.
+    """Return the device named by ``--device``; a GPU also becomes CUDA's current device.
 
     Raises:
-        UserError: another name, or a GPU that is not there.
+        UserError: an unknown name, or a GPU that does not exist.
     """
     device = devices.choose(name, "--device ")
     if device.type == "cuda":
@@ -71,9 +72,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def setup_logging() -> None:
-    """Show the messages of fastunit's loggers, from INFO up, on stderr; calling it again is safe.
+    """Print messages of fastunit's loggers, from INFO up, to stderr. May be called repeatedly.
 
-    They are written through tqdm, so that a running progress bar stays whole.
+    They are written through tqdm, so that they do not break up a running progress bar.
     """
     logger = logging.getLogger("fastunit")
     logger.setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""Which device work is done on."""
+"""Device selection."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from fastunit.common.errors import UserError
 
 
 def choose(device: torch.device | str | None = None, label: str = "device=") -> torch.device:
-    """Return the device to work on; a GPU comes with its index.
+    """Return a torch.device; a GPU always has an index.
 
     Args:
         device: "cpu", "cuda" (the first GPU), "cuda:N", or such a torch.device; None or "auto" is
-            the first GPU where PyTorch sees one, else the CPU.
-        label: what error messages write before the device.
+            the first GPU if PyTorch sees one, else the CPU.
+        label: prefix of the device's name in error messages.
 
     Raises:
-        UserError: the device has another name, or is a GPU that is not there.
+        UserError: an unknown name, or a GPU that does not exist.
     """
     name = "auto" if device is None else str(device)
     if name == "auto":
@@ -38,5 +38,5 @@ def choose(device: torch.device | str | None = None, label: str = "device=") -> 
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which a GPU is CUDA's current device; of the CPU, one without effect."""
+    """Return a context in which a GPU is CUDA's current device; a null context for the CPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,4 +1,4 @@
-"""What a run's results depend on beside its settings: device, versions, commit, command line."""
+"""What results depend on apart from the settings: device, versions, commit, command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("fastunit", "torch", "triton", "numpy", "nvidia-dali-cuda130")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Return the facts about this process on a device, ready for JSON; None where unknown."""
+    """Describe this process on a device, as values for JSON; None if unknown."""
     versions: dict[str, Any] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -33,7 +33,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout the code runs from, None where it is not one."""
+    """Return the commit of the checkout that the code runs from, None if it is not a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -45,7 +45,7 @@ def commit() -> str | None:
 
 
 def device_name(device: torch.device) -> str:
-    """Return a device with the name of its GPU, or the number of threads of the CPU."""
+    """Return a device's name, with the GPU's model or the CPU's number of threads."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"cpu ({torch.get_num_threads()} threads)"

@@ -1,14 +1,14 @@
-"""User errors: one clear message, no traceback on the command line.
+"""Exceptions. A `UserError` becomes one message without a traceback on the command line.
 
-Library code raises them and never exits the process. Wrong arguments of a function, such as a
-tensor of another shape, are plain ValueErrors.
+Library code raises these and never exits the process. Wrong arguments of a function, such as a
+tensor of the wrong shape, are plain ValueErrors.
 """
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Bad input. The message names the offending value and the remedy; command lines exit 2."""
+    """Bad input. The message names the wrong value and the remedy; command lines exit with 2."""
 
 
 class ConfigError(UserError):

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read without running code."""
+"""Atomic file writes, and reading of checkpoints without unpickling code."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from fastunit.common.errors import CheckpointError
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in `path`'s folder (made if need be) that becomes `path` at the end.
+    """Yield a temporary path that is renamed to `path` at the end; creates the folder.
 
-    `path` holds either the old file or the whole new one: the content is synced to disk before
-    the rename, the folder after it. An exception leaves `path` as it was and no temporary file.
-    The temporary name keeps the suffix, for writers that choose a format by it. Raises
-    FileExistsError rather than replace a folder, device or pipe.
+    `path` is always either the old file or the complete new one: the content is synced to disk
+    before the rename, the folder after it. On an exception `path` is unchanged and the temporary
+    file removed. The temporary name keeps the suffix, for writers that choose a format by it.
+
+    Raises:
+        FileExistsError: `path` is a folder, device or pipe.
     """
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path} is not a regular file; choose another path")
@@ -55,10 +57,10 @@ def save(value: Any, path: Path) -> None:
 
 
 def read(path: Path) -> Any:
-    """Load what `save` wrote onto the CPU, with ``weights_only=True``: a file cannot run code.
+    """Load what `save` wrote, onto the CPU, with ``weights_only=True``: a file cannot run code.
 
     Raises:
-        CheckpointError: the file is missing, damaged or holds anything else.
+        CheckpointError: the file is missing, damaged or not such a file.
     """
     try:
         if zipfile.is_zipfile(path):
@@ -70,7 +72,7 @@ def read(path: Path) -> Any:
         raise CheckpointError(f"there is no checkpoint {path}") from error
     except CheckpointError:
         raise
-    except Exception as error:  # garbage makes the unpickler raise nearly anything
+    except Exception as error:  # on damaged files the unpickler raises many kinds of exceptions
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise CheckpointError(f"checkpoint {path} is damaged or unreadable: {reason}") from error
 
@@ -84,7 +86,7 @@ def _sync(path: Path) -> None:
 
 
 def cache_dir() -> Path:
-    """Return the folder for generated data and indexes; it need not exist yet.
+    """Return the folder for generated data and indexes; it may not exist yet.
 
     ``$FASTUNIT_CACHE``, else ``$XDG_CACHE_HOME/fastunit``, else ``~/.cache/fastunit``.
     """

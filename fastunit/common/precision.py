@@ -1,4 +1,4 @@
-"""In which precision the networks multiply."""
+"""Compute precision of convolutions and matmuls."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fastunit.common.errors import ConfigError
 
 
 def resolve(precision: Precision, device: torch.device) -> Precision:
-    """Return what "auto" is on a device: bf16 on GPUs that have it (Ampere on), else fp32.
+    """Resolve "auto" for a device: bf16 on GPUs that support it (Ampere and later), else fp32.
 
     Raises:
-        ConfigError: it is no precision, or it is tf32 anywhere but on such a GPU.
+        ConfigError: an unknown precision, or tf32 without such a GPU.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision={precision!r} must be one of {', '.join(PRECISIONS)}")

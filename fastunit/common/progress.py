@@ -1,4 +1,4 @@
-"""Progress bars: where they and messages go, and whether bars are shown."""
+"""Progress bars on stderr, and whether they are shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _shown = ContextVar("_shown", default=True)
 
 
 class LastingStderr:
-    """stderr for bars and messages: a reader that has gone (``| tee``) ends no training."""
+    """stderr for bars and messages; a closed pipe (``2>&1 | tee``) does not end training."""
 
     def write(self, text: str) -> None:
         with suppress(BrokenPipeError):
@@ -32,18 +32,18 @@ class LastingStderr:
         return sys.stderr.fileno()
 
     def __eq__(self, other: object) -> bool:
-        """Be the same as stderr to tqdm, which clears a bar for messages to the bar's own file."""
+        """Compare equal to stderr: tqdm clears a bar only for messages to the bar's own file."""
         return other is sys.stderr or isinstance(other, LastingStderr)
 
     __hash__ = object.__hash__
 
 
-STDERR = LastingStderr()  # one for all, so that tqdm knows messages and bars share a terminal
+STDERR = LastingStderr()  # one instance, so that tqdm sees messages and bars share a terminal
 
 
 @contextmanager
 def shown(yes: bool) -> Iterator[None]:
-    """Show the bars that are made inside the block, or do not."""
+    """Show or hide the bars created inside the block."""
     token = _shown.set(yes)
     try:
         yield
@@ -52,9 +52,9 @@ def shown(yes: bool) -> Iterator[None]:
 
 
 def bar(items: Iterable[Any] | None = None, **options: Any) -> tqdm:
-    """Return a progress bar on stderr, with tqdm's own `options`; needs tqdm."""
+    """Return a progress bar on stderr; `options` are tqdm's. Needs tqdm."""
     from tqdm import tqdm
 
-    # In a log file each refresh is a line of its own.
+    # In a log file each refresh adds a line.
     interval = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm(items, mininterval=interval, file=STDERR, disable=not _shown.get(), **options)

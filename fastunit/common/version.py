@@ -4,7 +4,7 @@ from importlib import metadata
 
 
 def version() -> str:
-    """Return it, or "unknown" in a checkout that is not installed."""
+    """Return the version, or "unknown" in a checkout that is not installed."""
     try:
         return metadata.version("fastunit")
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Typed configurations; importing this needs neither torch nor YAML."""
+"""Typed configurations. Importing this package imports neither torch nor yaml."""
 
 from fastunit.config.loading import (
     dump_yaml,

@@ -1,4 +1,4 @@
-"""Build a frozen dataclass from a mapping, rejecting wrong keys, types and values by name."""
+"""Build a frozen dataclass from a mapping; errors name the wrong key, type or value."""
 
 from __future__ import annotations
 
@@ -22,25 +22,29 @@ _logger = logging.getLogger(__name__)
 
 
 def key(default: Any, doc: str, **limits: Any) -> Any:
-    """Declare a field that `build` fills and checks; what it means, and its limits."""
+    """Declare a field that `build` fills and checks: its default, meaning and limits."""
     return field(default=default, metadata={"doc": doc, **limits})
 
 
 def section(cls: type, doc: str) -> Any:
-    """Declare a field that is a dataclass of its own."""
+    """Declare a field that is itself a dataclass: a section."""
     return field(default_factory=cls, metadata={"doc": doc})
 
 
 def build(cls: type[Options], values: object, name: str) -> Options:
-    """Return `cls` filled from `values`; `name` is the section's dotted name, "" for the root.
+    """Return an instance of `cls` with the given values; missing keys take their defaults.
 
-    A field of a Literal type takes one of its words. Field metadata may hold `low` (inclusive),
-    `high` (inclusive) and `below` (exclusive). Missing keys take their defaults. Keys in the
-    class's `UNUSED`, if it has one, are left out with a word; they may have to be 0
-    (`Unused.only_zero`).
+    A field of a Literal type takes one of its values. Field metadata may hold the limits `low`
+    (inclusive), `high` (inclusive) and `below` (exclusive). Keys in the class's `UNUSED`, if it
+    has one, are dropped with a log message; some of them must be 0 (`Unused.only_zero`).
+
+    Args:
+        cls: the dataclass.
+        values: a mapping of its keys.
+        name: the section's dotted name for messages, "" for the root.
 
     Raises:
-        ConfigError: a key is unknown, or a value is of the wrong type or beyond its limits.
+        ConfigError: a key is unknown, or a value has the wrong type or is out of range.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{name} must be a section of keys, not {values!r}")
@@ -59,9 +63,9 @@ def build(cls: type[Options], values: object, name: str) -> Options:
 
 @dataclasses.dataclass(frozen=True)
 class Unused:
-    """A key that other programs' files hold and that has no effect here; what it is there.
+    """A key of other programs' files that has no effect here, and its meaning there.
 
-    With `only_zero` another value would ask for what is not here, and is refused.
+    With `only_zero`, any value but 0 is an error: it would ask for a feature that is not here.
     """
 
     meaning: str
@@ -123,13 +127,13 @@ def _convert(hint: Any, value: Any, key: str, limits: Mapping[str, Any]) -> Any:
 
 
 def choices_of(hint: Any) -> tuple[str, ...]:
-    """Return the words of a Literal type; none of any other."""
+    """Return the values of a Literal type; empty for any other type."""
     return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
 
 
 def _chosen(choices: tuple[str, ...], value: Any, key: str) -> str:
     if isinstance(value, bool) and "on" in choices:
-        value = "on" if value else "off"  # as YAML 1.1 reads these words
+        value = "on" if value else "off"  # YAML 1.1 reads on and off as booleans
     value = _typed(str, value, key)
     if value not in choices:
         near = difflib.get_close_matches(value, choices, n=1)
@@ -139,7 +143,7 @@ def _chosen(choices: tuple[str, ...], value: Any, key: str) -> str:
 
 
 def _pair(hint: type, value: Any, key: str, limits: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Return (low, high) of a list of two numbers of which the first is the smaller."""
+    """Return (low, high) from a list of two numbers, the first the smaller."""
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise ConfigError(f"{key}={value!r} must be two numbers, [low,high]")
     low, high = (_typed(hint, number, key) for number in value)
@@ -166,7 +170,7 @@ def _typed(hint: type, value: Any, key: str) -> Any:
 
 
 def _number(value: Any) -> float | None:
-    """Return a finite float. YAML 1.1 reads 1e-4 as text, so text that is a number counts."""
+    """Return a finite float or None. YAML 1.1 reads 1e-4 as text, so numeric text counts."""
     if not isinstance(value, (int, float, str)):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Configurations from YAML, dictionaries and ``key=value``, and back; the table of all keys."""
+"""Load configurations from YAML, dictionaries and ``key=value``; dump them; list all keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     """Build and check a configuration.
 
     Args:
-        values: keys of docs/configuration.md, sections as mappings; absent keys have their
+        values: keys of docs/configuration.md, sections as mappings; missing keys take their
             defaults.
 
     Raises:
@@ -42,10 +42,10 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = (), **change
     """Read a configuration from YAML, change it and check it.
 
     Args:
-        path: a YAML file, ours or the release's, or the name of one of our own configurations,
-            such as "photos"; None is "demo".
-        overrides: changes as the command line takes them, for instance ``"gen.dim=32"``.
-        changes: changes by key; of a section, a mapping of the keys to change:
+        path: a YAML file, fastunit's or the 2018 release's, or the name of a built-in
+            configuration, such as "photos"; None is "demo".
+        overrides: changes in the form of the command line's --set, such as ``"gen.dim=32"``.
+        changes: changes by key; for a section, a mapping of the keys to change:
             ``load("photos", data_root="photos", gen={"dim": 32})``.
 
     Raises:
@@ -55,7 +55,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = (), **change
 
 
 def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values with some changed, within sections too."""
+    """Return a copy of values with changes applied, recursively in sections."""
     changed = dict(values)
     for name, change in changes.items():
         old = values.get(name)
@@ -74,7 +74,7 @@ def resolve(
     """Apply overrides, then the top-level keys of `extra`, and check the result.
 
     Args:
-        values: as in `from_dict`; overrides are written into it.
+        values: as in `from_dict`; modified in place by the overrides.
         overrides: ``section.key=value``, the value as YAML.
         extra: top-level keys and their values.
         read: what builds and checks the settings; those of training UNIT unless told otherwise.
@@ -91,11 +91,10 @@ def read_yaml(path: str | Path | None) -> dict[str, Any]:
     """Return a YAML file's top-level mapping.
 
     Args:
-        path: a file, or the name of one of our own configurations, such as "photos"; None is
-            "demo".
+        path: a file, or the name of a built-in configuration, such as "photos"; None is "demo".
 
     Raises:
-        ConfigError: the file cannot be read, or holds something else.
+        ConfigError: the file cannot be read, or is not a YAML mapping.
     """
     import yaml
 
@@ -112,7 +111,7 @@ def read_yaml(path: str | Path | None) -> dict[str, Any]:
 
 
 def _source(path: str | Path | None) -> Any:
-    """Return the file to read: `path`, or ours of that name (a Path or a package resource)."""
+    """Return the file to read: `path`, or the built-in one of that name (a package resource)."""
     name = "demo" if path is None else str(path)
     own = resources.files("fastunit.configs") / f"{name}.yaml"
     if path is None or (not Path(path).exists() and "/" not in name and own.is_file()):
@@ -121,7 +120,7 @@ def _source(path: str | Path | None) -> Any:
 
 
 def dump_yaml(config: Any) -> str:
-    """Return the resolved configuration as YAML that `load` reads back to an equal one."""
+    """Return the resolved configuration as YAML, from which `load` makes an equal one."""
     import yaml
 
     return yaml.safe_dump(to_dict(config), sort_keys=False)
@@ -148,7 +147,7 @@ def _override(values: dict[str, Any], text: str) -> None:
 
 
 def reference() -> str:
-    """Return docs/configuration.md's table of keys, from the dataclasses themselves."""
+    """Return the table of keys in docs/configuration.md, generated from the dataclasses."""
     lines = ["| key | default | meaning |", "| --- | --- | --- |"]
 
     def walk(cls: type, prefix: str) -> None:

@@ -1,4 +1,4 @@
-"""Checks between keys of a configuration: what no single key's limits can tell."""
+"""Validation rules that involve several keys of a configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError for keys that contradict each other, before anything is built."""
+    """Raise ConfigError for keys that contradict each other."""
     _check_data(config)
     _check_network(config)
     _check_sharing(config)
@@ -21,15 +21,15 @@ def check(config: Config) -> None:
 
 
 def smallest_crop(config: Config) -> int:
-    """Return the smallest side (a multiple of the downsampling) that both networks take.
+    """Return the smallest crop side, a multiple of the downsampling, that all networks accept.
 
-    Every discriminator scale must keep one pixel (two under reflection, which cannot mirror a
-    single one) through all its stride-2 layers; the generator's codes need two pixels a side.
+    In every discriminator scale each stride-2 layer needs an input of two pixels (a 4x4 window
+    with padding 1; reflection cannot mirror a single pixel). Codes need two pixels a side.
     """
     dis, multiple = config.dis, _multiple(config)
     size = max(4, 2 * multiple)
     size += -size % multiple
-    if config.network == "paper":  # whose discriminators take any size
+    if config.network == "paper":  # its discriminators take any size
         return size
     while not _fits(size, dis):
         size += multiple
@@ -49,7 +49,7 @@ def _check_data(config: Config) -> None:
 
 
 def _check_network(config: Config) -> None:
-    """Refuse keys of networks that are not used: they would have no effect."""
+    """Reject keys of the networks that are not selected: they would have no effect."""
     release, paper = ("gen", "dis"), ("paper",)
     unused = release if config.network == "paper" else paper
     for name in unused:
@@ -123,7 +123,7 @@ def _check_sizes(config: Config) -> None:
                 f"{name}={size} is too small for these networks, which need {least} or more; "
                 f"enlarge the crop or lower {smaller}"
             )
-    name = min(sides, key=sides.__getitem__)  # new_size is of a picture's shorter side
+    name = min(sides, key=sides.__getitem__)  # new_size is of an image's shorter side
     for domain in map(config.domain, "ab"):
         if domain.new_size is not None and domain.new_size < sides[name]:
             raise ConfigError(
@@ -133,7 +133,7 @@ def _check_sizes(config: Config) -> None:
 
 
 def _check_perceptual(config: Config) -> None:
-    """VGG16's last features, an eighth of the image, must be more than one pixel to normalise."""
+    """Instance norm of VGG16's last features, 1/8 of the image's size, needs two pixels."""
     height, width = config.crop
     if config.vgg_w > 0 and (height // 8) * (width // 8) < 2:
         raise ConfigError(
@@ -152,7 +152,7 @@ def _check_identity(config: Config) -> None:
 
 
 def _fits(size: int, dis: DiscriminatorConfig) -> bool:
-    need = 2  # a 4x4 window on a side padded by 1; reflection too needs two pixels
+    need = 2  # a 4x4 window with padding 1; reflection padding needs two pixels as well
     for _ in range(dis.num_scales):
         side = size
         for _ in range(dis.n_layer):

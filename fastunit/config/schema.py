@@ -1,8 +1,8 @@
-"""The typed configuration: the release's YAML keys, ours, and the checks on both.
+"""The typed configuration: the 2018 release's YAML keys and fastunit's own.
 
-A configuration is a tree of frozen dataclasses. Every key carries its meaning and its limits in
-the field's metadata, so `from_dict` can reject a wrong key or value by name, and
-docs/configuration.md is printed from the same source (`reference`).
+A configuration is a tree of frozen dataclasses. Every key has its meaning and its limits in the
+field's metadata: `from_dict` checks values by them, and `reference` prints the table of
+docs/configuration.md from them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fastunit.config.schema2017 import PaperConfig
 @dataclass(frozen=True)
 class GeneratorConfig:
     UNUSED: ClassVar = dict.fromkeys(
-        ("mlp_dim", "style_dim"), Unused("MUNIT's style code, which UNIT has not")
+        ("mlp_dim", "style_dim"), Unused("MUNIT's style code, which UNIT does not have")
     )
 
     dim: int = key(64, "channels of the first layer", low=1)
@@ -62,31 +62,34 @@ class ShareConfig:
 @dataclass(frozen=True)
 class DataConfig:
     builtin: BuiltinData = key("none", "built-in demo domains instead of files")
-    skip_bad: bool = key(False, "leave unreadable and too-small files out instead of refusing")
+    skip_bad: bool = key(
+        False, "skip unreadable and too-small files instead of ending with an error"
+    )
     test_crop: TestCrop = key(
         "center",
-        "what of a test image is measured: centre crop or all of it",
+        "part of a test image that is evaluated: its centre crop or all of it",
     )
     flip: bool = key(True, "mirror half of the training images left to right")
     range_a: tuple[int, int] | None = key(
-        None, "[low, high] of domain a's 16-bit values that become 0 and 255", low=0, high=65535
+        None, "[low, high]: domain a's 16-bit values that become 0 and 255", low=0, high=65535
     )
     range_b: tuple[int, int] | None = key(
-        None, "[low, high] of domain b's 16-bit values that become 0 and 255", low=0, high=65535
+        None, "[low, high]: domain b's 16-bit values that become 0 and 255", low=0, high=65535
     )
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    keep_last: int = key(3, "newest checkpoints kept", low=1)
-    keep_every: int = key(0, "also keep every M-th checkpoint for good; 0: none", low=0)
+    keep_last: int = key(3, "how many of the newest checkpoints are kept", low=1)
+    keep_every: int = key(0, "also keep every M-th checkpoint permanently; 0: none", low=0)
 
 
 @dataclass(frozen=True)
 class Domain:
-    """One domain's images: how they are read and, unless None, their shorter side after resizing.
+    """How one domain's images are read.
 
-    `value_range` are the 16-bit values that become 0 and 255; None: 0 and 65535.
+    `new_size` is the shorter side after resizing, None: not resized. `value_range` holds the
+    16-bit values that become 0 and 255, None: 0 and 65535.
     """
 
     name: str
@@ -97,7 +100,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run depends on. Defaults are those of the release's 256x256 configurations."""
+    """All settings of a run. Defaults are those of the 2018 release's 256x256 configurations."""
 
     UNUSED: ClassVar = {
         "recon_s_w": Unused(
@@ -116,39 +119,39 @@ class Config:
     snapshot_save_iter: int = key(10_000, "iterations between checkpoints", low=1)
     display_size: int = key(16, "images of each domain in a sample grid", low=1)
 
-    # Optimisation.
-    batch_size: int = key(1, "images of each domain at a time", low=1)
+    # Optimization.
+    batch_size: int = key(1, "images of each domain in a batch", low=1)
     accumulate: int = key(
-        1, "batches whose gradients make one iteration; share_fakes is off above 1", low=1
+        1, "batches whose gradients are averaged in an iteration; above 1 share_fakes is off", low=1
     )
     clip_grad_norm: float = key(
-        0.0, "largest norm of each optimiser's gradient; larger ones are scaled; 0: off", low=0.0
+        0.0, "norm to which each optimizer's gradient is clipped; 0: off", low=0.0
     )
     lr: float = key(1e-4, "Adam's learning rate", low=0.0)
-    beta1: float = key(0.5, "Adam's first decay", low=0.0, below=1.0)
-    beta2: float = key(0.999, "Adam's second decay", low=0.0, below=1.0)
-    weight_decay: float = key(1e-4, "L2 penalty inside Adam's gradient", low=0.0)
-    init: Init = key("kaiming", "initialisation of the generators")
+    beta1: float = key(0.5, "Adam's decay of the gradient's mean", low=0.0, below=1.0)
+    beta2: float = key(0.999, "Adam's decay of the gradient's square", low=0.0, below=1.0)
+    weight_decay: float = key(1e-4, "L2 penalty added to the gradient (not AdamW's)", low=0.0)
+    init: Init = key("kaiming", "initialization of the generators")
     init_b: InitB = key(
         "own",
-        "start of domain b's generator: weights of its own, as the release, or those of a's",
+        "initial weights of domain b's generator: its own, as in the release, or a copy of a's",
     )
     lr_policy: LRPolicy = key("step", "learning-rate schedule")
     step_size: int = key(100_000, "iterations between learning-rate steps", low=1)
     gamma: float = key(0.5, "learning-rate factor of a step", low=0.0)
     decay_from: float = key(
         0.5,
-        "share of max_iter after which lr_policy=linear lowers the rate, to 0 at the end",
+        "fraction of max_iter after which lr_policy=linear lowers the rate, to 0 at the end",
         low=0.0,
         below=1.0,
     )
     share_fakes: bool = key(
-        True, "translate once for both updates; false: new noise for each, as the release"
+        True, "one forward pass of the generators for both updates; false: one each, as the release"
     )
     ema_decay: float = key(
         0.0,
-        "decay of the averaged generators used for samples and translation, after n iterations at "
-        "most (1 + n) / (10 + n); 0: off",
+        "decay of the exponential moving average of the generators, used for samples and "
+        "translation; at most (1 + n) / (10 + n) after n iterations; 0: off",
         low=0.0,
         below=1.0,
     )
@@ -157,47 +160,52 @@ class Config:
     # Speed.
     precision: Precision = key(
         "auto",
-        "of products; auto: bf16 on GPUs that have it, else fp32; inherit: as PyTorch is set",
+        "compute dtype of convolutions and matmuls; auto: bf16 where the GPU supports it, else "
+        "fp32; inherit: PyTorch's own settings",
     )
     pair_domains: Switch = key(
-        "auto", "run both domains' layers in one launch; auto: all on GPUs, small ones on CPUs"
+        "auto",
+        "grouped execution: both domains' layers in one launch; auto: all layers on GPUs, small "
+        "ones on CPUs",
     )
     graphs: Switch = key("auto", "replay the step as a CUDA graph; auto: on GPUs")
-    compile: Switch = key("auto", "torch.compile what is between fused operations; auto: on GPUs")
+    compile: Switch = key("auto", "torch.compile the code between fused operations; auto: on GPUs")
     checkpoint_activations: bool = key(
-        False, "save memory for large crops: run blocks again in backward instead of keeping them"
+        False, "recompute blocks in backward instead of keeping activations; saves memory"
     )
 
     # Objective: weights of equations 1-3.
     gan_w: float = key(1.0, "adversarial terms (lambda 0)", low=0.0)
     recon_x_w: float = key(10.0, "L1 of the reconstructions (lambda 2)", low=0.0)
-    recon_h_w: float = key(0.0, "read and unused, as in the release", low=0.0)
+    recon_h_w: float = key(0.0, "accepted and unused, as in the release", low=0.0)
     recon_kl_w: float = key(0.01, "KL of the codes (lambda 1)", low=0.0)
-    recon_x_cyc_w: float = key(10.0, "L1 of the cycles (lambda 4); 0 skips the cycle", low=0.0)
+    recon_x_cyc_w: float = key(10.0, "L1 of the cycles (lambda 4); 0: no cycle", low=0.0)
     recon_kl_cyc_w: float = key(0.01, "KL of the re-encoded codes (lambda 3)", low=0.0)
     identity_w: float = key(
-        0.0, "L1 of each image and what translating it to its own domain makes of it", low=0.0
+        0.0, "identity term: L1 of each image and its translation to its own domain", low=0.0
     )
     vgg_w: float = key(0.0, "perceptual term on VGG16 features; needs vgg_model_path", low=0.0)
     vgg_model_path: str | None = key(
-        None, "VGG16 weights in torchvision's layout, for BGR 0..255 less the mean"
+        None, "VGG16 weights with torchvision's key names, for BGR images of 0..255 minus the mean"
     )
 
     # Networks.
     network: Network = key(
         "release",
-        "the 2018 release's (gen, dis, share) or the paper's own (paper)",
+        "networks of the 2018 release (sections gen, dis, share) or of the paper (section paper)",
     )
     input_dim_a: int = key(3, "channels of domain a", low=1)
     input_dim_b: int = key(3, "channels of domain b", low=1)
     gen: GeneratorConfig = section(GeneratorConfig, "generators")
     dis: DiscriminatorConfig = section(DiscriminatorConfig, "discriminators")
-    paper: PaperConfig = section(PaperConfig, "the paper's own networks")
-    latent: Latent = key("unit", "standard deviation of the codes: 1, as the release, or learned")
+    paper: PaperConfig = section(PaperConfig, "the paper's networks")
+    latent: Latent = key(
+        "unit", "standard deviation of the codes: 1, as in the release, or learned"
+    )
     share: ShareConfig = section(ShareConfig, "weight sharing between the generators")
 
     # Data.
-    data_root: str | None = key(None, "folder with trainA, trainB and, if any, testA, testB")
+    data_root: str | None = key(None, "folder with trainA, trainB and optionally testA, testB")
     data_folder_train_a: str | None = key(None, "folder of domain a's training images")
     data_folder_train_b: str | None = key(None, "folder of domain b's training images")
     data_folder_test_a: str | None = key(None, "folder of domain a's test images")
@@ -211,12 +219,12 @@ class Config:
     new_size_b: int | None = key(None, "shorter side after resizing, domain b", low=1)
     crop_image_height: int = key(256, "height of the training crop in pixels", low=1)
     crop_image_width: int = key(256, "width of the training crop in pixels", low=1)
-    num_workers: int = key(2, "decoding threads per domain; 0 is 1", low=0)
+    num_workers: int = key(2, "decoding threads per domain; 0 means 1", low=0)
     data: DataConfig = section(DataConfig, "how files are treated")
     checkpoint: CheckpointConfig = section(CheckpointConfig, "which checkpoints are kept")
 
     def domain(self, name: str) -> Domain:
-        """Return what concerns domain "a" or "b" alone."""
+        """Return the settings of domain "a" or "b" alone."""
         own = getattr(self, f"new_size_{name}")
         new_size = own if own is not None else self.new_size
         value_range = getattr(self.data, f"range_{name}")
@@ -228,7 +236,7 @@ class Config:
 
     @property
     def threads(self) -> int:
-        """Decoding threads per domain: DALI and the check of files decode in none but their own."""
+        """Decoding threads per domain, at least 1: DALI never decodes in the calling thread."""
         return max(1, self.num_workers)
 
     @property

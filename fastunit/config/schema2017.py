@@ -1,4 +1,4 @@
-"""Options of the paper's networks: keys with their meaning and limits, checked by name."""
+"""Options of the paper's networks (the 2017 release): keys, their meanings and limits."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class _Images:
 @dataclass(frozen=True)
 class _ResGen:
     ch: int = key(64, "channels of the first layer", low=1)
-    n_enc_front_blk: int = key(3, "the first layer and the halvings after it", low=1)
+    n_enc_front_blk: int = key(3, "the encoder's first layer and its stride-2 layers", low=1)
     n_enc_res_blk: int = key(3, "residual blocks of each encoder", low=0)
     n_enc_shared_blk: int = key(1, "residual blocks that both encoders share", low=0)
     n_gen_shared_blk: int = key(1, "residual blocks that both decoders share", low=0)
     n_gen_res_blk: int = key(3, "residual blocks of each decoder", low=0)
-    n_gen_front_blk: int = key(3, "the doublings and the last layer", low=1)
+    n_gen_front_blk: int = key(3, "the decoder's upsampling layers and its last layer", low=1)
     res_dropout_ratio: float = key(
-        0.0, "share of a residual block's values set to 0 in training", low=0.0, below=1.0
+        0.0, "dropout probability in residual blocks", low=0.0, below=1.0
     )
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class _ResGen:
 
     @property
     def multiple(self) -> int:
-        """Of which an image's height and width must be multiples."""
+        """The number that an image's height and width must be multiples of."""
         return 2 ** (self.n_enc_front_blk - 1)
 
 
@@ -57,7 +57,7 @@ class _Dis:
 class _SharedDis:
     ch: int = key(64, "channels of the first layer", low=1)
     n_front_layer: int = key(3, "stride-2 layers of each domain in COCOSharedDis", low=1)
-    n_shared_layer: int = key(2, "stride-2 layers that both domains share there", low=0)
+    n_shared_layer: int = key(2, "stride-2 layers of COCOSharedDis that both domains share", low=0)
 
 
 @dataclass(frozen=True)
@@ -77,21 +77,21 @@ class SharedDisOptions(_Images, _SharedDis):
 
 @dataclass(frozen=True)
 class PaperGeneratorConfig(_ResGen):
-    """Section paper.gen; the images' channels are not in it."""
+    """Section paper.gen; without the images' channels."""
 
     name: Generator = key("COCOResGen", "the generators' class")
 
 
 @dataclass(frozen=True)
 class PaperDiscriminatorConfig(_SharedDis, _Dis):
-    """Section paper.dis; the images' channels are not in it."""
+    """Section paper.dis; without the images' channels."""
 
     name: Discriminator = key("COCOMsDis", "the discriminators' class")
 
 
 @dataclass(frozen=True)
 class PaperConfig:
-    """Section paper: the networks of the paper's own release."""
+    """Section paper: the networks of the paper's release."""
 
     gen: PaperGeneratorConfig = section(PaperGeneratorConfig, "generators")
     dis: PaperDiscriminatorConfig = section(PaperDiscriminatorConfig, "discriminators")
@@ -100,14 +100,18 @@ class PaperConfig:
 def read(
     cls: type[Options], params: Mapping[str, Any] | Options, name: str, network: str
 ) -> Options:
-    """Return checked options from a mapping, or from an instance of `cls`.
+    """Return checked options of a network of the 2017 release.
 
-    All keys but those in OPTIONAL must be given: the 2017 release has no defaults. `name` may
-    hold the class, which is `network`.
+    Args:
+        cls: the options' dataclass.
+        params: a mapping, or an instance of `cls`. All keys but those in OPTIONAL must be given:
+            the 2017 release has no defaults. Its key "name", if present, must be `network`.
+        name: the section for messages, "gen" or "dis".
+        network: the name of the network's class.
 
     Raises:
-        ConfigError: a key is unknown or missing, or a value is of the wrong type or out of range;
-            the message names the key in its section ("gen" or "dis"), the value and what it may be.
+        ConfigError: a key is unknown or missing, or a value has the wrong type or is out of range;
+            the message names the key, the value and the valid choices.
     """
     values = dataclasses.asdict(params) if isinstance(params, cls) else params
     if isinstance(values, Mapping) and "name" in values:

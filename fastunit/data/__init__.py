@@ -1,1 +1,1 @@
-"""Image files: found, checked, read, and fed to training."""
+"""Finding, checking and reading image files; the training data pipeline; the built-in scenes."""

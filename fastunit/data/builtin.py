@@ -1,7 +1,7 @@
-"""Built-in domains of drawn landscapes, as real picture files.
+"""The built-in domains: drawn landscapes, written as image files to the cache folder.
 
-`scenes`: by day (A) and by night (B), JPEG of 96x72 pixels (width x height). `scene_maps`: by day
-(A) and as flat colour maps (B), PNG of 48x36 pixels.
+`scenes`: by day (A) and by night (B), JPEG, 96x72 pixels (width x height). `scene_maps`: by day
+(A) and as flat colour maps (B), PNG, 48x36 pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fastunit.common.files import cache_dir
 from fastunit.data import scene_maps, scenes
 
 N_TRAIN, N_TEST = 400, 64
-# What `demo_root` draws by default in either domain, for those who only want to know.
+# How many images `demo_root` draws by default.
 DEMO_COUNTS: dict[str, int] = {
     "train_a": N_TRAIN,
     "train_b": N_TRAIN,
@@ -38,12 +38,12 @@ _Rendering = Callable[[scenes.Scene], np.ndarray]
 def _renderings(builtin: str) -> tuple[_Rendering, _Rendering, str]:
     """Return how scenes are rendered in domains a and b, and the extension of the files."""
     if builtin == "scene_maps":
-        return scene_maps.picture, scene_maps.flat_map, "png"
+        return scene_maps.day_image, scene_maps.flat_map, "png"
     return partial(scenes.render, night=False), partial(scenes.render, night=True), "jpg"
 
 
 def size(builtin: str) -> tuple[int, int]:
-    """Return the height and width of a pair of built-in domains' pictures, in pixels."""
+    """Return the height and width of a pair of built-in domains' images, in pixels."""
     reduced = scene_maps.REDUCE if builtin == "scene_maps" else 1
     return scenes.HEIGHT // reduced, scenes.WIDTH // reduced
 
@@ -51,12 +51,12 @@ def size(builtin: str) -> tuple[int, int]:
 def demo_root(
     n_train: int = N_TRAIN, n_test: int = N_TEST, seed: int = 2017, builtin: str = "scenes"
 ) -> Path:
-    """Return the folder of a pair of built-in domains, drawing them first if they are not there.
+    """Return the folder of a pair of built-in domains; draws the images if they do not exist yet.
 
-    It holds ``trainA trainB testA testB``, files as told above for `builtin`.
-    trainA and trainB show different scenes (`n_train` each, unpaired); a test scene (`n_test`)
-    has the same file name in testA and testB, so that translations can be measured. The same
-    arguments always give the same pictures. The folder appears only when it is complete.
+    The folder holds trainA, trainB, testA and testB. trainA and trainB show different scenes
+    (`n_train` each, unpaired). Each of the `n_test` test scenes has the same file name in testA
+    and testB, so that translations can be evaluated. The same arguments always give the same
+    images. The folder is renamed into place when it is complete.
 
     Raises:
         ConfigError: a count is below 1, or the seed negative.
@@ -86,8 +86,8 @@ def demo_root(
 def draw_training_pairs(folder: Path, count: int = N_TRAIN, seed: int = 2017) -> None:
     """Draw the scenes of the demo's trainA by day and by night, into folder/trainA and trainB.
 
-    They are true pairs by their file names, which the demo's own training sets are not, and none
-    is among its test scenes. JPEG files as those of `demo_root`.
+    Unlike the demo's own training sets, these are true pairs, with equal file names. None of them
+    is a test scene. JPEG files as those of `demo_root`.
     """
     _draw(folder, [("trainA", "trainB", _TRAIN_A, i) for i in range(count)], seed, "scenes")
 
@@ -100,7 +100,7 @@ def _draw_all(folder: Path, n_train: int, n_test: int, seed: int, builtin: str) 
 
 
 def _draw(folder: Path, jobs: list[_Job], seed: int, builtin: str) -> None:
-    """Draw each job's scene, as a and as b, into the subfolders that it names."""
+    """Draw each job's scene in domains a and b, into the subfolders that the job names."""
     render_a, render_b, extension = _renderings(builtin)
     for name in {name for split_a, split_b, *_ in jobs for name in (split_a, split_b) if name}:
         (folder / name).mkdir(parents=True)
@@ -117,10 +117,10 @@ def _publish(partial: Path, root: Path) -> None:
     try:
         os.rename(partial, root)
     except OSError:
-        if not root.is_dir():  # else another process was first, with the same pictures
+        if not root.is_dir():  # otherwise another process was faster, with the same images
             raise
 
 
-def _save(picture: np.ndarray, path: Path) -> None:
-    # For JPEG, 4:4:4: chroma subsampling would smear the small coloured shapes. PNG is lossless.
-    Image.fromarray(picture).save(path, quality=95, subsampling=0)
+def _save(pixels: np.ndarray, path: Path) -> None:
+    # JPEG as 4:4:4: chroma subsampling would smear the small coloured shapes. PNG is lossless.
+    Image.fromarray(pixels).save(path, quality=95, subsampling=0)

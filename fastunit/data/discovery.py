@@ -56,8 +56,8 @@ def find_domains(config: Any) -> Domains:
 def image_files(folder: Path) -> tuple[Path, ...]:
     """Return the image files under ``folder``, by extension, sorted by path; links are followed.
 
-    Hidden files and folders are passed over; a folder reached twice through links is read once.
-    Other files are passed over too, with a warning that counts them.
+    Hidden files and folders are ignored; a folder reached twice through links is read once. Files
+    with other extensions are ignored too, with a warning that counts them.
 
     Raises:
         DataError: there is no image, or a folder cannot be read.
@@ -72,7 +72,7 @@ def image_files(folder: Path) -> tuple[Path, ...]:
         raise DataError(f"{folder} holds no images ({known}){holds}")
     if others:
         _logger.warning(
-            "%s: passed over %d files such as %s (images are %s)",
+            "%s: ignored %d files such as %s (images are %s)",
             *(folder, len(others), others[0].name, known),
         )
     return tuple(sorted(images))

@@ -1,10 +1,11 @@
-"""One picture from a file, one picture to a file.
+"""Decode one image file to pixels, and write pixels to one image file.
 
-What a file's picture is, is defined here once, for the check before training, for translation and,
-because a file is refused whose picture DALI decodes to anything else, for training too. Its values
-are 8 bits: 16 bits are scaled by 1/257 (or by the domain's range of values), floating grayscale of
-0..1 by 255. It is upright by its EXIF orientation; alpha is dropped, not blended; one channel is
-the luminance (of a JPEG the stored one); of several frames or pages it is the first.
+This is the one definition of how a file is decoded, for the check before training, for translation
+and, because the check rejects files that DALI decodes differently, for training as well. Pixels
+have 8 bits: 16-bit values are scaled by 1/257 (or by the domain's value range), floating-point
+grayscale in 0..1 by 255. Images are rotated by their EXIF orientation; alpha is dropped, not
+blended; a single channel is the luminance (for JPEG the stored one); of several frames or pages
+the first is used.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fastunit.common.errors import DataError
 from fastunit.common.files import atomic
 from fastunit.data.image_kinds import Kind, kind_of
 
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # others would even run programs (EPS)
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # Pillow would run a program for some (EPS)
 NOT_AN_IMAGE = f"not an image of the formats {', '.join(FORMATS)}, or its header is damaged"
 _MODES = {1: "L", 3: "RGB"}
 _JPEG = {"quality": 95, "subsampling": 0}
@@ -31,10 +32,10 @@ _OPTIONS = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": {"lossless": True}}
 
 @dataclass(frozen=True)
 class Reading:
-    """How a domain's files become pictures of 8 bits.
+    """How a domain's files are converted to 8-bit pixels.
 
     `channels` is 1 or 3. `value_range` (low, high) maps 16-bit values to 0..255 linearly, clipped
-    and rounded; None: the whole range of 0..65535. `key` names it in messages.
+    and rounded; None is the full range, 0..65535. `key` names its configuration key in messages.
     """
 
     channels: int = 3
@@ -42,31 +43,31 @@ class Reading:
     key: str = "data.range_a or data.range_b"
 
     def table(self) -> np.ndarray:
-        """Return what each 16-bit value becomes: uint8 [65536]."""
+        """Return the 8-bit value of each 16-bit value: uint8 [65536]."""
         low, high = self.value_range or (0, 65535)
         levels = np.clip((np.arange(65536) - low) / (high - low), 0, 1) * 255
         return (levels + 0.5).astype(np.uint8)
 
 
 def read(file: Path, channels: int) -> np.ndarray:
-    """Return a file's picture as training sees it: uint8 [H, W, channels].
+    """Return a file's pixels as training sees them: uint8 [H, W, channels].
 
     Raises:
-        DataError: it cannot be read, or is not what training would see; the reason does not repeat
-            the name.
+        DataError: the file cannot be read, or training would see other pixels; the message gives
+            the reason without the file's name.
     """
     return decode(content(file), Reading(channels))
 
 
 def decode(data: bytes, reading: Reading) -> np.ndarray:
-    """Return the picture of a file's bytes, uint8 [H, W, channels], having DALI agree on it.
+    """Decode a file's bytes to uint8 [H, W, channels], with Pillow and DALI; both must agree.
 
-    The pixels are DALI's, so those of training to the bit (but for JPEGs decoded on a GPU). Where
-    DALI is not installed, and nothing can be trained, they are Pillow's: equal, but for one level
-    of rounding in the luminance of colours and in colours of 16 bits.
+    The result is DALI's, bit-identical to training (except JPEGs decoded on a GPU). Without DALI
+    (which training needs) the result is Pillow's, which differs by at most one level, in the
+    luminance of colour images and in 16-bit colours.
 
     Raises:
-        DataError: it cannot be read, or decoders disagree; with the reason.
+        DataError: the file cannot be decoded, or the decoders disagree; with the reason.
     """
     kind = kind_of(data)
     defined, name = _by_pillow(data, reading.channels)
@@ -89,12 +90,13 @@ def decode(data: bytes, reading: Reading) -> np.ndarray:
 
 
 def from_image(image: Image.Image, reading: Reading) -> np.ndarray:
-    """Return what an image that Pillow holds shows, as of a file: uint8 [H, W, channels].
+    """Return a Pillow image's pixels, converted as those of a file: uint8 [H, W, channels].
 
-    The modes that start with I are 16 bits. No second decoder is asked, so that the pixels of a
-    JPEG may differ from those that `decode` gives by a few levels. The image is left as it is.
+    Modes that start with I are taken as 16 bits. Pillow alone decodes, so pixels of a JPEG may
+    differ from `decode`'s by a few levels. The image is not modified.
 
-    Raises: DataError with the reason.
+    Raises:
+        DataError: with the reason.
     """
     try:
         upright = ImageOps.exif_transpose(image)
@@ -103,22 +105,22 @@ def from_image(image: Image.Image, reading: Reading) -> np.ndarray:
         elif reading.value_range:
             raise DataError(_not_deep(reading))
         return _pixels(_eight_bits(upright), reading.channels)
-    except OSError as error:  # of a file that is read only now
+    except OSError as error:  # Pillow opens files lazily: this one is only read now
         raise DataError(f"damaged or truncated: {error}") from error
 
 
-def to_image(picture: np.ndarray) -> Image.Image:
+def to_image(pixels: np.ndarray) -> Image.Image:
     """Return uint8 [H, W, 1 or 3] as an image of mode L or RGB."""
-    return Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def sixteen_bits(data: bytes, channels: int) -> np.ndarray:
-    """Return the values of a file whose kind is `deep` as DALI reads them: uint16 [H, W, C]."""
+    """Return a 16-bit file's values as DALI decodes them: uint16 [H, W, C]."""
     return _by_dali(data, channels, "16 bits", deep=True)
 
 
 def dali_installed() -> bool:
-    """Tell whether DALI can be imported."""
+    """Return whether DALI can be imported."""
     try:
         import nvidia.dali  # noqa: F401
     except ImportError:
@@ -126,16 +128,16 @@ def dali_installed() -> bool:
     return True
 
 
-def write(picture: np.ndarray, file: Path) -> None:
+def write(pixels: np.ndarray, file: Path) -> None:
     """Write uint8 [H, W, 1 or 3] atomically, in the format of the file's extension.
 
     JPEG has quality 95 and full colour resolution; all other formats are lossless.
 
     Raises:
-        DataError: the format cannot hold the picture (WebP ends at 16383 pixels a side).
-        OSError: the disk refuses it.
+        DataError: the format cannot hold the image (WebP: at most 16383 pixels a side).
+        OSError: the file cannot be written.
     """
-    image = to_image(picture)
+    image = to_image(pixels)
     try:
         with atomic(file) as temporary:
             image.save(temporary, **_OPTIONS.get(file.suffix.lower(), {}))
@@ -147,7 +149,7 @@ def write(picture: np.ndarray, file: Path) -> None:
 
 
 def content(file: Path) -> bytes:
-    """Return a picture file's bytes; raises DataError with a reason, without the name."""
+    """Return an image file's bytes; raises DataError with the reason, without the file's name."""
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):  # a named pipe would block for ever
@@ -163,15 +165,15 @@ def content(file: Path) -> bytes:
 
 
 def _by_pillow(data: bytes, channels: int) -> tuple[np.ndarray, str]:
-    """Decode in full by Pillow: uint8 [H, W, channels], and the file's format and mode."""
+    """Decode completely with Pillow: uint8 [H, W, channels], and the file's format and mode."""
     try:
-        # From memory: Pillow 13 scrambles rotated grayscale TIFFs that it maps from a file itself.
+        # From memory: Pillow 13 scrambles rotated grayscale TIFFs that it memory-maps itself.
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             name = f"{image.format} in mode {image.mode}"
             if image.format == "WEBP" and image.info.get("exif"):
                 name += " with EXIF data"
             if channels == 1:
-                image.draft("L", image.size)  # of a JPEG: its own luminance, as DALI takes it
+                image.draft("L", image.size)  # for JPEG the stored luminance, as DALI does
             return _pixels(_eight_bits(ImageOps.exif_transpose(image)), channels), name
     except DataError:
         raise
@@ -179,19 +181,19 @@ def _by_pillow(data: bytes, channels: int) -> tuple[np.ndarray, str]:
         raise DataError(NOT_AN_IMAGE) from error
     except Image.DecompressionBombError as error:
         raise DataError(f"too large: {error}") from error
-    except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged files
+    except Exception as error:  # Pillow's plugins raise a dozen exception types on damaged files
         raise DataError(f"damaged or truncated: {error}") from error
 
 
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:
-    """Return an image of 8 bits as uint8 [H, W, channels], its alpha dropped."""
-    # By way of RGBA: Pillow warns where a palette's transparency is dropped directly.
+    """Return an 8-bit image as uint8 [H, W, channels], without alpha."""
+    # Through RGBA: Pillow warns if a palette's transparency is dropped directly.
     values = np.asarray(image.convert("RGBA").convert(_MODES[channels]))
     return values.reshape(*values.shape[:2], channels)
 
 
 def _sixteen_bits_of(image: Image.Image) -> np.ndarray:
-    """Return the values of an image of 16 bits, in a type that may be wider."""
+    """Return the values of a 16-bit image, possibly in a wider dtype."""
     values = np.asarray(image)
     if values.size and not (values.min() >= 0 and values.max() <= 65535):
         raise DataError(f"values {values.min()}..{values.max()} are not of 16 bits (0..65535)")
@@ -206,7 +208,7 @@ def _not_deep(reading: Reading) -> str:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Rescale the modes of more than 8 bits, which Pillow's own conversions would clip."""
+    """Rescale modes of more than 8 bits, which Pillow's own conversions would clip."""
     if image.mode.startswith("I"):
         return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
     if image.mode == "F":
@@ -235,20 +237,20 @@ def _by_dali(data: bytes, channels: int, name: str, *, deep: bool = False) -> np
 
 
 def dali_options(channels: int, deep: bool, types: Any) -> dict[str, Any]:
-    """Return the arguments of DALI's decoder, the same for training and for every check."""
+    """Return the arguments of DALI's decoder, the same for training and for the check."""
     return {
         "output_type": types.RGB if channels == 3 else types.GRAY,
         "dtype": types.UINT16 if deep else types.UINT8,
-        "jpeg_fancy_upsampling": True,  # as Pillow; on CPUs DALI does so in any case
+        "jpeg_fancy_upsampling": True,  # as Pillow; on CPUs DALI always does
     }
 
 
 def _agree(seen: np.ndarray, defined: np.ndarray, kind: Kind) -> bool:
-    """Tell whether two decoders gave one picture, up to the rounding of each."""
+    """Return whether two decoders gave the same image, up to rounding."""
     if seen.shape != defined.shape:
         return False
     difference = np.maximum(seen, defined) - np.minimum(seen, defined)
-    if kind.lossy:  # decoders of JPEG may differ by a few levels where neighbours differ much
+    if kind.lossy:  # JPEG decoders may differ by a few levels at strong edges
         return difference.mean() <= 4
-    # One level where 16 bits, of colours or of a palette, become 8, and one more in a luminance.
+    # One level from 16 to 8 bits (colours or palette), and one more in the luminance.
     return difference.max(initial=0) <= 2

@@ -1,7 +1,7 @@
-"""What kind of picture a file's header promises, and the kinds that nothing here reads rightly.
+"""The kind of image that a file's header declares; unsupported kinds are rejected here.
 
-Pillow and DALI both misread some of these without an error, in different ways or the same, so no
-comparison of the two would find it; they are refused by what their header says, before decoding.
+Pillow and DALI both silently misread some TIFF variants, some of them in the same way, so that
+comparing their results would not find it. Such files are rejected by their header.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ _AGAIN = "save it with 8 or 16 bits, unsigned, gray or RGB"
 
 @dataclass(frozen=True)
 class Kind:
-    """What a header says of the samples: 16 bits each (`deep`), compressed with loss (`lossy`)."""
+    """What a header says of the samples: 16 bits each (`deep`), lossy compression (`lossy`)."""
 
     deep: bool = False
     lossy: bool = False
 
 
 def kind_of(data: bytes) -> Kind:
-    """Return the kind of a file's picture, from its first header.
+    """Return the kind of a file's image, from its first header.
 
     Raises:
-        DataError: a TIFF that is not read rightly, and is read by neither training nor
-            translation; with the reason.
+        DataError: a TIFF variant that the decoders misread; with the reason.
     """
     if data[:8] == _PNG:
         return Kind(deep=data[24:25] == b"\x10")
@@ -73,7 +72,7 @@ def _tiff_kind(data: bytes) -> Kind:
 
 
 def _tiff_header(data: bytes) -> Any:
-    """Return a function of (tag, default) that gives a tag's numbers of a TIFF's first picture."""
+    """Return a function of (tag, default) that returns a tag's values for a TIFF's first image."""
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     try:
@@ -81,7 +80,7 @@ def _tiff_header(data: bytes) -> Any:
         stream = io.BytesIO(data)
         stream.seek(tags.next)
         tags.load(stream)
-    except Exception as error:  # a dozen kinds on damaged files
+    except Exception as error:  # a dozen exception types on damaged files
         raise DataError(f"damaged or truncated: {error}") from error
 
     def numbers(tag: int, default: int) -> tuple[int, ...]:

@@ -2,13 +2,13 @@
 
 read -> decode -> resize of the shorter side -> crop -> flip -> [-1, 1], in DALI's own threads, on
 the CPU or (``mixed`` decode) on the GPU. Python computes only file names and random numbers, each
-a pure function of (seed, stream, sample index): the stream can be entered at any sample.
+a pure function of (seed, stream, sample index), so a stream can start at any sample.
 
 The resize is antialiased bilinear: within 0.51 of 255 levels of torch's
-``interpolate(antialias=True)`` (rounding to bytes) and 1 of Pillow's, save in the outermost rows
-and columns when shrinking, where DALI repeats the edge and the others renormalise. Measured on 40
-photographs shrunk 8 times: up to 16 levels there, 0.32 on average over the whole picture
-(tests/data/test_pixels.py). What is decoded is the picture that `pictures` defines, as 8 bits.
+``interpolate(antialias=True)`` (rounding to bytes) and 1 of Pillow's, except in the outermost rows
+and columns when shrinking, where DALI repeats the edge and the others renormalize. Measured on 40
+photographs shrunk 8 times: up to 16 levels there, 0.32 on average over the whole image
+(tests/data/test_pixels.py). `image_io` defines how files are decoded to 8 bits.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _ORDER, _DRAW = 0, 1  # what a random number is for: part of its Philox key
 
 
 class DomainLoader:
-    """Infinite training stream of one domain: every file once per epoch, epochs joined seamlessly.
+    """Infinite training stream of one domain: every file once per epoch, without pauses between.
 
     Each sample is resized (``new_size``, shorter side), cropped at a uniform position and, with
-    ``flip``, mirrored left to right with probability 1/2. Bitwise reproducible on one device from
-    (files, seed, stream, position).
+    ``flip``, mirrored left to right with probability 1/2. Bitwise reproducible on one device for
+    given (files, seed, stream, position).
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class DomainLoader:
     ) -> None:
         """Open the stream of ``files`` at sample ``position``.
 
-        ``crop`` is (height, width). ``stream`` is 0 for domain a and 1 for b: the same seed then
-        gives each domain its own order, crops and flips. ``threads`` are DALI's CPU threads; 0 is
-        1. ``value_range`` is that of `pictures.Reading`, for 16-bit files. Neither ``flip`` nor
-        ``threads`` changes the order or the crops.
+        ``crop`` is (height, width). ``stream`` is 0 for domain a and 1 for b, so that one seed
+        gives each domain its own order, crops and flips. ``threads`` are DALI's CPU threads; 0
+        means 1. ``value_range`` is that of `image_io.Reading`, for 16-bit files. Neither ``flip``
+        nor ``threads`` changes the order or the crops.
 
         Raises:
-            ConfigError: ``channels`` are neither 1 nor 3, or ``seed`` is negative.
+            ConfigError: ``channels`` is neither 1 nor 3, or ``seed`` is negative.
             DataError: there are no files, or DALI is not installed.
         """
         if seed < 0:
@@ -79,7 +79,7 @@ class DomainLoader:
 
     @property
     def position(self) -> int:
-        """Samples delivered so far; what DALI has prefetched beyond them does not count."""
+        """Samples delivered so far, without those that DALI has prefetched."""
         return self._position
 
     def __iter__(self) -> DomainLoader:
@@ -88,10 +88,10 @@ class DomainLoader:
     def __next__(self) -> torch.Tensor:
         """Return the next batch: float32 [N, C, H, W], channels_last, in [-1, 1], on the device.
 
-        The tensor is the caller's own. On CUDA it is ready on the current stream.
+        The caller owns the tensor. On CUDA it is ready on the current stream.
 
         Raises:
-            DataError: a file has vanished or changed since it was validated; the message names it,
+            DataError: a file was removed or changed since it was validated; the message names it,
                 or the files of the batch.
         """
         ahead = range(self._position, self._position + self._batch_size * (1 + _PREFETCH))
@@ -123,12 +123,12 @@ def iter_images(
 ) -> Iterator[torch.Tensor]:
     """Yield every file once, in the order given, unflipped: float32 [N, C, H, W] as DomainLoader.
 
-    With ``crop`` (height, width) the centre is taken (an odd spare pixel is left off at the top or
-    left) and the last batch may be smaller; with None each image comes whole, alone, at its size.
+    With ``crop`` (height, width), images are cropped at the centre (with an odd remainder, one
+    pixel more is cut at the top or left) and the last batch may be smaller. With None, each image
+    is yielded alone, uncropped.
 
     Raises:
-        ConfigError: as DomainLoader, at the call rather than at the first image.
-        DataError: likewise.
+        ConfigError, DataError: as DomainLoader, at the call, not at the first image.
     """
     _check(files, channels)
     size = batch_size if crop else 1
@@ -150,9 +150,10 @@ _Batch = tuple[list[np.ndarray], list[np.int32], list[np.float32], list[np.float
 
 
 class _Random:
-    """The random numbers of one stream: raw Philox words, so no state and no NumPy version in them.
+    """The random numbers of one stream: raw Philox words, stateless.
 
-    (NumPy promises stable bits for bit generators, not for ``Generator`` methods.)
+    They do not depend on NumPy's version: it guarantees the bits of bit generators, but not those
+    of ``Generator`` methods.
     """
 
     def __init__(self, seed: int, stream: int, files: int) -> None:
@@ -162,7 +163,7 @@ class _Random:
     def draw(self, index: int) -> tuple[float, float, bool]:
         """Return crop x and y in [0, 1) and the flip of sample ``index``.
 
-        20 bits each: exact in float32, and u * (range + 1) can then never round up to range + 1.
+        20 bits each: exact in float32, and u * (range + 1) never rounds up to range + 1.
         """
         x, y, flip = self._words(3, _DRAW, index)
         return float(x >> 44) / 2**20, float(y >> 44) / 2**20, bool(flip >> 63)
@@ -183,7 +184,7 @@ def _check(files: Sequence[Path], channels: int) -> None:
 
 
 def _batch(samples: Iterable[_Sample]) -> _Batch:
-    """Lay out samples as DALI takes them: files, flips and, used only for crops, x and y."""
+    """Return samples as inputs of the DALI graph: files, flips and, for crops, x and y."""
     files, xs, ys, flips = zip(*samples, strict=True)
     return (
         [np.frombuffer(os.fsencode(file), np.uint8) for file in files],
@@ -194,7 +195,7 @@ def _batch(samples: Iterable[_Sample]) -> _Batch:
 
 
 class _Reader:
-    """The one DALI pipeline there is: training and test differ only in what ``batches`` say."""
+    """The DALI pipeline, for training and test images alike; they differ only in ``batches``."""
 
     def __init__(
         self,
@@ -217,14 +218,14 @@ class _Reader:
             num_threads=max(1, threads),
             device_id=self._device_id(),
             prefetch_queue_depth=_PREFETCH,
-            exec_dynamic=True,  # outputs own their memory, bound to the stream that run() is given
+            exec_dynamic=True,  # outputs own their memory, ordered by the stream passed to run()
         )
         self._pipeline.build()
 
     def read(self, suspects: Callable[[], Sequence[Path]]) -> torch.Tensor:
         """Return the next batch, NCHW in channels_last.
 
-        ``suspects`` gives the files of this batch and the prefetched ones, for the message.
+        ``suspects`` returns the files of this batch and of the prefetched ones, for error messages.
 
         Raises:
             DataError: DALI fails.
@@ -235,11 +236,11 @@ class _Reader:
         except RuntimeError as error:
             raise DataError(self._explain(error, suspects())) from error
         nhwc = torch.from_dlpack(images.as_tensor())
-        # A copy: DALI reuses its buffer, in the order of that same stream, once nhwc is gone.
+        # A copy: DALI reuses its buffer, in that stream's order, once nhwc is freed.
         return nhwc.permute(0, 3, 1, 2).clone(memory_format=torch.preserve_format)
 
     def _explain(self, error: RuntimeError, files: Sequence[Path]) -> str:
-        """Say which of ``files`` are to blame for DALI's error, if any of them is."""
+        """Return a message that names the files that caused DALI's error, if any did."""
         reasons = {file: problem(file, self._rule) for file in files}
         bad = ", ".join(f"{file} ({reason})" for file, reason in reasons.items() if reason)
         said = str(error).partition("encountered:")[2].strip() or str(error)
@@ -263,10 +264,10 @@ class _Reader:
 
 
 def _decoder(files: Sequence[Path], rule: SizeRule, device: torch.device) -> str:
-    """Return where a stream's files are decoded: on the GPU only JPEGs.
+    """Return DALI's decoder device: "mixed" (GPU) for JPEGs only, else "cpu".
 
-    Of other formats its decoders need not give the picture that the check saw on the CPU, and of
-    16-bit values the range is applied on the CPU.
+    For other formats the GPU's decoders may give other pixels than those checked on the CPU; and
+    the range of 16-bit values is applied on the CPU.
     """
     jpegs = all(file.suffix.lower() in (".jpg", ".jpeg") for file in files)
     cuda = torch.device(device).type == "cuda"
@@ -276,10 +277,10 @@ def _decoder(files: Sequence[Path], rule: SizeRule, device: torch.device) -> str
 def _graph(batches: Iterator[_Batch], rule: SizeRule, decoder: str, cuda: bool) -> Any:
     """Define the DALI graph: [N] file names and random numbers -> float32 NHWC in [-1, 1]."""
     fn, types = _dali()
-    inputs = 4 if rule.crop else 2  # whole pictures need no crop position
+    inputs = 4 if rule.crop else 2  # uncropped images need no crop position
     source = (batch[:inputs] for batch in batches)
     file, flip, *where = fn.external_source(source, num_outputs=inputs, batch=True)
-    # plain reads: a file cut short while mapped into memory would kill the process (SIGBUS)
+    # No mmap: a file truncated while it is mapped would kill the process (SIGBUS).
     reading = rule.reading
     images = fn.decoders.image(
         fn.io.file.read(file, dont_use_mmap=True),
@@ -299,7 +300,7 @@ def _graph(batches: Iterator[_Batch], rule: SizeRule, decoder: str, cuda: bool) 
             resize_shorter=rule.new_size,
             interp_type=types.INTERP_LINEAR,
             antialias=True,
-            # else the picture shifts by the longer side's rounding (5 of 255 levels on noise)
+            # otherwise the image shifts by the longer side's rounding (5 of 255 levels on noise)
             subpixel_scale=False,
         )
     return fn.crop_mirror_normalize(
@@ -314,14 +315,14 @@ def _graph(batches: Iterator[_Batch], rule: SizeRule, decoder: str, cuda: bool) 
 
 
 def _dali() -> tuple[Any, Any]:
-    """Return DALI's `fn` and `types`, whose stubs lack some of what they hold."""
+    """Return DALI's `fn` and `types` as Any: their type stubs are incomplete."""
     from nvidia.dali import fn, types
 
     return fn, types
 
 
 def _crop_arguments(images: Any, crop: tuple[int, int], x: Any, y: Any) -> dict[str, Any]:
-    """Make every offset 0..spare equally likely; DALI's own rounding would halve the two ends."""
+    """Make every offset in 0..spare equally likely; DALI's rounding would halve the two ends."""
     from nvidia.dali import math
 
     shape = images.shape(dtype=_dali()[1].FLOAT)

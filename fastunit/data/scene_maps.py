@@ -1,8 +1,7 @@
 """Flat colour maps of the drawn scenes: each kind of surface in one colour of its own.
 
-The pair of a scene by day and its map is the project's own version of the paper's satellite images
-and street maps: every map has one true answer. Maps have no shading, texture or blended edges, so
-that a pixel is either right or wrong.
+A drawn equivalent of the paper's satellite images and street maps: each scene has exactly one
+correct map. Maps have no shading, texture or blended edges, so a pixel is either right or wrong.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from fastunit.data import scenes
 from fastunit.data.scene_objects import SCALE, Surface
 from fastunit.data.scenes import Scene
 
-REDUCE = 2  # pictures of the domains have this fraction of a scene's width and height
+REDUCE = 2  # factor by which the images of both domains are smaller than a scene
 _CLOUD, _SUN, _WATER, _LAND, _SKY = range(7, 12)
 
 COLOURS = {  # number of a surface -> sRGB
@@ -32,14 +31,14 @@ COLOURS = {  # number of a surface -> sRGB
 }
 
 
-def picture(scene: Scene) -> np.ndarray:
-    """Return the scene by day as uint8 [36, 48, 3], averaged down from `scenes.render`."""
+def day_image(scene: Scene) -> np.ndarray:
+    """Return the scene by day as uint8 [36, 48, 3], `scenes.render` averaged down."""
     day = Image.fromarray(scenes.render(scene, night=False))
     return np.asarray(day.reduce(REDUCE))
 
 
 def flat_map(scene: Scene) -> np.ndarray:
-    """Return the scene's map as uint8 [36, 48, 3]; its only colours are `COLOURS`."""
+    """Return the scene's map as uint8 [36, 48, 3], in the colours of `COLOURS`."""
     palette = np.zeros((max(COLOURS) + 1, 3), np.uint8)
     for number, name in COLOURS.items():
         palette[number] = ImageColor.getrgb(name)
@@ -47,7 +46,7 @@ def flat_map(scene: Scene) -> np.ndarray:
 
 
 def _surfaces(scene: Scene) -> np.ndarray:
-    """Return the number of the surface in front at each pixel's centre, [36, 48]."""
+    """Return the number of the frontmost surface at each pixel's centre, [36, 48]."""
     step = SCALE * REDUCE
     things = scene.things[step // 2 :: step, step // 2 :: step]
     found = np.full(things.shape, _SKY)
@@ -60,6 +59,6 @@ def _surfaces(scene: Scene) -> np.ndarray:
 
 
 def _halved(plane: np.ndarray) -> np.ndarray:
-    """Return a plane [H, W] averaged over the blocks that become one pixel."""
+    """Return a plane [H, W] averaged over blocks of REDUCE x REDUCE pixels."""
     height, width = plane.shape[0] // REDUCE, plane.shape[1] // REDUCE
     return plane.reshape(height, REDUCE, width, REDUCE).mean((1, 3))

@@ -1,6 +1,6 @@
-"""What stands on the land of a drawn scene: houses, trees and the road.
+"""The objects of a drawn scene: houses, trees and the road.
 
-They are drawn with Pillow at `SCALE` times the size of the scene, then averaged down.
+They are drawn with Pillow at `SCALE` times the scene's size, then averaged down.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GLASS = np.array([0.17, 0.21, 0.28], np.float32)
 
 
 class Surface(IntEnum):
-    """What stands on the land, of the same number in `Scene.things`."""
+    """Surfaces of objects, by their number in `Scene.things`."""
 
     ROAD = 1
     WALL = 2
@@ -35,10 +35,10 @@ class Surface(IntEnum):
 
 
 class Things:
-    """What stands on the land, drawn with Pillow at `SCALE` times the size.
+    """A canvas for objects, at `SCALE` times the scene's size.
 
-    Every shape covers what is below it, lit windows included, so things are drawn from far to
-    near. Positions are in pixels of the finished picture.
+    Every shape covers what was drawn before, lit windows included, so objects are drawn from far
+    to near. Positions are in pixels of the finished image.
     """
 
     def __init__(self, light: int) -> None:
@@ -63,7 +63,7 @@ class Things:
         self._shadow_pen.polygon([(x * SCALE, y * SCALE) for x, y in points], fill=255)
 
     def over(self, land: np.ndarray) -> np.ndarray:
-        """Return `land` [H, W, 3] with the shadows and the things on it."""
+        """Return `land` [H, W, 3] with the objects and their shadows drawn over it."""
         land = land * (1 - 0.38 * blur(self.plane(self.shadow), 0.7))[..., None]
         premultiplied = np.asarray(self.image.reduce(SCALE), np.float32) / 255
         return land * (1 - self.plane(self.mask))[..., None] + premultiplied

@@ -1,10 +1,10 @@
 """Drawn landscapes for the demo domains, each of which can be rendered by day and by night.
 
 A scene is drawn once, in daylight colours, as a stack of layers (`Scene`). Day and night are two
-renderings of that stack. Night darkens every surface by one fixed, invertible colour map, so that
-day colours stay recoverable, and changes what changes at dusk: the sky, the moon in place of the
-sun, stars, and lit windows. A person sees at once whether a translation is right, and a small
-network can learn it in minutes on a CPU.
+renderings of that stack. At night every surface is darkened by one fixed, invertible colour map,
+so that day colours can be recovered; the sky, the moon in place of the sun, stars and lit windows
+change as well. It is easy to see whether a translation is right, and a small network learns it in
+minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 
 from fastunit.data.scene_objects import HEIGHT, WIDTH, Things, blur, draw_road, fill, rgb
 
-VERSION = 2  # raise with any change to the drawing, so that cached pictures are made anew
+VERSION = 2  # increase with any change to the drawing, so that cached images are drawn again
 
 _Y, _X = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
 
@@ -50,14 +50,14 @@ class Scene:
 
 def render(scene: Scene, *, night: bool) -> np.ndarray:
     """Return the scene as uint8 [H, W, 3], by day or by night."""
-    picture = _blend(_render_sky(scene, night), _darken(scene.land, night), scene.cover)
+    image = _blend(_render_sky(scene, night), _darken(scene.land, night), scene.cover)
     if night:
-        picture = _blend(picture, _LAMP, scene.lit)
-        picture = picture + 0.5 * blur(scene.lit, 2.5)[..., None] * _LAMP
+        image = _blend(image, _LAMP, scene.lit)
+        image = image + 0.5 * blur(scene.lit, 2.5)[..., None] * _LAMP
     if scene.water.any():
         blue = _darken(np.array([0.26, 0.50, 0.72], np.float32), night)
-        picture = _blend(picture, 0.6 * picture[scene.mirror] + 0.4 * blue, scene.water)
-    return (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+        image = _blend(image, 0.6 * image[scene.mirror] + 0.4 * blue, scene.water)
+    return (image.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def _render_sky(scene: Scene, night: bool) -> np.ndarray:
@@ -73,11 +73,11 @@ def _render_sky(scene: Scene, night: bool) -> np.ndarray:
 
 
 def _darken(colour: np.ndarray, night: bool) -> np.ndarray:
-    """Return a surface's colour in moonlight: dim and blue, yet one to one with its day colour."""
+    """Return a surface's colour at night: dim and blue, an invertible map of its day colour."""
     if not night:
         return colour
-    grey = colour.mean(-1, keepdims=True)
-    return 0.02 + (0.8 * colour + 0.2 * grey) * np.array([0.30, 0.36, 0.50], np.float32)
+    gray = colour.mean(-1, keepdims=True)
+    return 0.02 + (0.8 * colour + 0.2 * gray) * np.array([0.30, 0.36, 0.50], np.float32)
 
 
 def _blend(under: np.ndarray, over: np.ndarray, opacity: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ def _blend(under: np.ndarray, over: np.ndarray, opacity: np.ndarray) -> np.ndarr
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
-    """Return a random scene; a generator of the same seed gives the same scene."""
+    """Return a random scene; generators with the same seed give the same scene."""
     horizon = rng.uniform(0.42, 0.56) * HEIGHT
     sun_x, sun_y = rng.uniform(8, WIDTH - 8), rng.uniform(7, 0.6 * horizon)
     light = 1 if sun_x > WIDTH / 2 else -1  # the side that the light comes from

@@ -1,9 +1,9 @@
-"""Checking every image file before training starts.
+"""Check every image file before training starts.
 
-DALI cannot skip a bad image in the middle of a batch, so nothing unchecked reaches it: each file is
-decoded in full as `pictures.decode` says, by Pillow (which says what is wrong with it) and by DALI
-(which must agree). Files found good are remembered in an index by path, size, mtime and how they
-are read, and are not read again.
+DALI cannot skip a bad image in a batch, so only checked files reach it: `image_io.decode` decodes
+each file completely with Pillow (which says what is wrong with it) and with DALI (which must
+agree). Good files are recorded in an index by path, size, mtime and decoding options, and are not
+read again.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from fastunit.data.image_io import Reading
 from fastunit.data.image_kinds import kind_of
 from fastunit.data.value_ranges import Values
 
-_REMEDY = "Mend or remove them, or leave them out with --set data.skip_bad=true"
-_DEFINITION = 2  # of a file's picture: raised with every change in `pictures` or `image_kinds`
+_REMEDY = "Repair or remove them, or skip them with --set data.skip_bad=true"
+_DEFINITION = 2  # version of the decoding: increase with every change to image_io or image_kinds
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SizeRule:
-    """How a domain's pictures are read, resized and cropped; None: not resized, not cropped."""
+    """How a domain's images are read, resized and cropped; None: not resized, not cropped."""
 
     new_size: int | None
     crop: tuple[int, int] | None  # height, width
     reading: Reading = field(default_factory=Reading)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Return (height, width) after the resize of the shorter side, rounded just as DALI does.
+        """Return (height, width) after the resize of the shorter side, rounded exactly as DALI.
 
-        That is half up, in float32: computed in float64, 12x102 to 7 would come out one wider.
+        DALI rounds half up in float32: in float64, 12x102 to 7 would be one pixel wider.
         """
         if self.new_size is None:
             return height, width
@@ -51,7 +51,7 @@ class SizeRule:
         return int(np.float32(height) * scale + half), int(np.float32(width) * scale + half)
 
     def problem(self, height: int, width: int) -> str | None:
-        """Return why a picture of this size cannot be cropped, or None when it can."""
+        """Return why an image of this size is too small for the crop, or None if it is not."""
         if self.crop is None:
             return None
         new_height, new_width = self.resized(height, width)
@@ -72,7 +72,7 @@ def validate(
     skip_bad: bool,
     index: Path | None = None,
 ) -> tuple[Path, ...]:
-    """Return the ``files`` that can be trained on; `validate_all` for a single set."""
+    """Return the ``files`` that can be trained on; as `validate_all`, for a single group."""
     groups = {"files": (files, rule)}
     return validate_all(groups, workers=workers, skip_bad=skip_bad, index=index)["files"]
 
@@ -84,17 +84,22 @@ def validate_all(
     skip_bad: bool,
     index: Path | None = None,
 ) -> dict[str, tuple[Path, ...]]:
-    """Return each group's files that can be trained on, in their order, reading all new ones.
+    """Return each group's files that can be trained on, in their order; reads all new files.
 
-    One progress bar and one report for all groups (domains, splits). ``index`` is where good files
-    are remembered (None: images.json in the cache folder); size rules are applied to remembered
-    sizes, so another crop needs no reading. With ``skip_bad`` bad files are left out and a warning
-    (`logging`) lists and counts them. Warns too of 16-bit values that leave few levels of 8 bits.
+    One progress bar and one report cover all groups (domains, splits). Size rules are applied to
+    the sizes in the index, so another crop size needs no reading. Also warns of 16-bit files whose
+    values fall on few 8-bit levels.
+
+    Args:
+        groups: files, and how they are read, by the groups' names.
+        workers: threads.
+        skip_bad: leave bad files out, with a warning that lists and counts them.
+        index: file in which good files are recorded; None: images.json in the cache folder.
 
     Raises:
         ConfigError: channels are neither 1 nor 3.
-        DataError: files are bad, unless ``skip_bad``, and the message lists them with their
-            reasons; a group loses all its files; DALI is not installed.
+        DataError: files are bad and ``skip_bad`` is off (the message lists them with the reasons),
+            a group has no good file, or DALI is not installed.
     """
     for _, rule in groups.values():
         check_channels(rule.reading.channels)
@@ -125,12 +130,12 @@ def validate_all(
 
 
 def problem(file: Path, rule: SizeRule) -> str | None:
-    """Read ``file`` and return the reason it cannot be trained on, or None."""
+    """Read ``file`` and return the reason why it cannot be trained on, or None."""
     return _verdict(_measure(file, rule.reading), rule)
 
 
 def check_channels(channels: int) -> None:
-    """Raise ConfigError for channels that no image file is read with."""
+    """Raise ConfigError unless ``channels`` is 1 or 3."""
     if channels not in (1, 3):
         raise ConfigError(
             f"input_dim is {channels}; images are read with 1 (grayscale) or 3 (RGB) channels"
@@ -138,7 +143,7 @@ def check_channels(channels: int) -> None:
 
 
 def require_dali() -> None:
-    """Raise DataError with the remedy where DALI is not installed."""
+    """Raise DataError, with the remedy, if DALI is not installed."""
     try:
         import nvidia.dali  # noqa: F401
     except ImportError as error:
@@ -157,14 +162,14 @@ def _report(bad: dict[Path, str], total: int, remedy: str) -> str:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A good file's size as DALI decodes it and, where it has 16 bits, the values it uses."""
+    """A good file's size as decoded by DALI and, if it has 16 bits, the values it uses."""
 
     height: int
     width: int
     values: Values | None
 
 
-_Found = _Measured | str  # or what is wrong with it
+_Found = _Measured | str  # a string: what is wrong with the file
 
 
 def _verdict(found: _Found, rule: SizeRule) -> str | None:
@@ -174,7 +179,7 @@ def _verdict(found: _Found, rule: SizeRule) -> str | None:
 def _measure_all(
     files: Sequence[tuple[Path, Reading]], workers: int, index: Path
 ) -> dict[tuple[Path, Reading], _Found]:
-    """Measure each file once, from the index where it is unchanged, else in ``workers`` threads."""
+    """Return each file's measurement: from the index if unchanged, else read in threads."""
     entries = _read_index(index)
     prints = {wanted: _fingerprint(*wanted) for wanted in files}
     found: dict[tuple[Path, Reading], _Found] = {}
@@ -189,10 +194,10 @@ def _measure_all(
             results = progress.bar(results, desc="checking images", total=len(new), unit="image")
         for wanted, result in zip(new, results, strict=True):
             found[wanted] = result
-            if not isinstance(result, str):  # bad files are read anew each time: chmod mends one
+            if not isinstance(result, str):  # bad files are read every time: chmod may fix one
                 key, *state = prints[wanted]
                 entries[key] = [*state, result.height, result.width, result.values]
-    finally:  # on Ctrl-C too: what was checked stays checked
+    finally:  # on Ctrl-C too: keep the results so far
         pool.shutdown(cancel_futures=True)
         if new:
             _write_index(entries, index)
@@ -207,25 +212,25 @@ def _remembered(entry: Any, state: list[int]) -> _Measured | None:
 
 
 def _fingerprint(file: Path, reading: Reading) -> tuple[str, int, int]:
-    manner = f"{reading.channels} {'16' if reading.value_range else '8'}"
+    mode = f"{reading.channels} {'16' if reading.value_range else '8'}"
     try:
         status = file.stat()
     except OSError:
-        return f"{manner} {file}", -1, -1
-    return f"{manner} {file.resolve()}", status.st_size, status.st_mtime_ns
+        return f"{mode} {file}", -1, -1
+    return f"{mode} {file.resolve()}", status.st_size, status.st_mtime_ns
 
 
 def _read_index(path: Path) -> dict[str, Any]:
     try:
         index = json.loads(path.read_bytes())
-    except (OSError, ValueError):  # none yet, or damaged: it only saves time
+    except (OSError, ValueError):  # missing or damaged; the index only saves time
         return {}
     valid = isinstance(index, dict) and index.get("version") == _index_version()
     return index["files"] if valid and isinstance(index.get("files"), dict) else {}
 
 
 def _index_version() -> list[Any]:
-    """Return what a verdict depends on beside the file: our definition, and both decoders."""
+    """Return what the results depend on apart from the file: our version and both decoders'."""
     import PIL
     from nvidia import dali
 
@@ -240,7 +245,7 @@ def _write_index(entries: dict[str, Any], path: Path) -> None:
 
 
 def _measure(file: Path, reading: Reading) -> _Found:
-    """Decode ``file`` in full and measure it, or return what is wrong with it."""
+    """Decode ``file`` completely and measure it, or return what is wrong with it."""
     try:
         data = image_io.content(file)
         height, width, channels = image_io.decode(data, reading).shape

@@ -1,4 +1,4 @@
-"""Which of the 16-bit values a domain uses, and a warning where 8 bits would keep few of them."""
+"""The 16-bit values that a domain uses; a warning if they fall on few 8-bit levels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Values(NamedTuple):
-    """The values of a picture: the least, the 0.1 and 99.9 percentiles, the largest."""
+    """An image's values: minimum, 0.1 and 99.9 percentiles, maximum."""
 
     least: int
     low: int
@@ -24,15 +24,15 @@ class Values(NamedTuple):
 
 
 def used(values: np.ndarray) -> Values:
-    """Return which values a picture has, uint16 of any shape."""
+    """Return the range of an image's values, uint16 of any shape."""
     ends = np.percentile(values, [0, 0.1, 99.9, 100], method="nearest")
     return Values(*(int(end) for end in ends))
 
 
 def warn_of_few_levels(files: Iterable[tuple[Reading, Values | None]]) -> None:
-    """Warn, once for each domain, where the values of all its files fall on few levels of 8 bits.
+    """Warn, once per domain, if the values of all its files fall on few 8-bit levels.
 
-    Percentiles decide, so that a dead pixel does not hide a narrow range.
+    Decided by percentiles, so that a dead pixel does not hide a narrow range.
     """
     domains: dict[Reading, list[Values]] = {}
     for reading, values in files:
@@ -50,10 +50,10 @@ def _warn(reading: Reading, values: Values) -> None:
     if levels >= FEW or values.low == values.high:
         return
     least, largest = values.least, values.largest
-    if largest - least > 2 * (values.high - values.low):  # a few pixels far from all the others
+    if largest - least > 2 * (values.high - values.low):  # outliers
         least, largest = values.low, values.high
     _logger.warning(
-        "the 16-bit values are %d..%d (all but 0.2 %% of a picture: %d..%d), which %d..%d brings "
+        "the 16-bit values are %d..%d (all but 0.2 %% of an image: %d..%d), which %d..%d brings "
         "to %d of 256 gray levels; spread them with --set %s=[%d,%d]",
         *(values.least, values.largest, values.low, values.high, low, high, levels),
         *(reading.key, least, largest),

@@ -1,1 +1,1 @@
-"""Translation of files by trained generators."""
+"""Translation of tensors, arrays, images and files by trained generators."""

@@ -1,4 +1,4 @@
-"""Files of pictures through trained networks, read ahead and written behind in threads."""
+"""Translation of image files; reading ahead and writing happen in threads."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ THREADS = min(4, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Job:
-    """One image to translate: where it is read, and where the translation goes."""
+    """One image to translate: the input file, and the file of the translation."""
 
     source: Path
     target: Path
 
 
 class FileTranslator:
-    """Translates image files one way, in batches of consecutive images of equal size.
+    """Translates image files in one direction, in batches of consecutive images of equal size.
 
     Attributes:
         failed: the sources that could not be read or written, with the reasons.
@@ -42,10 +42,10 @@ class FileTranslator:
         Args:
             translator: the networks.
             direction: "a2b" or "b2a".
-            batch_size: most images at a time.
+            batch_size: maximal number of images at a time.
 
         Raises:
-            CheckpointError: the networks cannot serve image files.
+            CheckpointError: the networks' channels are neither 1 nor 3.
         """
         source, target = translator.networks.along(direction)
         for generator in (source, target):
@@ -64,16 +64,17 @@ class FileTranslator:
         self.failed: dict[Path, str] = {}
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Translate all `jobs` that can be; `failed` tells of the others.
+        """Translate all `jobs`; those that fail are added to `failed`.
 
-        Raises UserError when an output cannot be written to disk or the GPU's memory is too small.
+        Raises:
+            UserError: an output cannot be written to disk, or the GPU's memory is too small.
         """
         pool = ThreadPoolExecutor(THREADS)
         try:
             with tqdm(total=len(jobs), desc="translating", unit="image") as bar:
                 for batch, images in self._batches(self._read_ahead(jobs, pool, bar)):
-                    for job, picture in zip(batch, self._outputs(batch, images), strict=True):
-                        self._writes.append((job, pool.submit(image_io.write, picture, job.target)))
+                    for job, pixels in zip(batch, self._outputs(batch, images), strict=True):
+                        self._writes.append((job, pool.submit(image_io.write, pixels, job.target)))
                     self._finish_writes(bar, leave=2 * self._batch_size)
                 self._finish_writes(bar, leave=0)
         finally:
@@ -94,7 +95,7 @@ class FileTranslator:
     def _read_ahead(
         self, jobs: Sequence[Job], pool: ThreadPoolExecutor, bar: tqdm
     ) -> Iterator[tuple[Job, np.ndarray]]:
-        """Yield the readable pictures in order, keeping two batches of them under way."""
+        """Yield the readable images in order, reading two batches ahead."""
         reads: deque[tuple[Job, Future[np.ndarray]]] = deque()
         todo = iter(jobs)
         while True:
@@ -114,7 +115,7 @@ class FileTranslator:
     def _batches(
         self, images: Iterator[tuple[Job, np.ndarray]]
     ) -> Iterator[tuple[list[Job], list[np.ndarray]]]:
-        """Group consecutive pictures of one size, at most the batch size of them."""
+        """Group consecutive images of equal size, at most the batch size."""
         batch: list[tuple[Job, np.ndarray]] = []
         for job, image in images:
             if batch and (len(batch) == self._batch_size or batch[0][1].shape != image.shape):
@@ -125,14 +126,14 @@ class FileTranslator:
             yield [job for job, _ in batch], [image for _, image in batch]
 
     def _finish_writes(self, bar: tqdm, *, leave: int) -> None:
-        """Wait until at most `leave` writes are under way."""
+        """Wait until at most `leave` writes are pending."""
         while len(self._writes) > leave:
             job, write = self._writes.popleft()
             try:
                 write.result()
             except DataError as error:
                 self._fail(job, error, bar)
-            except OSError as error:  # a full disk, a forbidden folder: the next would fail too
+            except OSError as error:  # disk full or no permission: the next would fail too
                 raise UserError(f"cannot write {job.target}: {error.strerror}") from error
             else:
                 bar.update()

@@ -1,4 +1,4 @@
-"""Tensors, arrays and images of Pillow through trained networks."""
+"""Translation of tensors, NumPy arrays and Pillow images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastunit.models.layers import moved
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Picture = TypeVar("Picture", "Tensor", "np.ndarray", "Image")
+ImageLike = TypeVar("ImageLike", "Tensor", "np.ndarray", "Image")
 
 
 class Translator:
@@ -29,20 +29,21 @@ class Translator:
     Args:
         networks: the generators, for instance a trained `UNIT`. They are moved to the device, in
             channels_last memory format, and put into evaluation mode.
-        config: what the networks were trained with. `data.range_a` and `data.range_b` say how
-            16-bit images of Pillow are read; networks and sizes are not taken from it.
-        device: where to compute: "cpu", "cuda", "cuda:N" or a torch.device; None is the first GPU,
-            or the CPU where there is none.
-        precision: compute dtype of convolutions: "bf16", "tf32", "fp32", or "inherit" for what
-            PyTorch is set to; None or "auto" is bf16 on GPUs that have it, else fp32.
+        config: the configuration of their training. Only `data.range_a` and `data.range_b` are
+            used: how 16-bit Pillow images are read.
+        device: "cpu", "cuda", "cuda:N" or a torch.device; None is the first GPU, or the CPU if
+            there is none.
+        precision: compute dtype of convolutions and matmuls: "bf16", "tf32", "fp32", or "inherit"
+            for PyTorch's own settings; None or "auto" is bf16 where the GPU supports it, else
+            fp32.
 
     Attributes:
         networks, config: as given.
         device: the torch.device in use.
-        precision: the precision in use; "auto" has been resolved.
+        precision: the precision in use, with "auto" resolved.
 
     Raises:
-        UserError: there is no such device, or it does not have this precision (ConfigError).
+        UserError: there is no such device, or it does not support the precision (ConfigError).
     """
 
     def __init__(
@@ -58,34 +59,33 @@ class Translator:
         self.networks = moved(networks, self.device).eval()
         self.config = config
 
-    def translate(self, x: Picture, direction: Direction, *, grad: bool = False) -> Picture:
+    def translate(self, x: ImageLike, direction: Direction, *, grad: bool = False) -> ImageLike:
         """Translate one image, or a batch, to the other domain, without noise.
 
-        Any height and width will do: the edges are extended by repeating the last pixels to a size
-        that the networks take, and the result is cut back. C is the channels of the source domain,
-        K those of the target domain.
+        Any height and width: images are extended to a size that the networks accept by
+        replicating the last pixels, and the result is cropped. C is the source domain's number of
+        channels, K the target domain's.
 
         Args:
             x: one of
                 a tensor [C, H, W] or [N, C, H, W] on any device, of a floating dtype with values
                 in [-1, 1], or of uint8;
                 an array [H, W, C] or [N, H, W, C] of uint8;
-                an image of Pillow of any mode. It is read as `python -m fastunit.translate` reads
-                a file: turned upright by its EXIF orientation, alpha dropped, gray made RGB or
-                colours made gray where the domain asks for it; 16 bits scaled to 8, by the
-                domain's `data.range_*` where there is one.
+                a Pillow image of any mode. It is converted as `python -m fastunit.translate`
+                converts a file: rotated by its EXIF orientation, alpha dropped, converted to the
+                domain's channels; 16 bits scaled to 8, by the domain's `data.range_*` if set.
             direction: "a2b" or "b2a".
-            grad: build the graph for backward. `x` is then a floating tensor, and gradients reach
-                it and the networks' parameters. By default nothing is recorded.
+            grad: record the graph for backward. `x` must then be a floating tensor; gradients
+                reach it and the networks' parameters.
 
         Returns:
             The translation: for a tensor [K, H, W] or [N, K, H, W] of the same dtype, range,
-            device and memory format; for an array [H, W, K] or [N, H, W, K], uint8; for an image
-            one of mode L or RGB. Values of uint8 are rounded to the nearest.
+            device and memory format; for an array [H, W, K] or [N, H, W, K], uint8; for a Pillow
+            image one of mode L or RGB. uint8 values are rounded to nearest.
 
         Raises:
-            UserError: the direction is neither of the two.
-            DataError: x is of another kind, dtype or shape, or has no pixels.
+            UserError: an unknown direction.
+            DataError: x has an unsupported type, dtype or shape, or no pixels.
             torch.OutOfMemoryError: the GPU's memory is too small for the batch.
         """
         source, target = (each.input_dim for each in self.networks.along(direction))
@@ -98,7 +98,7 @@ class Translator:
         if _is_image(x):
             return self._image(x, direction, source, target)
         raise DataError(
-            f"cannot translate {_kind(x)}; give a tensor, a NumPy array or an image of Pillow"
+            f"cannot translate {_kind(x)}; give a tensor, a NumPy array or a Pillow image"
         )
 
     def _tensor(self, x: Tensor, direction: Direction, channels: int, grad: bool) -> Tensor:
@@ -116,9 +116,9 @@ class Translator:
                 f"an array must be uint8, not {x.dtype}; values in [-1, 1] go in a tensor"
             )
         _check_shape(x, "HWC", channels)
-        # A copy: PyTorch takes neither negative strides nor, without a warning, read-only memory.
+        # A copy: PyTorch accepts no negative strides, and warns of read-only memory.
         batch = torch.from_numpy(np.array(x if x.ndim == 4 else x[None], order="C"))
-        # Channels stay last in memory: NHWC seen as NCHW is channels_last.
+        # NHWC permuted to NCHW is channels_last; nothing is copied.
         y = self._run(batch.permute(0, 3, 1, 2), direction, grad=False)
         found = y.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         return found if x.ndim == 4 else found[0]
@@ -128,7 +128,7 @@ class Translator:
 
         if not {source, target} <= {1, 3}:
             raise DataError(
-                f"the networks translate {source} channels to {target}, but images of Pillow are "
+                f"the networks translate {source} channels to {target}, but Pillow images are "
                 "gray (1) or RGB (3); give a tensor or an array"
             )
         value_range = self.config.domain(direction[0]).value_range
@@ -138,7 +138,7 @@ class Translator:
         )
 
     def _run(self, x: Tensor, direction: Direction, grad: bool) -> Tensor:
-        """Translate [N, C, H, W]; uint8 gives uint8, any floating dtype that of the computation."""
+        """Translate [N, C, H, W]; the result is uint8 for uint8, else of the compute dtype."""
         dtype = next(self.networks.parameters()).dtype
         with (
             torch.set_grad_enabled(grad),
@@ -172,7 +172,7 @@ def _memory_format(x: Tensor) -> torch.memory_format:
 
 
 def _is_image(x: object) -> bool:
-    module: Any = sys.modules.get("PIL.Image")  # not imported: there is no image of Pillow
+    module: Any = sys.modules.get("PIL.Image")  # if it is not imported, x is no Pillow image
     return module is not None and isinstance(x, module.Image)
 
 

@@ -1,1 +1,1 @@
-"""Networks, as modules: layers, autoencoders, discriminators, and the pairs of both releases."""
+"""Network modules: layers, VAEs, discriminators, and both releases' networks of two domains."""

@@ -1,4 +1,4 @@
-"""What every discriminator has in common: image scales, and the adversarial loss (equation 2)."""
+"""The multi-scale discriminator and its adversarial loss (equation 2)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fastunit.models.vae import check_image
 
 
 class Discriminator(nn.Module):
-    """Tells one domain's images from fakes at several scales, each half the one before.
+    """A discriminator of one domain, at several image scales, each half the previous one.
 
     Args:
         cnns: a network for each scale, finest first, from images [N, input_dim, H, W] to logits
             or scores [N, 1, P, Q].
         input_dim: channels of the images.
         gan_type: "lsgan", least squares, or "nsgan", non-saturating cross-entropy.
-        mixes_samples: whether a batch's images change each other's scores, as with batch norm.
-        halve: makes the images of a scale from those of the one before.
+        mixes_samples: whether images of a batch influence each other's scores (batch norm).
+        halve: downsamples the images of one scale to the next.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class Discriminator(nn.Module):
         return outputs
 
     def calc_dis_loss(self, input_fake: Tensor, input_real: Tensor) -> Tensor:
-        """Return the scalar loss that teaches this network fake from real (equation 2).
+        """Return this discriminator's loss, a scalar (equation 2).
 
-        Two passes, as in the release: a subclass may mix a batch's samples.
+        Runs two passes, as the 2018 release does, because a subclass may mix a batch's samples.
 
         Args:
             input_fake: translations [N, input_dim, H, W] in [-1, 1].
@@ -75,11 +75,11 @@ class Discriminator(nn.Module):
         return self._score(fake, 0.0) + self._score(real, 1.0)
 
     def can_join(self, input_fake: Tensor, input_real: Tensor) -> bool:
-        """Return whether one pass over both images is the same as two."""
+        """Return whether one pass over fake and real images gives the same as two passes."""
         return not self.mixes_samples and input_fake.shape[1:] == input_real.shape[1:]
 
     def calc_gen_loss(self, input_fake: Tensor) -> Tensor:
-        """Return the scalar loss of a generator whose images should be taken for real.
+        """Return the adversarial loss of the generator, a scalar.
 
         Args:
             input_fake: translations [N, input_dim, H, W] in [-1, 1].
@@ -93,7 +93,7 @@ class Discriminator(nn.Module):
         return self.gen_loss(self(input_fake))
 
     def dis_loss(self, outputs: Sequence[Tensor], fakes: int) -> Tensor:
-        """Return `calc_dis_loss` from the outputs for a batch that begins with the fakes."""
+        """Return `calc_dis_loss` from the outputs; the batch's first `fakes` images are fake."""
         fake, real = zip(*(output.tensor_split([fakes]) for output in outputs), strict=True)
         return self._score(fake, 0.0) + self._score(real, 1.0)
 
@@ -112,11 +112,11 @@ class Discriminator(nn.Module):
 
 
 def total(terms: Iterable[Tensor]) -> Tensor:
-    """Return the sum of one term or more."""
+    """Return the sum of one or more terms."""
     first, *rest = terms
     return sum(rest, start=first)
 
 
 def widened(x: Tensor) -> Tensor:
-    """Return x in float32 or wider, in which losses are computed."""
+    """Return x in float32 or wider, the dtypes in which losses are computed."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

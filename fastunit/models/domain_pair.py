@@ -1,7 +1,7 @@
-"""Two domains' networks as the training step and translation see them, whatever they are made of.
+"""Both domains' networks: the interface that the training step and translation use.
 
-A subclass has `gen_a` and `gen_b` (`VAE`), which may share layers, and, where it is trained,
-`dis_a` and `dis_b` (`Discriminator`).
+Subclasses have `gen_a` and `gen_b` (`VAE`), which may share layers, and for training `dis_a` and
+`dis_b` (`Discriminator`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from fastunit.common.choices import DIRECTIONS, Direction
 from fastunit.common.errors import UserError
 from fastunit.models.discriminator import Discriminator
-from fastunit.models.grouped import Pairing
+from fastunit.models.grouped import GroupedExecution
 from fastunit.models.vae import VAE, check_image
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode inside the block, where dropout draws nothing."""
+    """Put a module into evaluation mode inside the block, and back into its mode afterwards."""
     training = module.training
     module.eval()
     try:
@@ -31,38 +31,38 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class DomainPair(nn.Module):
-    """The two generators that together translate, run side by side by `pairing`."""
+    """Both domains' generators, run together by `execution`."""
 
     gen_a: VAE
     gen_b: VAE
 
     def __init__(self) -> None:
         super().__init__()
-        self.pairing = Pairing()
+        self.execution = GroupedExecution()
 
     def encode(self, x_a: Tensor, x_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the means of both images' codes; as `code` of each generator."""
+        """Return the means of both images' codes; as each generator's `code`."""
         for generator, x in ((self.gen_a, x_a), (self.gen_b, x_b)):
             generator.check(x)
-        return self.pairing.run(self.gen_a.enc, self.gen_b.enc, x_a, x_b)
+        return self.execution.run(self.gen_a.enc, self.gen_b.enc, x_a, x_b)
 
     def decode(self, for_a: Tensor, for_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each generator's image of a code of its own; as `decode` of each."""
-        return self.pairing.run(self.gen_a.dec, self.gen_b.dec, for_a, for_b)
+        """Return the images that gen_a decodes from for_a and gen_b from for_b."""
+        return self.execution.run(self.gen_a.dec, self.gen_b.dec, for_a, for_b)
 
     def translate(self, x: Tensor, direction: Direction) -> Tensor:
-        """Translate images without noise; dropout is as the mode says.
+        """Translate images without noise. Dropout is active in training mode only.
 
         Args:
-            x: [N, C, H, W] in [-1, 1], of any size: sides that the downsampling does not divide
-                are extended by repeating the last pixels, and the result is cut back.
+            x: [N, C, H, W] in [-1, 1], of any size: images are extended to the next multiple of
+                the downsampling by replicating the last pixels, and the result is cropped.
             direction: "a2b" or "b2a".
 
         Returns:
             Images [N, K, H, W] in [-1, 1] with the other domain's K channels.
 
         Raises:
-            ValueError: the direction is another, or the image has other channels or no pixels.
+            ValueError: an unknown direction, or images with the wrong channels or no pixels.
         """
         source, target = self.along(direction)
         check_image(x, source.input_dim)
@@ -72,22 +72,22 @@ class DomainPair(nn.Module):
         return target.decode(source.code(_extended(x, source.multiple)))[..., :height, :width]
 
     def along(self, direction: Direction) -> tuple[VAE, VAE]:
-        """Return the generators whose encoder and whose decoder serve a direction."""
+        """Return a direction's source generator (which encodes) and target generator (decodes)."""
         if direction not in DIRECTIONS:
             raise UserError(f"direction={direction!r} must be one of {', '.join(DIRECTIONS)}")
         return (self.gen_a, self.gen_b) if direction == "a2b" else (self.gen_b, self.gen_a)
 
 
 class GeneratorPair(DomainPair):
-    """Two generators that are modules of their own."""
+    """A pair of two separate generator modules."""
 
     def __init__(self, gen_a: VAE, gen_b: VAE) -> None:
         super().__init__()
         self.gen_a, self.gen_b = gen_a, gen_b
 
 
-class Coupled(DomainPair):
-    """Generators and discriminators of both domains."""
+class TrainablePair(DomainPair):
+    """Generators and discriminators of both domains, as `TrainStep` trains them."""
 
     dis_a: Discriminator
     dis_b: Discriminator
@@ -95,8 +95,8 @@ class Coupled(DomainPair):
     def discriminate(
         self, x_a: Tensor, x_b: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return each discriminator's outputs, one for each scale; as calling each."""
-        return self.pairing.discriminate(self.dis_a, self.dis_b, x_a, x_b)
+        """Return dis_a's outputs for x_a and dis_b's for x_b, one tensor per scale."""
+        return self.execution.discriminate(self.dis_a, self.dis_b, x_a, x_b)
 
     def generators(self) -> list[nn.Parameter]:
         """Return both generators' parameters, shared ones once."""
@@ -107,16 +107,16 @@ class Coupled(DomainPair):
         return _unique(self.dis_a, self.dis_b)
 
     def generator_pair(self) -> DomainPair:
-        """Return the generators alone, the same modules."""
+        """Return the generators alone; the same modules, not copies."""
         raise NotImplementedError
 
     def layout(self) -> dict[str, nn.Module | dict[str, nn.Module]]:
-        """Return what the release has in its files of generators "gen" and discriminators "dis"."""
+        """Return the modules of the release's checkpoint files, by their kind, "gen" and "dis"."""
         raise NotImplementedError
 
 
 def _extended(x: Tensor, multiple: int) -> Tensor:
-    """Extend the bottom and right edges to the next size that the networks take."""
+    """Extend images at the bottom and right to the next size that the networks accept."""
     height, width = (
         max(-(-size // multiple) * multiple, 2 * multiple, 4) - size for size in x.shape[2:]
     )

@@ -1,11 +1,11 @@
-"""Two networks of one architecture run side by side, as one where their layers allow it.
+"""Grouped execution: both domains' networks run layer by layer, in one launch where possible.
 
-A layer that both networks share runs once, over both batches. Layers of equal shapes run as one
-launch with two groups of filters (`fastunit.kernels`), which fills a GPU with small batches.
-Whatever else differs (channels, sizes, batch) runs apart, layer by layer.
+A layer that both networks share runs once, over both batches. Layers of equal shapes run in one
+launch with two groups of filters (`fastunit.kernels`), so that small batches fill a GPU. All other
+pairs of layers (different channels, image sizes or batch sizes) run separately.
 
-A layer that can be grouped has `weights`, `settings`, `run` and `per_sample`, as `Conv2dBlock`; a
-residual block has `halves`, two such layers, of which the second adds the block's input.
+A layer that can be grouped has `weights`, `settings`, `run` and `per_sample`, as `Conv2dBlock`. A
+residual block has `halves`: two such layers, the second of which adds the block's input.
 """
 
 from __future__ import annotations
@@ -39,67 +39,68 @@ class Groupable(Protocol):
     def run(self, weights: Weights, x: Tensor, residual: Tensor | None = None) -> Tensor: ...
 
 
-class Both:
+class BatchPair:
     """A batch of images [N, C, H, W] for each of two networks.
 
-    The two may be the same tensor; where their images have one shape they can be joined.
+    Both may be the same tensor. They can be concatenated if [C, H, W] are equal.
     """
 
     def __init__(self, x: Tensor, y: Tensor, joined: Tensor | None = None) -> None:
         self.parts, self._joined = (x, y), joined
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return what makes an equal one."""
+        """Return the constructor's arguments."""
         return *self.parts, self._joined
 
     def joined(self) -> Tensor:
-        """Return both batches as one."""
+        """Return both batches concatenated."""
         if self._joined is None:
             self._joined = torch.cat(self.parts)
         return self._joined
 
-    def apply_joined(self, layer: Callable[..., Tensor], *others: Both) -> Both:
-        """Apply a layer to both batches as one."""
+    def apply_joined(self, layer: Callable[..., Tensor], *others: BatchPair) -> BatchPair:
+        """Apply a layer to both batches, concatenated."""
         result = layer(*(both.joined() for both in (self, *others)))
         x, y = result.split([len(part) for part in self.parts])
-        return Both(x, y, result)
+        return BatchPair(x, y, result)
 
-    def apply_shared(self, layer: Callable[..., Tensor], *others: Both) -> Both:
-        """Apply a layer whose weights serve both: once, if the batches are one or fit together."""
+    def apply_shared(self, layer: Callable[..., Tensor], *others: BatchPair) -> BatchPair:
+        """Apply a layer that both networks share: once, if the batches can be concatenated."""
         boths = self, *others
         if all(x is y for x, y in (both.parts for both in boths)):
             result = layer(*(both.parts[0] for both in boths))
-            return Both(result, result)
+            return BatchPair(result, result)
         x, y = self.parts
         if x.shape[1:] == y.shape[1:]:
             return self.apply_joined(layer, *others)
         return self.apply_apart(layer, layer, *others)
 
     def apply_apart(
-        self, a: Callable[..., Tensor], b: Callable[..., Tensor], *others: Both
-    ) -> Both:
-        """Apply a layer to each batch."""
+        self, a: Callable[..., Tensor], b: Callable[..., Tensor], *others: BatchPair
+    ) -> BatchPair:
+        """Apply layer `a` to the first batch and `b` to the second."""
         x, y = zip(*(both.parts for both in (self, *others)), strict=True)
-        return Both(a(*x), b(*y))
+        return BatchPair(a(*x), b(*y))
 
 
 @dataclass(frozen=True)
-class Pairing:
-    """How pairs of networks are run.
+class GroupedExecution:
+    """How two networks are run together.
 
-    With `grouped`, layers of equal shapes run in one launch; None is: where that pays, on a GPU.
-    With `recompute` only the inputs of blocks are saved, and backward runs the blocks again.
+    Attributes:
+        grouped: whether layers of equal shapes run in one launch; None: on a GPU.
+        recompute: save only the inputs of blocks, and run the blocks again in backward.
     """
 
     grouped: bool | None = None
     recompute: bool = False
 
     def run(self, a: nn.Module, b: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``a(x), b(y)``, equal up to rounding, for sequences of fastunit's layers.
+        """Return ``a(x), b(y)`` up to rounding, for sequences of fastunit's layers.
 
-        Where x is y, the layers that both networks share at their beginning run once.
+        If x is y, leading layers that both networks share run once, on one batch.
         """
-        return self._run(a, b, Both(x, y)).parts
+        return self._run(a, b, BatchPair(x, y)).parts
 
     def run_scales(
         self,
@@ -109,11 +110,11 @@ class Pairing:
         y: Tensor,
         halve: Callable[[Tensor], Tensor],
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return what networks a and b, one for each image scale, make of x and y, finest first.
+        """Return the outputs of a for x and of b for y, per scale, finest first.
 
-        `halve` makes the images of a scale from those of the one before.
+        a and b hold a network for each scale; `halve` downsamples the images from one to the next.
         """
-        both, outputs = Both(x, y), []
+        both, outputs = BatchPair(x, y), []
         for scale, networks in enumerate(zip(a, b, strict=True)):
             if scale:
                 both = both.apply_shared(halve)
@@ -124,10 +125,10 @@ class Pairing:
     def discriminate(
         self, a: Discriminator, b: Discriminator, x: Tensor, y: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return ``a(x), b(y)``, as tuples; with hooks on a or b, by calling them.
+        """Return ``a(x), b(y)`` as tuples. Discriminators with hooks are called separately.
 
         Raises:
-            ValueError: images have other channels than their discriminator's.
+            ValueError: images do not have their discriminator's channels.
         """
         if not all(untouched(each, type(each)) for each in (a, b)):
             return tuple(a(x)), tuple(b(y))
@@ -135,9 +136,9 @@ class Pairing:
             check_image(images, discriminator.input_dim)
         return self.run_scales(a.cnns, b.cnns, x, y, a.halve)
 
-    def _run(self, a: nn.Module, b: nn.Module, both: Both) -> Both:
+    def _run(self, a: nn.Module, b: nn.Module, both: BatchPair) -> BatchPair:
         if type(a) is not type(b) or not all(untouched(each, type(each)) for each in (a, b)):
-            return both.apply_apart(a, b)  # hooks are called as PyTorch calls them
+            return both.apply_apart(a, b)  # so that PyTorch calls the hooks
         if _is(a, ContentEncoder, Decoder, ResBlocks) and _is(b, type(a)):
             return self._run(a.model, b.model, both)
         if _is(a, nn.Sequential) and _is(b, nn.Sequential) and len(a) == len(b):
@@ -150,24 +151,24 @@ class Pairing:
             return self._checkpointed(a, b, both)
         return self._block(a, b, both)
 
-    def _checkpointed(self, a: nn.Module, b: nn.Module, both: Both) -> Both:
-        """Return `_block`'s result; the compiler wants tensors in and out of what it recomputes."""
+    def _checkpointed(self, a: nn.Module, b: nn.Module, both: BatchPair) -> BatchPair:
+        """Return `_block`'s result, recomputed in backward; torch.compile needs tensors."""
 
         def block(
             x: Tensor, y: Tensor, joined: Tensor | None
         ) -> tuple[Tensor, Tensor, Tensor | None]:
-            return self._block(a, b, Both(x, y, joined)).tensors()
+            return self._block(a, b, BatchPair(x, y, joined)).tensors()
 
         again: Any = checkpoint(
             block, *both.tensors(), use_reentrant=False, preserve_rng_state=False
         )
-        return Both(*again)
+        return BatchPair(*again)
 
     def _recomputes(self, layer: nn.Module) -> bool:
-        """Return whether backward is to run it again.
+        """Return whether backward runs the layer again.
 
-        Not with batch norm, whose running statistics would advance twice, nor with dropout, whose
-        draw would have to be repeated, which no CUDA graph can do.
+        Not with batch norm, whose running statistics would be updated twice, nor with dropout,
+        whose mask would have to be drawn again, which is impossible in a CUDA graph.
         """
         if not (self.recompute and torch.is_grad_enabled()):
             return False
@@ -175,7 +176,7 @@ class Pairing:
         once = _has(layer, _BatchNorm) or _has(layer, nn.Dropout)
         return block and not once and _whole(layer)
 
-    def _block(self, a: nn.Module, b: nn.Module, both: Both) -> Both:
+    def _block(self, a: nn.Module, b: nn.Module, both: BatchPair) -> BatchPair:
         halves, others = getattr(a, "halves", None), getattr(b, "halves", None)
         if halves is None or others is None:
             return self._layer(a, b, both)
@@ -186,9 +187,9 @@ class Pairing:
         self,
         a: Callable[..., Tensor],
         b: Callable[..., Tensor],
-        both: Both,
-        *residual: Both,
-    ) -> Both:
+        both: BatchPair,
+        *residual: BatchPair,
+    ) -> BatchPair:
         if a is b and _serves_both(a):
             return both.apply_shared(a, *residual)
         if self._groups(both) and (pair := _groupable(a, b)):
@@ -196,7 +197,7 @@ class Pairing:
             return both.apply_joined(lambda *inputs: pair[0].run(weights, *inputs), *residual)
         return both.apply_apart(a, b, *residual)
 
-    def _groups(self, both: Both) -> bool:
+    def _groups(self, both: BatchPair) -> bool:
         x, y = both.parts
         if x.shape != y.shape:
             return False
@@ -214,12 +215,12 @@ def _serves_both(layer: object) -> bool:
 
 
 def _has(layer: object, kind: type) -> bool:
-    """Return whether a module of a kind is in the layer, which need not be a module itself."""
+    """Return whether a layer contains a module of a class; the layer may be no module itself."""
     return isinstance(layer, nn.Module) and any(isinstance(m, kind) for m in layer.modules())
 
 
 def _whole(layer: object) -> bool:
-    """Return whether a layer, and all within it, is as it was built: no hooks, nothing replaced."""
+    """Return whether a layer and its submodules are unmodified: no hooks, nothing replaced."""
     if not getattr(layer, "fuses", True):
         return False
     if not isinstance(layer, nn.Module):
@@ -230,12 +231,12 @@ def _whole(layer: object) -> bool:
 
 
 def _is(module: nn.Module, *kinds: type[M]) -> TypeGuard[M]:
-    """Return whether a module is of one of these very classes."""
+    """Return whether a module is of exactly one of these classes, not of a subclass."""
     return type(module) in kinds
 
 
 def _groupable(a: Any, b: Any) -> tuple[Groupable, Groupable] | None:
-    """Return two layers if they can be grouped."""
+    """Return the two layers if they can be grouped, else None."""
     if not (hasattr(a, "settings") and hasattr(b, "settings")):
         return None
     alike = a.per_sample and b.per_sample and a.settings() == b.settings()
@@ -249,7 +250,7 @@ def _stacked(mine: Weights, others: Weights) -> Weights:
 
 
 def _stack(p: Tensor, q: Tensor) -> Tensor:
-    """Stack two weights along a new first dimension; filters stay channels_last."""
+    """Stack two weights along a new first dimension; filters remain channels_last."""
     if p.dim() != 4:
         return torch.stack([p, q])
     return torch.stack([w.permute(0, 2, 3, 1) for w in (p, q)]).permute(0, 1, 4, 2, 3)

@@ -1,4 +1,4 @@
-"""Weight initialisation by the names of the release's `init` key, and equal starts."""
+"""Weight initialization by the names of the `init` key; copying weights between networks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def initialise(module: nn.Module, init: Init) -> None:
     """Initialize every convolution and linear layer in place; their biases become 0.
 
     Args:
-        module: whose layers are initialized, however deep they lie.
+        module: its layers are initialized recursively.
         init: "gaussian" N(0, 0.02); "xavier" normal, gain sqrt(2) (Glorot and Bengio 2010);
             "kaiming" normal, fan-in (He et al. 2015); "orthogonal", gain sqrt(2); "default"
             leaves PyTorch's own weights.
 
     Raises:
-        ValueError: init is another name.
+        ValueError: an unknown name.
     """
     checks.choice("init", init, INITS)
     for layer in module.modules():
@@ -41,18 +41,17 @@ def initialise(module: nn.Module, init: Init) -> None:
 
 @torch.no_grad()
 def copy_matching(source: nn.Module, target: nn.Module) -> list[str]:
-    """Copy the source's parameters and buffers into the target's of the same name and shape.
+    """Copy parameters and buffers from source to target if names and shapes agree.
 
-    What only one of them has, or has in another shape (the first and last convolution of domains
-    with different channels), is left alone. The two share no memory afterwards unless they did
-    before.
+    Others (the first and last convolutions of domains with different channels) are not changed.
+    The values are copied; the modules do not share memory afterwards.
 
     Args:
-        source: what is copied.
-        target: what is written to, in place.
+        source: the module to copy from.
+        target: the module to copy to, in place.
 
     Returns:
-        The names in the target's state_dict of what was left alone.
+        The names in the target's state_dict that were not changed.
     """
     given, left = source.state_dict(), []
     for name, value in target.state_dict().items():  # views of the target's own memory

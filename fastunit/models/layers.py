@@ -1,4 +1,4 @@
-"""Layers of the 2018 release over fused operations: same constructors, same state_dict keys."""
+"""The 2018 release's layers on fused operations: same constructors, same state_dict keys."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class LayerNorm(nn.Module):
 
 
 class _RowNorm(nn.Module):
-    """The release's instance norm of a linear layer: over each sample's features [N, C]."""
+    """The release's instance norm for linear layers: over each sample's features [N, C]."""
 
     eps = 1e-5
 
@@ -69,12 +69,12 @@ class _RowNorm(nn.Module):
 
 
 def _pixels(x: Tensor) -> Tensor:
-    """Return features [N, C] as images of one pixel, and images as they are."""
+    """Return features [N, C] as images of one pixel; images are unchanged."""
     return x[:, :, None, None] if x.dim() == 2 else x
 
 
 class Weights(NamedTuple):
-    """The parameters of a convolutional block, each with a leading dimension G for groups."""
+    """The parameters of a convolutional block; for G groups each has a leading dimension G."""
 
     weight: Tensor  # [K, C, R, S]
     bias: Tensor | None  # [K]
@@ -83,14 +83,14 @@ class Weights(NamedTuple):
 
 
 class _Block(nn.Module):
-    """What convolutional and linear blocks share: checked options, norm and activation modules.
+    """Base of convolutional and linear blocks: checks options, holds norm and activation modules.
 
-    The modules say what the block computes. While they are as they were built, a fused operation
-    computes it; with hooks, parametrizations or other modules in their place, they are run.
+    While the modules are unmodified, a fused operation computes what they define. With hooks,
+    parametrizations or replaced modules, the block runs the modules themselves.
     """
 
-    norm: Any  # these two: a module or None, and what people put in its place
-    activation: Any
+    norm: Any  # a module or None; users may replace it
+    activation: Any  # likewise
 
     def __init__(
         self,
@@ -115,8 +115,8 @@ class _Block(nn.Module):
         else:
             self.activation = None if activation == "none" else _ACTIVATIONS[activation]()
 
-    def _tail(self) -> dict[str, Any]:
-        """Return the keyword arguments of the fused norm and activation."""
+    def _norm_act_options(self) -> dict[str, Any]:
+        """Return the norm's and activation's keyword arguments of the fused operation."""
         fused: dict[str, Any] = {"act": self.activ_name}
         if self.activ_name == "lrelu":
             fused["slope"] = self.activation.negative_slope
@@ -130,8 +130,8 @@ class _Block(nn.Module):
             fused |= {"gamma": self.norm.gamma, "beta": self.norm.beta}
         return fused
 
-    def _tail_fuses(self) -> bool:
-        """Return whether `_tail` is what norm and activation compute."""
+    def _norm_act_fuses(self) -> bool:
+        """Return whether norm and activation still compute what `_norm_act_options` says."""
         act, norm = self.activation, self.norm
         if self.activ_name == "none" and act is not None:
             return False
@@ -139,21 +139,21 @@ class _Block(nn.Module):
             return False
         if self.norm_name == "ln":
             return untouched(norm, LayerNorm)
-        if self.norm_name == "bn":  # called as it is
+        if self.norm_name == "bn":  # not fused: always called as a module
             return norm is not None
         if self.norm_name == "in":
             return plain_instance_norm(norm) or untouched(norm, _RowNorm)
         return norm is None
 
-    def _run_tail(self, x: Tensor) -> Tensor:
-        """Apply norm and activation as the modules they are."""
+    def _run_norm_act(self, x: Tensor) -> Tensor:
+        """Apply norm and activation by calling the modules."""
         for module in (self.norm, self.activation):
             x = x if module is None else module(x)
         return x
 
 
 class Conv2dBlock(_Block):
-    """Pad, convolve, normalise, activate.
+    """Padding, convolution, norm and activation as one operation.
 
     Args:
         input_dim: channels in.
@@ -195,7 +195,7 @@ class Conv2dBlock(_Block):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.fuses:
             conv = self.conv
-            return self._run_fused(x, conv.weight, conv.bias, residual, self._tail())
+            return self._run_fused(x, conv.weight, conv.bias, residual, self._norm_act_options())
         say_plain(type(self).__name__)
         y = self._run_modules(x)
         return y if residual is None else y + residual
@@ -211,55 +211,55 @@ class Conv2dBlock(_Block):
             and conv.padding == (0, 0)
             and untouched(pad, _PADS[self.pad_type])
             and pad.padding == (self.padding,) * 4
-            and self._tail_fuses()
+            and self._norm_act_fuses()
         )
 
     @property
     def per_sample(self) -> bool:
-        """Whether samples may have weights of their own; PReLU's slope is for all."""
+        """Whether groups of samples can have different weights; not with PReLU's one slope."""
         ours = type(self) in (Conv2dBlock, UpsampleConv2dBlock) and untouched(self, type(self))
         return ours and self.norm_name != "bn" and self.activ_name != "prelu" and self.fuses
 
     def _run_modules(self, x: Tensor) -> Tensor:
-        return self._run_tail(self.conv(self.pad(x)))
+        return self._run_norm_act(self.conv(self.pad(x)))
 
     def weights(self) -> Weights:
-        """Return the weights; those of batch norm and PReLU are not among them."""
-        tail = self._tail()
-        return Weights(self.conv.weight, self.conv.bias, tail.get("gamma"), tail.get("beta"))
+        """Return the block's weights, except those of batch norm and PReLU."""
+        options = self._norm_act_options()
+        return Weights(self.conv.weight, self.conv.bias, options.get("gamma"), options.get("beta"))
 
     def settings(self) -> tuple:
-        """Return what two blocks that differ in their weights alone have in common."""
-        tail = self._tail()
+        """Return the block's settings: equal for blocks that differ in their weights alone."""
+        options = self._norm_act_options()
         where = self.stride, self.padding, self.pad_type
         shapes = self.conv.weight.shape, self.conv.bias is None
-        numbers = tail.get("eps"), None if self.activ_name == "prelu" else tail.get("slope")
+        numbers = options.get("eps"), None if self.activ_name == "prelu" else options.get("slope")
         return type(self), *where, self.norm_name, self.activ_name, *numbers, *shapes
 
     def run(self, weights: Weights, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Apply the block with other weights than its own.
+        """Apply the block with the given weights instead of its own.
 
-        They may be stacked: with G of each, sample n takes those of group n // (N / G).
+        Weights may be stacked: with G of each, sample n uses group n // (N / G).
         """
-        tail = self._tail()
+        options = self._norm_act_options()
         if weights.gamma is not None:
-            tail |= {"gamma": weights.gamma, "beta": weights.beta}
-        return self._run_fused(x, weights.weight, weights.bias, residual, tail)
+            options |= {"gamma": weights.gamma, "beta": weights.beta}
+        return self._run_fused(x, weights.weight, weights.bias, residual, options)
 
     def _run_fused(
-        self, x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, tail: dict[str, Any]
+        self, x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, options: dict[str, Any]
     ) -> Tensor:
         if self.norm_name != "bn":
-            return self._convolve(x, w, b, residual=residual, **tail)
-        return norm_act(self.norm(self._convolve(x, w, b)), residual=residual, **tail)
+            return self._convolve(x, w, b, residual=residual, **options)
+        return norm_act(self.norm(self._convolve(x, w, b)), residual=residual, **options)
 
-    def _convolve(self, x: Tensor, w: Tensor, b: Tensor | None, **tail: Any) -> Tensor:
+    def _convolve(self, x: Tensor, w: Tensor, b: Tensor | None, **options: Any) -> Tensor:
         where: dict[str, Any] = {"padding": self.padding, "pad_mode": self.pad_type}
-        return conv_norm_act(x, w, b, stride=self.stride, **where, **tail)
+        return conv_norm_act(x, w, b, stride=self.stride, **where, **options)
 
 
 class UpsampleConv2dBlock(Conv2dBlock):
-    """`Conv2dBlock` with stride 1 on the input enlarged twice by repetition.
+    """`Conv2dBlock` with stride 1 on the input upsampled by 2 (nearest neighbour).
 
     The result is [N, output_dim, P, Q] with P = 2 * H + 2 * padding - kernel_size + 1, likewise Q.
 
@@ -289,9 +289,9 @@ class UpsampleConv2dBlock(Conv2dBlock):
         super().__init__(input_dim, output_dim, kernel_size, 1, padding, norm, activation, pad_type)
 
     def _convolve(
-        self, x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = None, **tail: Any
+        self, x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = None, **options: Any
     ) -> Tensor:
-        y = upsample_conv(x, w, b, padding=self.padding, pad_mode=self.pad_type, **tail)
+        y = upsample_conv(x, w, b, padding=self.padding, pad_mode=self.pad_type, **options)
         return y if residual is None else y + residual
 
     def _run_modules(self, x: Tensor) -> Tensor:
@@ -299,9 +299,9 @@ class UpsampleConv2dBlock(Conv2dBlock):
 
 
 class LinearBlock(_Block):
-    """Linear layer, norm, activation. Input [N, input_dim], result [N, output_dim].
+    """Linear layer, norm and activation. Input [N, input_dim], result [N, output_dim].
 
-    A norm other than batch norm takes each sample's features as one row, as the release does.
+    Norms other than batch norm are over each sample's features, as in the release.
 
     Args:
         input_dim: features in.
@@ -321,15 +321,15 @@ class LinearBlock(_Block):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.fc(x)
-        if not self._tail_fuses():
+        if not self._norm_act_fuses():
             say_plain(type(self).__name__)
-            return self._run_tail(y)
+            return self._run_norm_act(y)
         if self.norm_name == "bn":
             y = self.norm(y)
-        tail = self._tail()
-        if self.norm_name == "in":  # one row of features: the same as one channel of pixels
-            return norm_act(y[:, None, None, :], **tail)[:, 0, 0]
-        return norm_act(y[:, :, None, None], **tail)[:, :, 0, 0]
+        options = self._norm_act_options()
+        if self.norm_name == "in":  # over all features: as one channel whose pixels they are
+            return norm_act(y[:, None, None, :], **options)[:, 0, 0]
+        return norm_act(y[:, :, None, None], **options)[:, :, 0, 0]
 
 
 class ResBlock(nn.Module):
@@ -360,7 +360,7 @@ class ResBlock(nn.Module):
 
     @property
     def halves(self) -> tuple[Conv2dBlock, Conv2dBlock] | None:
-        """The two blocks, the second of which adds the input; None where others are there."""
+        """The two blocks, the second of which adds the input; None if they were replaced."""
         if type(self) is not ResBlock or not untouched(self.model, nn.Sequential):
             return None
         if len(blocks := tuple(self.model)) != 2:
@@ -377,7 +377,7 @@ class ResBlock(nn.Module):
 
 
 class ResBlocks(nn.Module):
-    """Residual blocks in a row.
+    """A sequence of residual blocks.
 
     Args:
         num_blocks: how many `ResBlock`s; 0 is the identity.
@@ -412,11 +412,11 @@ def moved(
     device: torch.device | None = None,
     memory_format: torch.memory_format = torch.channels_last,
 ) -> M:
-    """Return a module, moved to a device if one is given, its filters in a memory format."""
-    to: Any = module.to  # its types leave memory_format out
+    """Return the module, moved to a device and with its filters in a memory format."""
+    to: Any = module.to  # its type annotations lack memory_format
     return to(device, memory_format=memory_format)
 
 
 def downsample(x: Tensor) -> Tensor:
-    """Halve images for a discriminator's next scale: 3x3 means that count no padding."""
+    """Halve images for a discriminator's next scale: 3x3 average pooling without padding pixels."""
     return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)

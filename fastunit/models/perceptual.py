@@ -1,7 +1,7 @@
-"""The perceptual term: distance of instance-normalised VGG16 features at relu5_3.
+"""The perceptual term: distance of instance-normalized VGG16 features at relu5_3.
 
-As in the 2018 release, only the first three blocks are followed by pooling. Weights come from a
-file in torchvision's format; `load_perceptual` checks it.
+As in the 2018 release, only the first three blocks are followed by pooling. Weights are loaded
+from a file with torchvision's key names; `load_perceptual` checks it.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 POOLED_BLOCKS = 3
 SHRINKS = 2**POOLED_BLOCKS
 MEAN_BGR = (103.939, 116.779, 123.680)
-LARGEST_FILE = 1200 * 10**6  # bytes; all of VGG16, classifier too, is 1,107 MB in float64
+LARGEST_FILE = 1200 * 10**6  # bytes; all of VGG16 with its classifier is 1,107 MB in float64
 REMEDY = "give vgg_model_path=FILE.pth, or set vgg_w=0 to train without the perceptual term"
 
 
 class Perceptual(nn.Module):
-    """Mean squared difference of two images' instance-normalised VGG16 features.
+    """Mean squared difference of two images' instance-normalized VGG16 features.
 
     Call with images [N, C, H, W] in [-1, 1], C 1 or 3 (one channel is repeated), of at least
-    8x16 or 16x8 pixels; the result is a scalar, differentiable in the first image. Frozen.
+    8x16 or 16x8 pixels. The result is a scalar, differentiable with respect to the first image.
+    The weights are frozen.
 
-    Convolutions run in the images' dtype, or autocast's, but float16 is widened to float32:
-    features of 0..255 images can pass its largest value. Weights follow. Normalisation,
-    difference and result are float32, or float64 for float64 images.
+    Convolutions run in the images' dtype or autocast's, with float16 widened to float32: features
+    of 0..255 images can exceed its largest value. Normalization, difference and result are
+    float32, or float64 for float64 images.
 
-    Several comparisons with one image need its features once: ``distance(output,
-    target_features(target))``. `pair` compares images of two domains together.
+    To compare several images with one target, compute its features once:
+    ``distance(output, target_features(target))``. `pair` compares the images of both domains.
 
     Raises:
-        ValueError: on a call: other channels, smaller images, or two images of different sizes.
+        ValueError: on a call: wrong channels, images too small, or images of different sizes.
     """
 
     def __init__(self) -> None:
@@ -75,17 +76,17 @@ class Perceptual(nn.Module):
 
     @torch.no_grad()
     def target_features(self, x: Tensor) -> Tensor:
-        """Return the normalised features that `distance` compares with, without gradient."""
+        """Return the normalized features of a target for `distance`, without gradient."""
         return self._normalised(x)
 
     def distance(self, output: Tensor, wanted: Tensor) -> Tensor:
-        """Return the scalar distance of images from `target_features` of others."""
+        """Return the distance of images from a target's `target_features`, a scalar."""
         return _mean_square(self._normalised(output), wanted)
 
     def pair(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return ``self(output, target)`` of each output, equal up to rounding.
+        """Return ``self(output, target)`` for each pair, up to rounding.
 
-        Images of one shape but for the batch go through the network together.
+        Images of equal [C, H, W] go through the network in one batch.
         """
         wanted = _together(self.target_features, targets)
         found = _together(self._normalised, outputs)
@@ -101,7 +102,7 @@ class Perceptual(nn.Module):
 
 def _check_images(x: Tensor) -> None:
     channels, height, width = x.shape[1:] if x.dim() == 4 else (0, 0, 0)
-    # Of a single pixel instance norm leaves nothing: the term would always be 0.
+    # Instance norm of a single pixel is 0, and the term would always be 0.
     if channels not in (1, 3) or (height // SHRINKS) * (width // SHRINKS) < 2:
         raise ValueError(
             "the perceptual term takes images [N, C, H, W] of 1 or 3 channels and at least 8x16 "
@@ -110,13 +111,13 @@ def _check_images(x: Tensor) -> None:
 
 
 def _dtype(x: Tensor) -> torch.dtype:
-    """Return what the convolutions of an image run in."""
+    """Return the dtype of an image's convolutions."""
     dtype = runtime.autocast(x[:0]).dtype
     return torch.float32 if dtype == torch.float16 else dtype
 
 
 def as_vgg_takes(x: Tensor) -> Tensor:
-    """Return images in [-1, 1] as BGR of 0..255 less the mean, in float32 or wider."""
+    """Return images in [-1, 1] as BGR of 0..255 minus the mean, in float32 or wider."""
     x = (_widened(x) + 1) * 127.5
     planes = reversed(x.expand(-1, 3, -1, -1).unbind(1))
     return torch.stack([c - mean for c, mean in zip(planes, MEAN_BGR, strict=True)], 1)
@@ -140,22 +141,22 @@ def _mean_square(found: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _together(run: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Return what `run` makes of each batch of images: in one go where they are alike."""
+    """Return `run` of each batch of images; in one call if their shapes and dtypes agree."""
     if len({(x.shape[1:], x.dtype) for x in images}) > 1:
         return [run(x) for x in images]
     return run(torch.cat(list(images))).split([len(x) for x in images])
 
 
 def load_perceptual(path: str | Path | None) -> Perceptual:
-    """Return the term with weights from a torchvision-format VGG16 state_dict file.
+    """Return the term with weights from a VGG16 state_dict file.
 
     Args:
-        path: the file. Its convolutions are `features.N.weight` and `features.N.bias`, of any
-            floating dtype, expecting BGR input of 0..255 minus the mean as the release's do;
-            other keys, such as the classifier's, are passed over.
+        path: the file, with torchvision's key names. Its convolutions are `features.N.weight` and
+            `features.N.bias`, of any floating dtype, for BGR input of 0..255 minus the mean, as
+            in the release. Other keys, such as the classifier's, are ignored.
 
     Raises:
-        ConfigError: the path is missing, or the file is not such a state_dict.
+        ConfigError: the path is None or missing, or the file is not such a state_dict.
     """
     if path is None:
         raise ConfigError(f"vgg_w is above 0 but vgg_model_path is not set; {REMEDY}")
@@ -179,7 +180,7 @@ def load_perceptual(path: str | Path | None) -> Perceptual:
 
 
 def _named(network: Perceptual) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the network's parameters with torchvision's names for them."""
+    """Yield the network's parameters with torchvision's key names."""
     index, convs = 0, iter(network.convs)
     for block in BLOCKS:
         for _ in block:
@@ -190,7 +191,7 @@ def _named(network: Perceptual) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _checked(value: Any, key: str, shape: torch.Size, path: str | Path) -> Tensor:
-    """Return a value of the file in float32 if it can be the parameter of that name and shape."""
+    """Return a value from the file in float32 if it fits the parameter, else raise ConfigError."""
     expected = f"expected {tuple(shape)}"
     if value is None:
         raise _refusal(path, f"{key} is missing, {expected}")

@@ -1,7 +1,7 @@
-"""Whether modules are as they were built, so that one fused operation may stand for them.
+"""Whether modules are unmodified, so that a fused operation may compute them.
 
-Hooks, parametrizations, wrappers and replacements are what people put on PyTorch's modules; a
-block that has any runs its modules one after the other, as PyTorch would.
+A block with hooks, parametrizations, wrappers or replaced modules runs its modules one after the
+other, as PyTorch would.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def untouched(module: object, *kinds: type[M]) -> TypeGuard[M]:
-    """Return whether calling a module is the forward of one of these very classes, and no more."""
+    """Return whether a module is of exactly one of these classes, without hooks or overrides."""
     return (
         isinstance(module, nn.Module)
         and type(module) in kinds  # a parametrization makes a subclass
@@ -32,7 +32,7 @@ def untouched(module: object, *kinds: type[M]) -> TypeGuard[M]:
 
 
 def plain_convolution(conv: object) -> TypeGuard[nn.Conv2d | nn.ConvTranspose2d]:
-    """Return whether a convolution, or a transposed one, is what the fused operations compute."""
+    """Return whether the fused operations can compute a convolution or transposed convolution."""
     return (
         untouched(conv, nn.Conv2d, nn.ConvTranspose2d)
         and conv.dilation == (1, 1)
@@ -47,16 +47,16 @@ def plain_instance_norm(norm: object) -> TypeGuard[nn.InstanceNorm2d]:
 
 
 def say_plain(block: str) -> bool:
-    """Say once for each kind of block that its modules run as they are."""
+    """Warn, once per class of block, that its modules run unfused; returns True."""
     if block not in _said:
         _said.add(block)
         _logger.warning(
-            "%s: hooks or replaced modules: the block runs its modules as they are, not fused",
+            "%s: hooks or replaced modules: the block runs its modules unfused",
             block,
         )
     return True
 
 
-# As torch.compiler.assume_constant_result, which imports the whole compiler: said when code is
-# compiled, too.
+# What torch.compiler.assume_constant_result sets, without importing the compiler: the warning is
+# then also logged while code is compiled.
 say_plain._dynamo_marked_constant = True

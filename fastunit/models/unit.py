@@ -1,4 +1,4 @@
-"""The coupled networks of both releases: generators, which may share layers, and discriminators."""
+"""UNIT and PaperUNIT: both domains' generators and discriminators, of either release."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastunit.config import Config
 from fastunit.config.schema2017 import DisOptions, ResGenOptions, SharedDisOptions
 from fastunit.models import unit2017
 from fastunit.models.discriminator import Discriminator
-from fastunit.models.domain_pair import Coupled, GeneratorPair
+from fastunit.models.domain_pair import GeneratorPair, TrainablePair
 from fastunit.models.init import copy_matching, initialise
 from fastunit.models.unit2017 import COCOResGen
 from fastunit.models.unit2017_discriminators import PairDiscriminator
@@ -19,21 +19,21 @@ from fastunit.models.unit2018 import MsImageDis, VAEGen
 from fastunit.models.vae import VAE, start_sigma
 
 
-def networks(config: Config) -> Coupled:
-    """Return new networks of the kind that ``config.network`` names, initialized."""
+def networks(config: Config) -> TrainablePair:
+    """Return new initialized networks of the kind that ``config.network`` selects."""
     return PaperUNIT(config) if config.network == "paper" else UNIT(config)
 
 
-class UNIT(Coupled):
+class UNIT(TrainablePair):
     """Two VAE-GANs with a shared latent space: gen_a, gen_b, dis_a, dis_b.
 
-    With ``config.share`` the last encoder and first decoder residual blocks of both generators
-    are the same modules: once in `parameters()`, in the state_dict of each generator.
-    Initialized as the release: generators by ``config.init``, discriminators N(0, 0.02). With
-    ``config.init_b`` "copy" gen_b starts as gen_a where their shapes agree.
+    With ``config.share`` both generators share the last encoder and first decoder residual
+    blocks: these are once in `parameters()`, and in the state_dict of each generator. Initialized
+    as in the release: generators by ``config.init``, discriminators N(0, 0.02). With
+    ``config.init_b`` "copy", gen_b starts with gen_a's weights where shapes agree.
 
     Args:
-        config: of which the networks' keys are read; from `fastunit.config`.
+        config: a `fastunit.config.Config`; the networks' keys are used.
 
     Raises:
         ValueError: `share` asks for more blocks than a generator has.
@@ -51,7 +51,7 @@ class UNIT(Coupled):
                 start_sigma(generator.sigma)
         for discriminator in (self.dis_a, self.dis_b):
             initialise(discriminator, "gaussian")
-        if config.init_b == "copy":  # after all draws: what is drawn later does not depend on it
+        if config.init_b == "copy":  # after all draws: later random numbers do not depend on it
             copy_matching(self.gen_a, self.gen_b)
         share_blocks(self.gen_a, self.gen_b, enc=config.share.enc, dec=config.share.dec)
 
@@ -66,18 +66,18 @@ class UNIT(Coupled):
 
 
 def share_blocks(gen_a: VAEGen, gen_b: VAEGen, *, enc: int, dec: int) -> None:
-    """Make the last `enc` and first `dec` residual blocks of both generators the same modules.
+    """Make the generators share the last `enc` and first `dec` residual blocks.
 
-    With `enc`, learned standard deviations come from one module too.
+    With `enc` above 0 they also share the layer of a learned standard deviation.
 
     Args:
-        gen_a: keeps its blocks.
-        gen_b: loses the blocks that are to be shared, and takes gen_a's.
+        gen_a: the generator whose blocks are shared.
+        gen_b: the generator whose blocks are replaced by gen_a's.
         enc: residual blocks, counted from the end of the encoder.
         dec: residual blocks, counted from the start of the decoder.
 
     Raises:
-        ValueError: there are fewer blocks than that.
+        ValueError: the generators have fewer blocks.
     """
     for name, count, mine, other in (
         ("enc", enc, gen_a.enc.res_blocks, gen_b.enc.res_blocks),
@@ -92,14 +92,14 @@ def share_blocks(gen_a: VAEGen, gen_b: VAEGen, *, enc: int, dec: int) -> None:
         gen_b.sigma = gen_a.sigma
 
 
-class PaperUNIT(Coupled):
-    """One module of both generators, `gen`, and one of both discriminators, `dis`.
+class PaperUNIT(TrainablePair):
+    """The paper's networks: `gen` holds both generators, `dis` both discriminators.
 
-    Generators start as ``config.init`` says, discriminators N(0, 0.02), all biases 0. With
-    ``config.init_b`` "copy" domain b's own layers start as domain a's where their shapes agree.
+    Generators are initialized by ``config.init``, discriminators N(0, 0.02), all biases 0. With
+    ``config.init_b`` "copy", domain b's layers start with domain a's weights where shapes agree.
 
     Args:
-        config: of which the networks' keys are read, those of `paper` among them.
+        config: a `fastunit.config.Config`; the section `paper` is used.
     """
 
     def __init__(self, config: Config) -> None:
@@ -114,7 +114,7 @@ class PaperUNIT(Coupled):
         initialise(self.dis, "gaussian")
         if self.gen.sigma is not None:
             start_sigma(self.gen.sigma)
-        if config.init_b == "copy":  # after all draws: what is drawn later does not depend on it
+        if config.init_b == "copy":  # after all draws: later random numbers do not depend on it
             copy_matching(self.gen_a, self.gen_b)
 
     @property

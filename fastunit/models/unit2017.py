@@ -1,7 +1,7 @@
-"""The networks of the UNIT paper's own release (2017), with its names and state_dict keys.
+"""The generators of the UNIT paper's release (2017), with its names and state_dict keys.
 
-One module holds both domains' encoders and decoders, and between them the layers they share. The
-discriminators are those of `fastunit.models.unit2017_discriminators`.
+One module holds both domains' encoders and decoders and the layers that they share. The
+discriminators are in `fastunit.models.unit2017_discriminators`.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from fastunit.models.unit2017_layers import (
     BlockNorm,
     ConvBlock,
     INSResBlock,
-    OfDomains,
     ToImage,
+    TwoDomainModule,
 )
 from fastunit.models.vae import VAE, sigma_layer
 
 __all__ = ["COCODis", "COCOMsDis", "COCOResGen", "COCOResGen2", "COCOSharedDis"]
 
 
-class COCOResGen(OfDomains, DomainPair):
+class COCOResGen(TwoDomainModule, DomainPair):
     """Both domains' generators; instance norm and ReLU in every layer but the first and last.
 
     Args:
         params: ch, input_dim_a, input_dim_b, n_enc_front_blk, n_enc_res_blk, n_enc_shared_blk,
-            n_gen_shared_blk, n_gen_res_blk, n_gen_front_blk and, if wanted, res_dropout_ratio;
-            a mapping, or ResGenOptions, which says what they mean.
+            n_gen_shared_blk, n_gen_res_blk, n_gen_front_blk and optionally res_dropout_ratio;
+            a mapping, or ResGenOptions, which documents them.
         latent: "unit", or "learned": the code's standard deviation is softplus of a 1x1
-            convolution of its mean, the attribute `sigma`, which serves both domains.
+            convolution of its mean, the attribute `sigma`, shared by both domains.
 
     Images are [N, input_dim_a or input_dim_b, H, W] in [-1, 1], H and W multiples of
     2^(n_enc_front_blk - 1) = `multiple`; codes are [N, ch * multiple, H / multiple,
-    W / multiple]. Any floating dtype. Weights start as PyTorch's; the paper's are N(0, 0.02)
-    (`initialise`).
+    W / multiple]. Any floating dtype. Weights have PyTorch's initial values; the paper's are
+    N(0, 0.02) (`initialise`).
 
     Attributes:
-        domains: each domain's generator by its name: "a" is made of encode_A, enc_shared,
-            dec_shared and decode_A, "b" likewise. The state_dict has each module once.
+        domains: the domains' generators, "a" and "b"; "a" consists of encode_A, enc_shared,
+            dec_shared and decode_A, "b" likewise. The state_dict contains each module once.
 
     Raises:
-        ValueError: a key is unknown, missing or of a wrong value, or images do not fit; the
+        ValueError: a key is unknown, missing or has a wrong value, or images do not fit; the
             message names it and the choices.
     """
 
-    # Of the layers that halve and double the size.
+    # Norm and activation of the layers that halve or double the image size.
     NORM: BlockNorm = "in"
     ACT: BlockActivation = "relu"
     domains: Mapping[str, VAE]
@@ -72,12 +72,12 @@ class COCOResGen(OfDomains, DomainPair):
         self.decode_A = self._decoder(options.input_dim_a)
         self.decode_B = self._decoder(options.input_dim_b)
         self.sigma = sigma_layer(self.code_dim) if latent == "learned" else None
-        self._couple()
+        self._update_domains()
 
     def forward(
         self, x_a: Tensor, x_b: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return both reconstructions and translations: x_aa, x_ba, x_ab, x_bb, shared.
+        """Return reconstructions, translations and codes: x_aa, x_ba, x_ab, x_bb, shared.
 
         Args:
             x_a: images of domain a.
@@ -86,8 +86,8 @@ class COCOResGen(OfDomains, DomainPair):
                 draws them. Unused in evaluation mode.
 
         Returns:
-            Images in [-1, 1]; x_ba is b translated to a. shared is the code that was decoded, of
-                a's batch, then b's.
+            Images in [-1, 1]; x_ba is b translated to a. shared is the codes that were decoded:
+                those of x_a, then those of x_b.
 
         Raises:
             ValueError: the images or the noise do not fit.
@@ -108,10 +108,10 @@ class COCOResGen(OfDomains, DomainPair):
         return self.domains["a"].sample(mu, noise)
 
     def code(self, images: Tensor, domain: str) -> Tensor:
-        """Return the mean of the code of images of domain "a" or "b"; draws no noise.
+        """Return the mean of the code of images of domain "a" or "b", without noise.
 
         Raises:
-            ValueError: another domain, or images that do not fit it.
+            ValueError: an unknown domain, or images that do not fit it.
         """
         checks.choice("domain", domain, self.domains)
         return self.domains[domain].code(images)
@@ -124,7 +124,7 @@ class COCOResGen(OfDomains, DomainPair):
     def gen_b(self) -> VAE:
         return self.domains["b"]
 
-    def _make(self) -> dict[str, VAE]:
+    def _make_domains(self) -> dict[str, VAE]:
         options = self.options
         return {
             "a": self._domain(self.encode_A, self.decode_A, options.input_dim_a),
@@ -158,7 +158,7 @@ class COCOResGen(OfDomains, DomainPair):
 
 
 class COCOResGen2(COCOResGen):
-    """`COCOResGen` with LeakyReLU and no norm outside the residual blocks.
+    """`COCOResGen` with LeakyReLU and without norms outside the residual blocks.
 
     Args:
         params: as `COCOResGen`.

@@ -1,7 +1,6 @@
-"""The discriminators of the UNIT paper's own release (2017), and the layers of its networks.
+"""The discriminators of the UNIT paper's release (2017), with its names and state_dict keys.
 
-One module holds both domains' discriminators; `fastunit.paper` names them together with the
-generators.
+One module holds both domains' discriminators.
 """
 
 from __future__ import annotations
@@ -14,33 +13,32 @@ from torch import Tensor, nn
 from fastunit.config.schema2017 import DisOptions, SharedDisOptions, read
 from fastunit.kernels import norm_act
 from fastunit.models.discriminator import Discriminator, widened
-from fastunit.models.grouped import Pairing
-from fastunit.models.unit2017_layers import ConvBlock, OfDomains
+from fastunit.models.grouped import GroupedExecution
+from fastunit.models.unit2017_layers import ConvBlock, TwoDomainModule
 
 SCALES = (1, 2, 4)
 
 Outputs = tuple[Tensor, ...]
 
 
-class PairDiscriminator(OfDomains):
-    """Both domains' discriminators: what COCODis, COCOMsDis and COCOSharedDis have in common.
+class PairDiscriminator(TwoDomainModule):
+    """Both domains' discriminators: the base of COCODis, COCOMsDis and COCOSharedDis.
 
     Images are [N, C, H, W] in [-1, 1] of any size and floating dtype, with the domain's number
-    of channels; the two domains' N, H and W may differ. Outputs are logits: of images from their
-    domain they should be high.
+    of channels; the two domains' N, H and W may differ. Outputs are logits, high for real images.
     """
 
     domains: Mapping[str, Discriminator]
 
     def __init__(self, options: DisOptions | SharedDisOptions) -> None:
         super().__init__()
-        self.options, self.pairing = options, Pairing()
+        self.options, self.execution = options, GroupedExecution()
 
     def _networks(self, domain: str) -> list[nn.Module]:
-        """Return the networks of domain "A" or "B", one for a scale."""
+        """Return the networks of domain "A" or "B", one per scale."""
         raise NotImplementedError
 
-    def _make(self) -> dict[str, Discriminator]:
+    def _make_domains(self) -> dict[str, Discriminator]:
         channels = {"a": self.options.input_dim_a, "b": self.options.input_dim_b}
         return {
             name: Discriminator(
@@ -53,14 +51,14 @@ class PairDiscriminator(OfDomains):
         }
 
     def forward(self, x_a: Tensor, x_b: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return each domain's logits as the release does: flattened, one tensor for a scale.
+        """Return each domain's logits as the release does: flattened, one tensor per scale.
 
         Args:
             x_a: images of domain a.
             x_b: images of domain b.
 
         Raises:
-            ValueError: images have other channels than their domain's.
+            ValueError: images do not have their domain's channels.
         """
         outputs_a, outputs_b = self.discriminate(x_a, x_b)
         return [y.flatten() for y in outputs_a], [y.flatten() for y in outputs_b]
@@ -68,21 +66,21 @@ class PairDiscriminator(OfDomains):
     def discriminate(self, x_a: Tensor, x_b: Tensor) -> tuple[Outputs, Outputs]:
         """Return each domain's logits [N, 1, P, Q], finest scale first.
 
-        Layers that both domains share run once, where the sizes allow it.
+        Layers that both domains share run once if the image sizes are equal.
         """
-        return self.pairing.discriminate(self.domains["a"], self.domains["b"], x_a, x_b)
+        return self.execution.discriminate(self.domains["a"], self.domains["b"], x_a, x_b)
 
     def discriminate_a(self, x: Tensor) -> Outputs:
-        """Return domain a's part of `discriminate`."""
+        """Return domain a's result of `discriminate`."""
         return tuple(self.domains["a"](x))
 
     def discriminate_b(self, x: Tensor) -> Outputs:
-        """Return domain b's part of `discriminate`."""
+        """Return domain b's result of `discriminate`."""
         return tuple(self.domains["b"](x))
 
 
 class COCODis(PairDiscriminator):
-    """One patch discriminator for each domain; logits of ceil(H / 2^n_layer) rows.
+    """One patch discriminator per domain; the logits have ceil(H / 2^n_layer) rows.
 
     Args:
         params: ch, input_dim_a, input_dim_b, n_layer; a mapping, or DisOptions.
@@ -96,14 +94,14 @@ class COCODis(PairDiscriminator):
         super().__init__(options)
         self.model_A = _patch_network(options.input_dim_a, options)
         self.model_B = _patch_network(options.input_dim_b, options)
-        self._couple()
+        self._update_domains()
 
     def _networks(self, domain: str) -> list[nn.Module]:
         return [getattr(self, f"model_{domain}")]
 
 
 class COCOMsDis(PairDiscriminator):
-    """Three patch discriminators for each domain: of the image, and of it halved once and twice.
+    """Three patch discriminators per domain: on the image, and on it halved once and twice.
 
     Args:
         params: as `COCODis`.
@@ -118,16 +116,16 @@ class COCOMsDis(PairDiscriminator):
         for domain, channels in (("A", options.input_dim_a), ("B", options.input_dim_b)):
             for scale in SCALES:
                 setattr(self, f"model_{scale}_{domain}", _patch_network(channels, options))
-        self._couple()
+        self._update_domains()
 
     def _networks(self, domain: str) -> list[nn.Module]:
         return [getattr(self, f"model_{scale}_{domain}") for scale in SCALES]
 
 
 class COCOSharedDis(PairDiscriminator):
-    """One patch discriminator for each domain, whose last layers both domains share.
+    """One patch discriminator per domain; both domains share the last layers.
 
-    Without shared layers each domain has its own layer of logits.
+    Without shared layers, each domain has its own layer of logits.
 
     Args:
         params: ch, input_dim_a, input_dim_b, n_front_layer, n_shared_layer; a mapping, or
@@ -146,17 +144,17 @@ class COCOSharedDis(PairDiscriminator):
         self.model_S = nn.Sequential(*_halvings(dim, count))
         for network in [self.model_S] if count else [self.model_A, self.model_B]:
             network.append(nn.Conv2d(dim * 2**count, 1, 1))
-        self._couple()
+        self._update_domains()
 
     def _networks(self, domain: str) -> list[nn.Module]:
         return [nn.Sequential(getattr(self, f"model_{domain}"), self.model_S)]
 
 
 def blur_downsample(x: Tensor) -> Tensor:
-    """Blur with the 3x3 Gaussian of 1/4, 1/2, 1/4 and keep every second pixel, from the first.
+    """Blur with the 3x3 filter (1/4, 1/2, 1/4) per axis and keep every second pixel from the first.
 
     [N, C, H, W] to [N, C, ceil(H / 2), ceil(W / 2)]; the border is replicated. Summed in float32
-    or wider. Not by poolings, which torch.compile (2.13) cannot join for the CPU.
+    or wider. Not by pooling, which torch.compile (2.13) cannot fuse on the CPU.
     """
     y = widened(norm_act(x, halo=1, pad_mode="replicate"))
     y = (y[:, :, :-2:2] + 2 * y[:, :, 1:-1:2] + y[:, :, 2::2]) / 4
@@ -176,6 +174,6 @@ def _front_network(channels: int, options: SharedDisOptions) -> nn.Sequential:
 
 
 def _halvings(dim: int, count: int) -> list[nn.Module]:
-    """Return layers from `dim` channels on, each halving the size and doubling the channels."""
+    """Return `count` layers, the first of `dim` channels; each halves the size and doubles them."""
     widths = [dim * 2**i for i in range(count)]
     return [ConvBlock(nn.Conv2d(w, 2 * w, 3, 2, 1), "none", "lrelu") for w in widths]

@@ -1,7 +1,7 @@
-"""Layers of the paper's networks: plain modules in the 2017 release's places, run fused.
+"""Layers of the paper's networks, on fused operations.
 
-Each keeps the release's modules in `model`, for the state_dict's keys, and runs a convolution with
-what follows it as one operation.
+Each layer keeps the 2017 release's modules in `model`, for their state_dict keys, and runs each
+convolution with the norm and activation after it as one operation.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Fused:
-    """A square convolution, or a transposed one, and what follows it, as one operation.
+    """A square convolution or transposed convolution, with norm and activation, as one operation.
 
-    The convolution is the module at `place` in `layers`, whichever that is when it is run, and the
-    modules between it and `stop` are what `tail` stands for: norm, act and slope as
-    `conv_norm_act` takes them. Where these modules are not as they were built, they are run
-    one after the other. Has what `pairing` asks of a layer: `weights`, `settings`, `run`.
+    The convolution is the module at index `place` of `layers` at the time of the call. The modules
+    after it, up to index `stop`, are the norm and activation that `options` describes: norm, act
+    and slope as in `conv_norm_act`. If a module was modified or replaced, they are called one
+    after the other. Can be grouped (`grouped.Groupable`).
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class Fused:
         layers: Sequence[nn.Module] | nn.Sequential,
         place: int,
         stop: int | None = None,
-        **tail: Any,
+        **options: Any,
     ) -> None:
-        self._layers, self._place, self.tail = layers, place, tail
+        self._layers, self._place, self.options = layers, place, options
         self.stop = place + 1 if stop is None else stop
 
     @property
     def per_sample(self) -> bool:
-        """Whether samples may have weights of their own."""
+        """Whether groups of samples can have different weights."""
         return self.fuses
 
     @property
@@ -62,11 +62,11 @@ class Fused:
         if not square or len(self._layers) < self.stop:
             return False
         found = [self._layers[i] for i in range(self._place + 1, self.stop)]
-        return not found or self._are_tail(found)
+        return not found or self._describes(found)
 
-    def _are_tail(self, modules: list[nn.Module]) -> bool:
-        """Return whether modules are what the tail stands for."""
-        norm, act, slope = (self.tail.get(name) for name in ("norm", "act", "slope"))
+    def _describes(self, modules: list[nn.Module]) -> bool:
+        """Return whether `options` describes what the modules compute."""
+        norm, act, slope = (self.options.get(name) for name in ("norm", "act", "slope"))
         if norm == "in" and not (plain_instance_norm(modules[0]) and modules.pop(0).eps == 1e-5):
             return False
         if act in (None, "none"):
@@ -89,23 +89,23 @@ class Fused:
         for place in range(self._place + 1, min(self.stop, len(self._layers))):
             y = self._layers[place](y)
         if self.stop == self._place + 1:
-            y = _PLAIN[self.tail.get("act", "none")](y)
+            y = _PLAIN[self.options.get("act", "none")](y)
         return y if residual is None else y + residual
 
     def weights(self) -> Weights:
-        """Return what the layer learns."""
+        """Return the layer's parameters."""
         return Weights(self.conv.weight, self.conv.bias, None, None)
 
     def settings(self) -> tuple:
-        """Return what two layers that differ in their weights alone have in common."""
+        """Return the layer's settings: equal for layers that differ in their weights alone."""
         shapes = self.conv.weight.shape, self.conv.bias is None
-        return type(self.conv), self._where(), self.tail, *shapes
+        return type(self.conv), self._where(), self.options, *shapes
 
     def run(self, weights: Weights, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Apply the layer with other weights than its own; see `layers.Conv2dBlock.run`."""
+        """Apply the layer with the given weights; see `layers.Conv2dBlock.run`."""
         operation = conv_transpose if isinstance(self.conv, nn.ConvTranspose2d) else conv_norm_act
-        tail: dict[str, Any] = self.tail | {"residual": residual}
-        return operation(x, weights.weight, weights.bias, **self._where(), **tail)
+        options: dict[str, Any] = self.options | {"residual": residual}
+        return operation(x, weights.weight, weights.bias, **self._where(), **options)
 
     def _where(self) -> dict[str, Any]:
         return _where(self.conv)
@@ -141,7 +141,7 @@ class ConvBlock(nn.Module):
 
     @property
     def per_sample(self) -> bool:
-        """Whether samples may have weights of their own."""
+        """Whether groups of samples can have different weights."""
         return untouched(self, ConvBlock) and self.fuses
 
     def weights(self) -> Weights:
@@ -161,10 +161,9 @@ class ConvBlock(nn.Module):
 
 
 class INSResBlock(nn.Module):
-    """3x3 convolution, instance norm, ReLU, convolution, instance norm, plus the input.
+    """3x3 convolution, instance norm, ReLU, 3x3 convolution, instance norm, plus the input.
 
-    With `dropout`, training sets that share of the values to 0, and scales the others up, before
-    the input is added.
+    With `dropout`, nn.Dropout is applied before the input is added.
     """
 
     def __init__(self, dim: int, dropout: float = 0.0) -> None:
@@ -184,9 +183,9 @@ class INSResBlock(nn.Module):
 
     @property
     def halves(self) -> tuple[Fused, Fused] | None:
-        """The two layers, the second of which adds the input; None where dropout is between.
+        """The two layers, the second of which adds the input.
 
-        None, too, where the modules are not as they were built.
+        None if dropout is active or a module was modified or replaced.
         """
         plain = (
             type(self) is INSResBlock and self._is_whole() and not (self._drops and self.training)
@@ -221,31 +220,33 @@ class ToImage(nn.ConvTranspose2d):
         return conv_transpose(x, self.weight, self.bias, **_where(self), act="tanh")
 
 
-class OfDomains(nn.Module):
-    """A module of both domains' layers, shown as a network for each domain in `domains`.
+class TwoDomainModule(nn.Module):
+    """A module that holds both domains' layers, with a network per domain in `domains`.
 
     Attributes:
-        domains: by name, "a" and "b"; made of the layers that this module has now, also after
-            one is replaced, and in its mode. A plain dictionary: PyTorch does not take them for
-            children, so the state_dict has each layer once.
+        domains: the networks "a" and "b", made of this module's layers; they follow replaced
+            layers and the training mode. A plain dictionary, so that PyTorch does not register
+            them as submodules and the state_dict contains each layer once.
     """
 
     domains: Mapping[str, nn.Module]
 
-    def _make(self) -> Mapping[str, nn.Module]:
-        """Return `domains`; called when all layers are there, and when one is replaced."""
+    def _make_domains(self) -> Mapping[str, nn.Module]:
+        """Return `domains`; called when all layers exist, and when one is replaced."""
         raise NotImplementedError
 
-    def _couple(self) -> None:
-        self.domains = {name: each.train(self.training) for name, each in self._make().items()}
+    def _update_domains(self) -> None:
+        self.domains = {
+            name: each.train(self.training) for name, each in self._make_domains().items()
+        }
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if isinstance(value, nn.Module) and "domains" in vars(self):
-            self._couple()
+            self._update_domains()
 
-    def train(self, mode: bool = True) -> OfDomains:
-        """Set training or evaluation mode, of `domains` too."""
+    def train(self, mode: bool = True) -> TwoDomainModule:
+        """Set training or evaluation mode, in `domains` too."""
         for domain in self.domains.values():
             domain.train(mode)
         return super().train(mode)

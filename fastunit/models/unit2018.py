@@ -61,8 +61,8 @@ class Decoder(nn.Module):
         super().__init__()
         layers: list[nn.Module] = [ResBlocks(n_res, dim, "in", activ, pad_type)]
         for _ in range(n_upsample):
-            # The release has a parameterless upsampling module before each 5x5 block; ours
-            # upsamples inside the block, so a placeholder keeps the state_dict keys.
+            # The release has an upsampling module without parameters before each 5x5 block. Here
+            # the block upsamples itself; a placeholder keeps the state_dict keys.
             layers.append(nn.Identity())
             layers.append(UpsampleConv2dBlock(dim, dim // 2, 5, 2, "ln", activ, pad_type))
             dim //= 2
@@ -113,7 +113,7 @@ class VAEGen(VAE):
 
 
 class MsImageDis(Discriminator):
-    """Multi-scale patch discriminator: one convolutional net per image scale.
+    """Multi-scale patch discriminator: one convolutional network per image scale.
 
     Args:
         input_dim: channels of the images.

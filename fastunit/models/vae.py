@@ -1,4 +1,4 @@
-"""What every variational autoencoder of an image domain has in common, and its codes."""
+"""The variational autoencoder of an image domain, and sampling of its codes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class VAE(nn.Module):
         enc: from images [N, input_dim, H, W] in [-1, 1] to the codes' means [N, C, P, Q].
         dec: from codes to images.
         input_dim: channels of the images.
-        multiple: of which height and width must be multiples.
-        sigma: the `sigma_layer` of codes whose spread is learned; None: it is 1.
+        multiple: the number that height and width must be multiples of.
+        sigma: the `sigma_layer` for a learned standard deviation; None: it is 1.
     """
 
     def __init__(
@@ -57,21 +57,21 @@ class VAE(nn.Module):
 
         Args:
             hidden: the code's mean [N, C, P, Q].
-            noise: unit normals of its shape; None draws them.
+            noise: standard normal noise of its shape; None draws it.
 
         Returns:
-            z of hidden's shape and dtype, and a scalar; `fastunit.models.vae.sample` has the
-                equation.
+            z of hidden's shape and dtype, and a scalar; the equation is in
+                `fastunit.models.vae.sample`.
         """
         return sample(hidden, self.sigma, noise)
 
     def code(self, images: Tensor) -> Tensor:
-        """Return the code's mean [N, C, P, Q] alone, drawing no noise; otherwise as `encode`."""
+        """Return the code's mean [N, C, P, Q] without drawing noise; otherwise as `encode`."""
         self.check(images)
         return self.enc(images)
 
     def check(self, images: Tensor) -> None:
-        """Raise ValueError for images whose channels or size do not fit the encoder."""
+        """Raise ValueError if the images' channels or size do not fit the encoder."""
         check_image(images, self.input_dim)
         height, width = images.shape[2:]
         if height % self.multiple or width % self.multiple:
@@ -92,14 +92,14 @@ class VAE(nn.Module):
 
 
 def sigma_layer(dim: int) -> nn.Conv2d:
-    """Return the layer whose softplus is a learned standard deviation, at first close to 1."""
+    """Return a layer whose softplus is a learned standard deviation, initially close to 1."""
     layer = nn.Conv2d(dim, dim, 1)
     start_sigma(layer)
     return layer
 
 
 def start_sigma(layer: nn.Conv2d) -> None:
-    """Initialise a `sigma_layer`: N(0, 0.02) around the bias whose softplus is 1."""
+    """Initialize a `sigma_layer`: weights N(0, 0.02), the bias such that its softplus is 1."""
     nn.init.normal_(layer.weight, 0.0, 0.02)
     assert layer.bias is not None
     nn.init.constant_(layer.bias, math.log(math.e - 1))
@@ -112,15 +112,15 @@ def sample(
 
     Args:
         mu: the mean of a code [N, C, P, Q].
-        sigma: the layer whose softplus of mu is sd; None: sd is 1.
-        noise: unit normals of mu's shape; None draws them.
+        sigma: the layer such that sd = softplus(sigma(mu)); None: sd is 1.
+        noise: standard normal noise of mu's shape; None draws it.
 
     Returns:
         z of mu's shape and dtype, and the divergence, in float32 or wider.
 
     The divergence is mean(mu^2 + sd^2 - log(sd^2) - 1): the KL of equation 1 (Liu, Breuel and
-    Kautz 2017) times 2 / (C P Q), so that for an sd of 1 it is the release's mean(mu^2) and the
-    weights of both kinds of code mean the same.
+    Kautz 2017) times 2 / (C P Q). For an sd of 1 that is the release's mean(mu^2), so the loss
+    weights have the same meaning for both kinds of codes.
     """
     if sigma is None:
         return reparameterize(mu, noise=noise)
@@ -130,7 +130,7 @@ def sample(
 
 
 def check_image(images: Tensor, channels: int) -> None:
-    """Raise ValueError for anything but images [N, channels, H, W]."""
+    """Raise ValueError unless images are [N, channels, H, W]."""
     if images.dim() != 4 or images.shape[1] != channels:
         raise ValueError(
             f"images must be [N, {channels}, H, W] for this network, not {tuple(images.shape)}"

@@ -1,1 +1,1 @@
-"""What people look at: metrics, curves, sample grids and the page of a run."""
+"""Metrics, loss curves, sample grids and the HTML page of a run."""

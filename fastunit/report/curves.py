@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-SMOOTH = 40  # a running mean spans a 40th of a curve to either side
-MOST_POINTS = 600  # of a curve: more cannot be seen, and would fill the page
+SMOOTH = 40  # the running mean spans 1/40 of a curve on either side
+MOST_POINTS = 600  # per curve: more would not be visible and would enlarge the page
 
 _GROUPS = {
     "discriminators": ("discriminator_a", "discriminator_b"),
@@ -24,7 +24,7 @@ _GROUPS = {
     "totals": ("generator_total", "discriminator_total"),
     "perceptual": ("perceptual_a", "perceptual_b"),
 }
-_INK = "#123456"  # stands for the page's text colour, which follows its light or dark theme
+_INK = "#123456"  # placeholder for the page's text colour, which follows its light or dark theme
 
 
 def curves_svg(records: list[dict[str, Any]]) -> str:
@@ -65,7 +65,7 @@ def _draw_panel(axes: Any, title: str, lines: Mapping[str, np.ndarray]) -> None:
     for name, points in lines.items():
         x, y = points.T
         window = np.ones(1 + 2 * (len(y) // SMOOTH))
-        # "same" pads with zeros; dividing by how much was inside keeps the ends in place.
+        # "same" pads with zeros; dividing by the number of values inside corrects the ends.
         mean = np.convolve(y, window, "same") / np.convolve(np.ones_like(y), window, "same")
         shown = slice(None, None, math.ceil(len(y) / MOST_POINTS))
         (line,) = axes.plot(x[shown], mean[shown], label=name, linewidth=1.6)

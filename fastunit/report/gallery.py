@@ -1,4 +1,4 @@
-"""Sample grids and the run's page, made in a thread of their own while training goes on."""
+"""Sample grids and the run's page, written by a separate thread during training."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ FOLDER = "samples"
 
 
 class Gallery:
-    """Shows what the generators make of a fixed set of images.
+    """Writes grids of a fixed set of images and their translations.
 
-    `show` queues the networks' work and a copy to the host, and returns; encoding and writing
-    happen in one other thread. An error there is raised by the next call or on leaving the block.
+    `show` queues the networks' work and a copy to the host, and returns; one thread encodes and
+    writes the grids. An error in it is raised by the next call or on leaving the block.
 
-    That thread runs no PyTorch operation: on the CPU it would get an OpenMP team of its own, and
+    That thread runs no PyTorch operation: on the CPU it would get its own OpenMP team, and
     libgomp, seeing more threads than cores, would no longer spin between the step's many small
-    parallel regions. Measured on 2 cores: the demo's step fell from 23 to 10 images/s for good.
+    parallel regions. Measured on 2 cores: the demo fell from 23 to 10 images/s for the rest of
+    the run.
     """
 
     def __init__(self, run_dir: Path, settings: Config, shown: tuple[Tensor, Tensor]) -> None:
@@ -39,9 +40,9 @@ class Gallery:
         self._last: Future[None] | None = None
 
     def show(self, pair: DomainPair, iteration: int, keep: Metrics | None = None) -> None:
-        """Write samples/latest.png; with `keep` also samples/NNNNNNNN.png, to TensorBoard too.
+        """Write samples/latest.png; with `keep` also samples/NNNNNNNN.png, and to TensorBoard.
 
-        A grid that is not kept is left out while the one before is still being written.
+        Without `keep`, the grid is skipped if the previous one is still being written.
         """
         if self._last is not None:
             if not self._last.done() and keep is None:
@@ -53,7 +54,7 @@ class Gallery:
         self._last = self._thread.submit(self._write, rows, ready, iteration, keep)
 
     def forget_after(self, iteration: int) -> None:
-        """Delete kept grids of later iterations, which a run that goes back makes anew."""
+        """Delete kept grids of later iterations; a run resumed earlier writes them again."""
         for path in (self._run_dir / FOLDER).glob("[0-9]*.png"):
             if path.stem.isdecimal() and int(path.stem) > iteration:
                 path.unlink()
@@ -86,14 +87,14 @@ class Gallery:
 
 
 def page(run_dir: Path, settings: Config, iteration: int, result: dict[str, Any] | None) -> None:
-    """Write the run's index.html; `result` is None while the run goes on."""
+    """Write the run's index.html; `result` is None during training."""
     title = f"{run_dir.name}, iteration {iteration}"
     write_page(run_dir, title, config.dump_yaml(settings), result)
 
 
 @torch.no_grad()
 def sample_rows(pair: DomainPair, x_a: Tensor, x_b: Tensor) -> dict[str, Tensor]:
-    """Return the rows of a sample grid by their labels: [N, C, H, W] in [-1, 1], no noise."""
+    """Return a sample grid's rows by label: [N, C, H, W] in [-1, 1], without noise."""
     z_a, z_b = pair.gen_a.code(x_a), pair.gen_b.code(x_b)
     x_ab, x_ba = pair.gen_b.decode(z_a), pair.gen_a.decode(z_b)
     return {
@@ -111,7 +112,7 @@ def sample_rows(pair: DomainPair, x_a: Tensor, x_b: Tensor) -> dict[str, Tensor]
 def _on_host(
     rows: dict[str, Tensor],
 ) -> tuple[dict[str, np.ndarray], torch.cuda.Event | None]:
-    """Return the rows in host memory and, on CUDA, the event that says when they are there."""
+    """Return the rows in host memory and, on CUDA, an event that marks the end of the copy."""
     if next(iter(rows.values())).device.type != "cuda":
         return {label: pixels.numpy() for label, pixels in rows.items()}, None
     host = {}

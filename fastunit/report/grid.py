@@ -1,4 +1,4 @@
-"""Sample grids: labelled rows of pictures as one PNG."""
+"""Sample grids: labelled rows of images in one PNG."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 
 from fastunit.common import files
 
-GAP = 4  # pixels between pictures
-LABEL = 20  # height of the line that names a row
-SMALLEST = 64  # smaller pictures are enlarged to at least this height
+GAP = 4  # pixels between images
+LABEL = 20  # height of a row's label
+SMALLEST = 64  # smaller images are enlarged to at least this height
 
 
 def save_grid(rows: Mapping[str, Tensor], path: Path) -> None:
-    """Write a PNG with one labelled row of pictures per entry, atomically.
+    """Write a PNG with one labelled row of images per entry, atomically.
 
     Each entry is [N, C, H, W] in [-1, 1], C 1 or 3, on any device; sizes may differ between
-    rows. Small pictures are enlarged by a whole factor to a height of `SMALLEST` or more.
+    rows. Small images are enlarged by a whole factor to a height of `SMALLEST` or more.
     """
     draw_grid({label: to_pixels(images).cpu().numpy() for label, images in rows.items()}, path)
 
@@ -33,7 +33,7 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 def draw_grid(rows: Mapping[str, np.ndarray], path: Path) -> None:
-    """Do what `save_grid` does, for rows of uint8 [N, H, W, 3]; runs no PyTorch operation."""
+    """As `save_grid`, for rows of uint8 [N, H, W, 3]; runs no PyTorch operation."""
     strips = [(label, _strip(pixels)) for label, pixels in rows.items()]
     width = max(strip.width for _, strip in strips) + 2 * GAP
     height = sum(strip.height + LABEL + GAP for _, strip in strips) + GAP
@@ -48,11 +48,11 @@ def draw_grid(rows: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 def _strip(pixels: np.ndarray) -> Image.Image:
-    """Return images side by side as one picture."""
+    """Return images side by side as one image."""
     count, height, width, _ = pixels.shape
     scale = max(1, math.ceil(SMALLEST / height))
     strip = Image.new("RGB", (count * (width * scale + GAP) - GAP, height * scale), "white")
-    for index, picture in enumerate(pixels):
-        large = Image.fromarray(np.repeat(np.repeat(picture, scale, 0), scale, 1))
+    for index, image in enumerate(pixels):
+        large = Image.fromarray(np.repeat(np.repeat(image, scale, 0), scale, 1))
         strip.paste(large, (index * (width * scale + GAP), 0))
     return strip

@@ -1,4 +1,4 @@
-"""Named numbers of a run, for TensorBoard and as JSON lines."""
+"""Metrics of a run, written to TensorBoard and as JSON lines."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from fastunit.common import files
 class Metrics:
     """Writes named numbers to `metrics.jsonl` and to TensorBoard, both in `run_dir`.
 
-    A JSONL line is an object with "iteration", "time" (seconds since this object was made) and
-    the numbers; one that is not finite stands as the text "nan", "inf" or "-inf", since JSON has
-    no such numbers. What an earlier run wrote after iteration `resume_from` (None: 0)
-    is dropped.
+    A JSONL record has "iteration", "time" (seconds since this object was created) and the numbers;
+    non-finite ones are written as the strings "nan", "inf" and "-inf", since JSON has no such
+    numbers. Records after iteration `resume_from` (None: 0) from an earlier run are dropped.
     """
 
     def __init__(self, run_dir: Path, resume_from: int | None = None) -> None:
@@ -46,13 +45,13 @@ class Metrics:
             self._board.add_scalar(name, value, iteration)
 
     def image(self, tag: str, path: Path, iteration: int) -> None:
-        """Show a picture file in TensorBoard."""
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+        """Write an image file to TensorBoard."""
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
         self._board.add_image(tag, pixels, iteration, dataformats="HWC")
 
     def close(self) -> None:
-        """Write what is buffered and close both files."""
+        """Flush and close both files."""
         self._file.close()
         self._board.close()
 
@@ -64,7 +63,7 @@ class Metrics:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the records of metrics.jsonl; a line torn by a crash ends them."""
+    """Return the records of metrics.jsonl, up to an incomplete line left by a crash."""
     records = []
     with open(run_dir / "metrics.jsonl", encoding="utf-8", errors="replace") as lines:
         for line in lines:

@@ -16,7 +16,7 @@ from fastunit.report import summary
 from fastunit.report.curves import curves_svg
 from fastunit.report.metrics import read_metrics
 
-MOST_GRIDS, MOST_WIDTH = 16, 1100  # embedded; in pixels. Together: some 10 MB at most
+MOST_GRIDS, MOST_WIDTH = 16, 1100  # embedded grids, and their width in pixels: 10 MB at most
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2230; --soft: #5d6579; --paper: #f6f7fa;
@@ -41,7 +41,7 @@ input[type=range] { width: 100%; margin: 0 0 .6rem; accent-color: var(--accent);
 summary { cursor: pointer; } pre { overflow: auto; font-size: .85rem; margin: .8rem 0 0; }
 """
 
-# Without scripts every grid is shown; with them, one at a time under a slider.
+# Without JavaScript all grids are shown; with it, one at a time, chosen by a slider.
 _SCRIPT = """
 const grids = [...document.querySelectorAll("figure")], slider = document.querySelector("input");
 const show = () => grids.forEach((g, i) => { g.hidden = i != slider.value; });
@@ -52,14 +52,14 @@ if (grids.length > 1) { slider.hidden = false; slider.oninput = show; show(); }
 def write_page(
     run_dir: Path, title: str, config_text: str, result: Mapping[str, Any] | None
 ) -> None:
-    """Write `run_dir`/index.html, self-contained and readable from the disk, atomically.
+    """Write `run_dir`/index.html, self-contained, atomically.
 
     Args:
-        run_dir: holds metrics.jsonl and samples/NNNNNNNN.png; up to `MOST_GRIDS` of these,
-            spread over time, are embedded.
+        run_dir: holds metrics.jsonl and samples/NNNNNNNN.png; up to `MOST_GRIDS` grids, spread
+            over time, are embedded.
         title: the heading.
-        config_text: the resolved configuration, shown folded.
-        result: what result.json holds, None while the run goes on.
+        config_text: the resolved configuration, shown collapsed.
+        result: the content of result.json, None during training.
     """
     grids = _spread(sorted((run_dir / "samples").glob("[0-9]*.png")))
     config = f"<details><summary>resolved</summary><pre>{html.escape(config_text)}</pre></details>"
@@ -81,7 +81,7 @@ def write_page(
 
 
 def _spread(paths: list[Path]) -> list[Path]:
-    """Return at most MOST_GRIDS paths at even distances, the first and last among them."""
+    """Return at most MOST_GRIDS evenly spaced paths, including the first and last."""
     if len(paths) <= MOST_GRIDS:
         return paths
     last = len(paths) - 1
@@ -93,7 +93,7 @@ def _section(title: str, content: str) -> str:
 
 
 def _slider(count: int) -> str:
-    # Some browsers restore a slider's old place on reload; a new page shows its newest grid.
+    # autocomplete=off: some browsers restore a slider on reload, and the newest grid is wanted.
     return (
         f'<input type="range" min="0" max="{max(count - 1, 0)}" value="{max(count - 1, 0)}" '
         'hidden autocomplete="off" aria-label="samples over time">'
@@ -110,23 +110,23 @@ def _figure(path: Path) -> str:
 
 
 def _small(path: Path) -> bytes:
-    """Return a grid's PNG file, shrunk to MOST_WIDTH if it is wider."""
-    with Image.open(path) as picture:
-        if picture.width <= MOST_WIDTH:
+    """Return a grid's PNG data, downscaled to MOST_WIDTH if it is wider."""
+    with Image.open(path) as image:
+        if image.width <= MOST_WIDTH:
             return path.read_bytes()
-        size = (MOST_WIDTH, round(picture.height * MOST_WIDTH / picture.width))
+        size = (MOST_WIDTH, round(image.height * MOST_WIDTH / image.width))
         buffer = io.BytesIO()
-        picture.resize(size, Image.Resampling.LANCZOS).save(buffer, "PNG")
+        image.resize(size, Image.Resampling.LANCZOS).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def _result_table(result: Mapping[str, Any] | None) -> str:
     if result is None:
-        return "<p>Training goes on; reload to see more.</p>"
+        return "<p>Training is running; reload the page to update it.</p>"
     words = f"Iteration {result['iteration']:,}, {result['images_per_s']:.1f} images/s, "
-    words += f"{result['seconds']:.0f} s in all."
+    words += f"{result['seconds']:.0f} s in total."
     if "a2b" not in result:
-        return f"<p>{words} The test sets are not pairs, so there is no paired error.</p>"
+        return f"<p>{words} The test sets are not pairs, so there is no held-out error.</p>"
     (_, *heading), *rows = summary.table(result)
     head = "".join(f"<th>{name}</th>" for name in ("", *heading))
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)

@@ -1,4 +1,4 @@
-"""What a run's held-out figures say: the table and sentences of the last lines and the page."""
+"""The held-out evaluation as text: the table and sentences for the console and the page."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ WAYS = {"a2b": "a to b", "b2a": "b to a"}
 KINDS = {
     "paired": "translation",
     "identity": "unchanged input",
-    "constant": "constant picture",
+    "constant": "constant image",
     "statistics": "position statistics",
 }
 LEGEND = (
-    "error: mean absolute difference from the true picture, values in [-1, 1]",
-    "retrieval: share of pictures that are nearer to their own truth than to any other",
-    "constant picture: the mean of the target's training pictures, whatever the input",
-    "position statistics: the input given the target's mean and spread at each position",
+    "error: mean absolute difference from the true image, values in [-1, 1]",
+    "retrieval: share of images nearer to their own true image than to any other",
+    "constant image: the mean of the target's training images, whatever the input",
+    "position statistics: the input rescaled to the target's mean and standard deviation at each "
+    "pixel position",
 )
 
 _FIGURES = ("error", "retrieval")
@@ -25,7 +26,7 @@ Result = Mapping[str, Any]
 
 
 def table(result: Result) -> list[list[str]]:
-    """Return a heading and the rows of what `measure.measure` found; "-" is where nothing was."""
+    """Return a header and rows of `evaluate.measure`'s result; "-" for missing values."""
     rows = [["", *(f"{name}: {figure}" for name in WAYS.values() for figure in _FIGURES)]]
     for kind, label in KINDS.items():
         found = [figures(result[way], kind) for way in WAYS]
@@ -35,13 +36,13 @@ def table(result: Result) -> list[list[str]]:
 
 
 def figures(found: Result, kind: str) -> tuple[float | None, float | None]:
-    """Return one direction's error and retrieval of a kind of picture, None where left out."""
+    """Return one direction's error and retrieval of a kind of image; None if missing."""
     name = "retrieval" if kind == "paired" else f"{kind}_retrieval"
     return found.get(f"{kind}_l1"), found.get(name)
 
 
 def lines(result: Result) -> list[str]:
-    """Return the last lines of a training: legend, aligned table, sentences."""
+    """Return the lines printed after training: legend, aligned table, sentences."""
     rows = table(result)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     text = [f"held-out pairs: {result['pairs']}", *LEGEND]
@@ -52,10 +53,10 @@ def lines(result: Result) -> list[str]:
 
 
 def sentences(result: Result) -> list[str]:
-    """Say of each direction whether the translation beats what needs no network, and by how much.
+    """Say for each direction whether the translation beats the baselines, and by how much.
 
-    A translation that is as near to the truth as the best of the others does not. What was left
-    out is named with the reason.
+    A tie with the best baseline does not count as better. Missing figures are named with the
+    reason.
     """
     text = []
     for way, label in WAYS.items():
@@ -63,7 +64,7 @@ def sentences(result: Result) -> list[str]:
         text.append(f"{label}: {_comparison(found)}")
         if "retrieval" in found and not found["retrieval"] > found["chance"]:
             text.append(
-                f"{label}: the translations are not recognised: retrieval is at chance or below"
+                f"{label}: retrieval is not above chance: translations do not match their scenes"
             )
         reasons = found.get("left_out", {})
         for reason in dict.fromkeys(reasons.values()):

@@ -1,1 +1,1 @@
-"""The objective, the step, the loop, and what a run leaves behind."""
+"""Training: objective, step, optimizer, loop, checkpoints and evaluation."""

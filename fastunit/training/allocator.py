@@ -1,4 +1,4 @@
-"""How the C library treats freed memory while training on a CPU."""
+"""Settings of the C library's memory allocator for training on a CPU."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory in the process; returns whether the C library can.
+    """Keep freed memory in the process; returns whether the C library supports it.
 
-    A training step frees and takes again hundreds of large tensors. By default glibc gives such
-    memory back at once, and the kernel clears every page of it anew at the next use. Affects all
-    of the process, for good.
+    A training step frees and reallocates hundreds of large tensors. By default glibc returns such
+    memory to the system at once, and the kernel must clear every page again at its next use.
+    Affects the whole process and cannot be undone.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -1,6 +1,6 @@
-"""Checkpoints: one file with everything a run needs to go on bit for bit.
+"""Checkpoints: one file with everything that a run needs to resume bit for bit.
 
-Beside each `checkpoints/XXXXXXXX.pt` stand gen_XXXXXXXX.pt and dis_XXXXXXXX.pt in the layout of the
+Next to each `checkpoints/XXXXXXXX.pt` are gen_XXXXXXXX.pt and dis_XXXXXXXX.pt in the layout of the
 networks' release (the trained weights, not their average).
 """
 
@@ -19,7 +19,7 @@ from fastunit import config as configuration
 from fastunit.common import files
 from fastunit.common.errors import CheckpointError, ConfigError, TrainingDiverged
 from fastunit.config import CheckpointConfig, Config
-from fastunit.models.domain_pair import Coupled, DomainPair
+from fastunit.models.domain_pair import DomainPair, TrainablePair
 from fastunit.models.unit import networks
 from fastunit.training import release_files
 from fastunit.training.ema import Average
@@ -41,22 +41,21 @@ class Schedule(Protocol):
 
 
 def path_of(run_dir: Path, iteration: int) -> Path:
-    """Return where a run keeps the checkpoint of an iteration."""
+    """Return the path of a run's checkpoint of an iteration."""
     return run_dir / FOLDER / f"{iteration:08d}.pt"
 
 
 def iterations(run_dir: Path) -> list[int]:
-    """Return the iterations a run has checkpoints of, oldest first."""
+    """Return the iterations of a run's checkpoints, oldest first."""
     folder = run_dir / FOLDER
     names = (_NAME.fullmatch(path.name) for path in folder.glob("*.pt"))
     return sorted(int(match[1]) for match in names if match)
 
 
-def save(run_dir: Path, state: dict[str, Any], unit: Coupled | None = None) -> Path:
-    """Write a run's `state`, which names its "iteration", and return its path.
+def save(run_dir: Path, state: dict[str, Any], unit: TrainablePair | None = None) -> Path:
+    """Write a checkpoint, and of `unit` the release's files; return the checkpoint's path.
 
-    With `unit`, the release's files of these networks are written first, beside it. Each file is
-    written whole or not at all (`files.atomic`).
+    `state` has the key "iteration". Each file is written atomically, the checkpoint last.
     """
     path = path_of(run_dir, state["iteration"])
     if unit is not None:
@@ -68,8 +67,8 @@ def save(run_dir: Path, state: dict[str, Any], unit: Coupled | None = None) -> P
 def prune(run_dir: Path, schedule: Schedule, current: int) -> None:
     """Delete all but the newest `keep_last` and every `keep_every`-th checkpoint.
 
-    A checkpoint is the n-th when its iteration is n times `snapshot_save_iter`. Those after the
-    iteration `current` (damaged ones, which the run has gone back behind) are left alone.
+    The n-th checkpoint is the one of iteration n times `snapshot_save_iter`. Checkpoints after the
+    iteration `current` (damaged ones, when the run was resumed from an earlier one) are kept.
     """
     kept = schedule.checkpoint.keep_every * schedule.snapshot_save_iter
     past = [iteration for iteration in iterations(run_dir) if iteration <= current]
@@ -82,7 +81,7 @@ def prune(run_dir: Path, schedule: Schedule, current: int) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return the state that `save` wrote; raises CheckpointError when it is not one."""
+    """Return the state that `save` wrote; raises CheckpointError for any other file."""
     state = files.read(path)
     if not isinstance(state, dict) or "format" not in state:
         raise CheckpointError(f"{path} is not a checkpoint of fastunit")
@@ -94,16 +93,19 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_newest(run_dir: Path) -> dict[str, Any] | None:
-    """Return the newest checkpoint that can be read, or None when the run has none.
+    """Return the newest readable checkpoint, or None if the run has none.
 
-    A damaged one is passed over with a warning; raises CheckpointError when all are.
+    Damaged checkpoints are skipped with a warning.
+
+    Raises:
+        CheckpointError: all checkpoints are damaged.
     """
     found = iterations(run_dir)
     for iteration in reversed(found):
         try:
             return load(path_of(run_dir, iteration))
         except CheckpointError as error:
-            _logger.warning("%s; trying the one before", error)
+            _logger.warning("%s; trying the previous one", error)
     if found:
         raise CheckpointError(f"none of the {len(found)} checkpoints in {run_dir} can be read")
     return None
@@ -113,12 +115,13 @@ def load_generators(path: Path, config: Config | None = None) -> tuple[DomainPai
     """Return the generators for translating, in evaluation mode on the CPU, and their config.
 
     Args:
-        path: a checkpoint of fastunit (its averaged generators where it has them), a run's
-            folder (its newest checkpoint), or a gen_*.pt in the release's layout.
-        config: needed for a release's file alone; one in a run's folder finds the run's.
+        path: a checkpoint of fastunit (its averaged generators if it has them), a run's folder
+            (its newest checkpoint), or a gen_*.pt in the release's layout.
+        config: needed only for a gen_*.pt that does not lie in a run's folder.
 
     Raises:
-        CheckpointError: missing, damaged, of other networks, or no configuration is known.
+        CheckpointError: the file is missing, damaged or of other networks, or there is no
+            configuration.
     """
     if path.is_dir():
         state = load_newest(path)
@@ -135,7 +138,7 @@ def load_generators(path: Path, config: Config | None = None) -> tuple[DomainPai
 
 
 def load_modules(modules: dict[str, nn.Module], state: dict[str, Any], source: str) -> None:
-    """Load named modules from a checkpoint's entries of the same names, strictly."""
+    """Load modules from a checkpoint's entries of the same names, strictly."""
     for name, module in modules.items():
         if name not in state:
             raise CheckpointError(f"{source} has no {name}")
@@ -171,7 +174,7 @@ def restore_average(
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """Return the state of the random generators a run on `device` draws from."""
+    """Return the state of the random generators that a run on `device` uses."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -179,7 +182,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Restore `random_state`; a run moved to another kind of device draws other noise."""
+    """Restore `random_state`; a run moved from CPU to GPU or back draws different noise."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -201,7 +204,7 @@ def stored_config(
     source: str,
     read: Callable[[Mapping[str, Any]], Settings] = configuration.from_dict,
 ) -> Settings:
-    """Return the configuration a checkpoint was written under, as `read` builds it."""
+    """Return the configuration stored in a checkpoint, as `read` builds it."""
     try:
         return read(state["config"])
     except (KeyError, ConfigError) as error:
@@ -209,16 +212,16 @@ def stored_config(
 
 
 def run_of(path: Path) -> Path | None:
-    """Return the run's folder that a release's file lies in: the one with a config.yaml."""
+    """Return the run's folder that a gen_*.pt lies in: the one with a config.yaml."""
     folders = (path.parent, path.parent.parent)
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 def config_beside(path: Path) -> Config:
-    """Return the configuration of the run that a release's file lies in."""
+    """Return the configuration of the run that a gen_*.pt lies in."""
     if folder := run_of(path):
         return configuration.load(folder / "config.yaml")
     raise CheckpointError(
-        f"{path} is a release's file without a configuration; give its YAML as config "
-        "(--config), or put it beside the file as config.yaml"
+        f"{path} contains no configuration; give its YAML as config (--config), or put it in the "
+        "same folder as config.yaml"
     )

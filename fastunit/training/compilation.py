@@ -1,4 +1,4 @@
-"""torch.compile for what surrounds the fused operations, given up with a word where it fails."""
+"""torch.compile for the code between fused operations; falls back to eager if it fails."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _logger = logging.getLogger(__name__)
 
 
 class Compiled:
-    """Calls functions of networks and images, compiled for the shapes they are called with.
+    """Calls functions of networks and images, compiled for the shapes of their arguments.
 
     `mode` is "on", "off" or "auto", which compiles on GPUs only: on a CPU, compiling takes minutes
-    and saves little. The fused operations stay as they are; the compiler joins what lies between
-    them: losses, pooling, concatenation. Each function is one graph, and its backward pass is
-    compiled with its forward pass. Where that fails, in parts too, a warning says why and the
-    functions run as they are from then on.
+    and saves little. The fused operations are opaque to the compiler, which fuses the code between
+    them: losses, pooling, concatenation. Each function is one graph; its backward pass is compiled
+    together with its forward pass. If compilation fails, a warning says why and all functions run
+    in eager mode from then on.
 
     Attributes:
-        failed: whether that has happened.
+        failed: whether compilation has failed.
     """
 
     def __init__(self, mode: Switch) -> None:

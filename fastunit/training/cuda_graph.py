@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph: captured once, then replayed with a single launch."""
+"""A training step captured as a CUDA graph, and replayed with a single launch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from fastunit.training.objective import Losses
 
 _logger = logging.getLogger(__name__)
-WARM_UP = 3  # steps that run before capture: libraries, autotuning and optimisers settle
+WARM_UP = 3  # steps before capture, for library initialization, autotuning and optimizer state
 
 Step = Callable[[Tensor, Tensor], Losses]
 
@@ -20,10 +20,10 @@ Step = Callable[[Tensor, Tensor], Losses]
 class GraphedStep:
     """``graphed(x_a, x_b) -> losses``, the same as `step`, replayed from the fourth call on.
 
-    `step` must read nothing from the device and keep its state in tensors that it changes in
-    place. The first images' shapes and dtypes are those of the graph; others run as they are.
-    Losses are copies: they stay when the next step is replayed. Where the capture fails,
-    RuntimeError if `required`, else a warning, and every step runs as it is.
+    `step` must not read from the device, and must keep its state in tensors that it changes in
+    place. The graph has the shapes and dtypes of the first images; for others `step` is called.
+    Losses are copies, which the next replay does not overwrite. If the capture fails, RuntimeError
+    is raised if `required`; otherwise a warning is logged and `step` is called every time.
     """
 
     def __init__(self, step: Step, *, required: bool) -> None:
@@ -43,11 +43,11 @@ class GraphedStep:
         if fits and self._calls == WARM_UP + 1:
             self._capture(self._images, self._stream)
         run = self._replay if fits and self._graph is not None else self._step
-        return _beside(self._stream, run, x_a, x_b)
+        return _on_graph_stream(self._stream, run, x_a, x_b)
 
     def _capture(self, images: tuple[Tensor, Tensor], stream: torch.cuda.Stream) -> None:
         graph = torch.cuda.CUDAGraph()
-        # DALI's threads use CUDA while this one captures: only calls of this one may disturb it.
+        # thread_local: DALI's threads call CUDA during the capture, which must not invalidate it.
         try:
             with (
                 torch.cuda.device(stream.device),
@@ -74,8 +74,8 @@ class GraphedStep:
         return {name: loss.clone() for name, loss in self._losses.items()}
 
 
-def _beside(stream: torch.cuda.Stream, run: Step, x_a: Tensor, x_b: Tensor) -> Losses:
-    """Run on the stream of the graph, between what comes before and after on the caller's."""
+def _on_graph_stream(stream: torch.cuda.Stream, run: Step, x_a: Tensor, x_b: Tensor) -> Losses:
+    """Run on the graph's stream, ordered after the caller's earlier work and before its later."""
     here = torch.cuda.current_stream(x_a.device)
     stream.wait_stream(here)
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""A running average of a module's weights, taken on the device."""
+"""Exponential moving average of a module's weights."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Average(Generic[M]):
-    """A copy of a module whose weights follow it: average = d * average + (1 - d) * weights.
+    """Exponential moving average of a module: average = d * average + (1 - d) * weights.
 
-    The decay d is ``min(decay, (1 + n) / (10 + n))`` for the n updates made so far, so that the
-    first weights are soon forgotten, however long the average finally is. Buffers are copied.
+    The decay d is ``min(decay, (1 + n) / (10 + n))`` after n updates, so that the initial weights
+    are forgotten quickly even with a large `decay`. Buffers are copied.
 
-    Nothing waits for the device, and n is counted there: `update` can be captured in a CUDA graph,
-    whose replays go on counting.
+    `update` does not synchronize with the device and counts n there, so it can be captured in a
+    CUDA graph; replays continue to count.
 
     Args:
-        module: on its device already, and of its final dtype.
+        module: on its device and of its final dtype.
         decay: in [0, 1).
 
     Attributes:
-        module: the averaged copy. It needs no gradients.
+        module: the averaged copy, without gradients.
         updates: n, an int64 scalar on the device.
     """
 
@@ -38,12 +38,12 @@ class Average(Generic[M]):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the module's weights, as they are now, into the average."""
+        """Update the average with the module's current weights."""
         n = self.updates.double()
         share = 1 - ((1 + n) / (10 + n)).clamp(max=self._decay)
-        # PyTorch's optimisers use these too; they are private by name alone.
+        # PyTorch's optimizers use these functions too; they are private in name only.
         steps = torch._foreach_sub(self._weights, self._averages)  # pyright: ignore[reportPrivateImportUsage]
-        share = share.to(steps[0].dtype)  # a tensor: replays ramp, too
+        share = share.to(steps[0].dtype)  # a tensor, so that it changes in replays as well
         torch._foreach_mul_(steps, share)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_add_(self._averages, steps)  # pyright: ignore[reportPrivateImportUsage]
         if self._buffers:
@@ -51,11 +51,11 @@ class Average(Generic[M]):
         self.updates += 1
 
     def restart(self) -> None:
-        """Let the average be the module as it is now, with no updates made."""
+        """Set the average to the module's current weights, and n to 0."""
         self.module.load_state_dict(self._source.state_dict())
         self.updates.zero_()
 
 
 def _tensors(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the parameters and buffers, shared ones once."""
+    """Return the parameters and the buffers, shared ones once."""
     return list(module.parameters()), list(module.buffers())

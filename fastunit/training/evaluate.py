@@ -1,8 +1,9 @@
-"""How far translations are from the truth, and whether that is any better than no network.
+"""Evaluation on held-out pairs: the translations' error and retrieval, beside baselines.
 
-The error alone tells little: one gray picture can be nearer to the truth than a sharp translation
-in wrong colours. So the errors of the input itself and of two predictions from the training sets'
-statistics stand beside it, and whether each translation is recognised among all truths.
+The error alone says little: a constant gray image can be nearer to the truth than a sharp
+translation in wrong colours. So it is reported beside the errors of the unchanged input and of two
+predictions from the training sets' statistics, together with retrieval: whether each translation
+is nearest to its own true image.
 """
 
 from __future__ import annotations
@@ -28,31 +29,31 @@ from fastunit.training.held_out import Pairs
 
 MOST_TRAINING = 2_000  # training images of a domain that are read for its statistics
 MOST_COMPARED = 2**33  # values subtracted for one retrieval: some 10 s on a CPU core
-RETRIEVED = ("paired", "identity", "statistics")  # a constant picture is at chance
-_SLOW = 2.0  # seconds after which there is a progress bar
+RETRIEVED = ("paired", "identity", "statistics")  # a constant image is always at chance
+_SLOW = 2.0  # seconds after which a progress bar is shown
 
 
 @torch.no_grad()
 def measure(
     pair: DomainPair, pairs: Pairs, domains: Domains, config: Config, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    """Return, for "a2b" and "b2a", the translations' errors beside those of no translation.
+    """Return the errors of translations and baselines, for "a2b" and "b2a".
 
     ``*_l1`` is the mean absolute difference from the true image on the [-1, 1] scale, averaged
     over all values of an image, then over images: ``paired_l1`` of the translation,
-    ``identity_l1`` of the input as it is, ``constant_l1`` of one picture, the mean at each place
-    of the target's training images, ``statistics_l1`` of the input given the target's mean and
-    spread at each place (`baselines.restyled`). ``retrieval`` is the share of translations that
-    are nearer to their own truth than to all others (`baselines.retrieved`), ``*_retrieval``
-    that of the others, ``chance`` what guessing gives. ``left_out``, where there is one, says by
-    name why a figure is missing.
+    ``identity_l1`` of the unchanged input, ``constant_l1`` of the mean of the target's training
+    images, ``statistics_l1`` of the input rescaled to the target's mean and standard deviation at
+    each position (`baselines.restyled`). ``retrieval`` is the share of translations that are
+    nearer to their own true image than to any other (`baselines.retrieved`), ``*_retrieval`` the
+    same for baselines, ``chance`` its expected value for guesses. ``left_out``, if present, gives
+    the reasons for missing figures.
 
-    Statistics are those of every k-th training image, framed as test images are, with the least k
-    that leaves `MOST_TRAINING`. Retrieval is among every k-th pair likewise, where comparing all
-    would take more than `MOST_COMPARED` differences.
+    Statistics are those of every k-th training image, resized and cropped as test images, with the
+    smallest k that leaves at most `MOST_TRAINING`. Likewise retrieval is among every k-th pair if
+    comparing all would take more than `MOST_COMPARED` subtractions.
 
     Raises:
-        DataError: a file cannot be read any more; the message names it.
+        DataError: a file can no longer be read; the message names it.
     """
     crop = config.crop if config.data.test_crop == "center" else None
     training = {"a": _thinned(domains.train_a), "b": _thinned(domains.train_b)}
@@ -69,7 +70,9 @@ def measure(
 
         of = {name: baselines.statistics(read(name, training[name])) for name in "ab"}
         truths = {name: _stacked(read(name, files[name][:compared])) for name in "ab"}
-        ways = {way: _Way(of[way[0]], of[way[-1]], truths[way[-1]]) for way in DIRECTIONS}
+        ways = {
+            way: _DirectionScores(of[way[0]], of[way[-1]], truths[way[-1]]) for way in DIRECTIONS
+        }
         for x_a, x_b in zip(*(read(name, files[name]) for name in "ab"), strict=True):
             for way, x, truth in zip(DIRECTIONS, (x_a, x_b), (x_b, x_a), strict=True):
                 with evaluating(pair):
@@ -77,10 +80,11 @@ def measure(
     return {name: way.result() for name, way in ways.items()}
 
 
-class _Way:
-    """Sums of one direction, by kind of picture.
+class _DirectionScores:
+    """Accumulates one direction's errors and retrieval, by kind of image.
 
-    `truths` are those of the first images that are added, [M, C, H, W]; None: no retrieval.
+    `truths` are the true images of the first images that are added, [M, C, H, W]; None: no
+    retrieval.
     """
 
     def __init__(
@@ -93,9 +97,9 @@ class _Way:
         self._done = 0
 
     def add(self, x: Tensor, translated: Tensor, truth: Tensor) -> None:
-        """Set the pictures made of `x`, [N, C, H, W], against the truth."""
+        """Compare the predictions for `x`, [N, C, H, W], with the true images."""
         compared = 0 if self._truths is None else max(0, len(self._truths) - self._done)
-        for kind, images in self._pictures(x, translated).items():
+        for kind, images in self._predictions(x, translated).items():
             difference = (images.double() - truth.double()).abs()
             self._errors[kind] += difference.mean((1, 2, 3)).sum().item()
             self._counts[kind] += len(x)
@@ -104,16 +108,16 @@ class _Way:
                 self._hits[kind] += baselines.retrieved(chosen, self._truths, self._done)
         self._done += len(x)
 
-    def _pictures(self, x: Tensor, translated: Tensor) -> dict[str, Tensor]:
-        pictures = {"paired": translated, "identity": x}
+    def _predictions(self, x: Tensor, translated: Tensor) -> dict[str, Tensor]:
+        predictions = {"paired": translated, "identity": x}
         if _fits(self._target, x):
-            pictures["constant"] = self._target.mean.expand(x.shape)
+            predictions["constant"] = self._target.mean.expand(x.shape)
             if _fits(self._source, x):
-                pictures["statistics"] = baselines.restyled(x, self._source, self._target)
-        return pictures
+                predictions["statistics"] = baselines.restyled(x, self._source, self._target)
+        return predictions
 
     def result(self) -> dict[str, Any]:
-        """Return the figures by name, without those that some of the images do not have."""
+        """Return the figures by name, without those that could not be computed for all images."""
         found, left_out = {}, {}
         count = 0 if self._truths is None else len(self._truths)
         for kind in KINDS:
@@ -142,14 +146,14 @@ def _thinned(files: Sequence[Path]) -> Sequence[Path]:
 
 
 def _compared_first(pairs: Pairs, values: int) -> tuple[Pairs, int]:
-    """Put every k-th pair in front, those that retrieval is among; return their number, too."""
+    """Return the pairs with every k-th one first, those used for retrieval, and their number."""
     most = max(2, math.isqrt(MOST_COMPARED // values))
     step = math.ceil(len(pairs) / most)
     return [pair for start in range(step) for pair in pairs[start::step]], len(pairs[::step])
 
 
 def _stacked(batches: Iterator[Tensor]) -> Tensor | None:
-    """Return the images of all batches as one tensor, None where they differ in size."""
+    """Return the images of all batches as one tensor, None if they differ in size."""
     found: list[Tensor] = []
     for images in batches:
         if found and images.shape[1:] != found[0].shape[1:]:

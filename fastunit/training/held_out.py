@@ -1,4 +1,4 @@
-"""The held-out images: which are true pairs, which are shown, and how they are read."""
+"""Held-out images: finding true pairs, choosing images for sample grids, reading them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _logger = logging.getLogger(__name__)
 
 
 def find_pairs(domains: Domains, config: Config) -> Pairs:
-    """Return the test images that show the same thing in both domains, as (a, b) files.
+    """Return the test images that show the same scene in both domains, as (a, b) files.
 
-    They are told by equal paths below testA and testB, the suffix aside: when at least nine
-    tenths of both sets have a partner, those are the pairs. Otherwise, or where the domains'
-    channels, or a pair's sizes after resizing, differ, the result is empty.
+    Pairs have equal paths below testA and testB, without the suffix. The result is empty unless
+    at least nine tenths of both sets have a partner, and if the domains' channels or the sizes of
+    a pair after resizing differ.
     """
     a, b = _by_path(domains.test_a), _by_path(domains.test_b)
     names = sorted(a.keys() & b.keys())
@@ -40,8 +40,8 @@ def shown_images(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the centre crops for the sample grids, [N, C, H, W] of each domain.
 
-    Test images, or training ones without a test set; `display_size` at most, as many of each
-    domain as both have.
+    Test images, or training images if there is no test set; at most `display_size`, equally many
+    of both domains.
     """
     if domains.test_a and domains.test_b:
         chosen = domains.test_a, domains.test_b
@@ -63,16 +63,16 @@ def _by_path(files: Sequence[Path]) -> dict[str, Path]:
 
 
 def _comparable(pairs: Pairs, config: Config) -> bool:
-    """Tell whether images of a pair can be subtracted; a warning says why they cannot."""
+    """Return whether the images of pairs can be subtracted; logs a warning if they cannot."""
     if config.input_dim_a != config.input_dim_b:
-        _logger.warning("no paired error: the domains have different channels")
+        _logger.warning("no held-out error: the domains have different channels")
         return False
     images = zip(pairs, *_both(pairs, config, None, torch.device("cpu")), strict=True)
     for (file_a, file_b), x_a, x_b in images:
         if x_a.shape != x_b.shape:
             sizes = " and ".join("x".join(map(str, x.shape[2:])) for x in (x_a, x_b))
             _logger.warning(
-                "no paired error: %s and %s are a pair by name, but %s pixels after resizing",
+                "no held-out error: %s and %s are a pair by name, but %s pixels after resizing",
                 *(file_a, file_b, sizes),
             )
             return False
@@ -96,9 +96,9 @@ def read(
     crop: tuple[int, int] | None,
     device: torch.device,
 ) -> Images:
-    """Yield images of one domain in batches [N, C, H, W], cropped at the centre; None: whole.
+    """Yield images of one domain in batches [N, C, H, W], cropped at the centre.
 
-    Whole images come alone, as they may differ in size.
+    With `crop` None images are uncropped, one per batch, as they may differ in size.
     """
     return iter_images(
         files,

@@ -1,4 +1,4 @@
-"""Trained networks from their files, ready to translate."""
+"""Loading trained networks for translation."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def load(
     """Load trained generators for translating images.
 
     Args:
-        path: a run's folder (its newest checkpoint that can be read), a checkpoint of fastunit,
-            or a release's gen_*.pt. Of averaged generators (`ema_decay`) the average is taken.
-        device: "cpu", "cuda", "cuda:N" or a torch.device; None is the first GPU, or the CPU where
+        path: a run's folder (its newest readable checkpoint), a checkpoint of fastunit, or a
+            release's gen_*.pt. If it has averaged generators (`ema_decay`), these are loaded.
+        device: "cpu", "cuda", "cuda:N" or a torch.device; None is the first GPU, or the CPU if
             there is none.
-        precision: compute dtype of convolutions: "bf16", "tf32", "fp32" or "inherit"; None is
-            bf16 on GPUs that have it, else fp32.
-        config: the configuration of a release's gen_*.pt that has no config.yaml beside it, or in
-            the folder above; all other files hold theirs.
+        precision: compute dtype of convolutions and matmuls: "bf16", "tf32", "fp32" or "inherit";
+            None is bf16 where the GPU supports it, else fp32.
+        config: needed only for a release's gen_*.pt without a config.yaml in its folder or the
+            folder above; all other files contain theirs.
 
     Returns:
         The generators in evaluation mode on the device, with the configuration of their training.
 
     Raises:
-        CheckpointError: the file is missing or damaged, holds other networks or values that are
-            not finite, or no configuration is known.
-        ConfigError: `config` is given for a file that holds its own or is unreadable, or the
-            device does not have the precision.
-        UserError: the device is not there.
+        CheckpointError: the file is missing or damaged, holds other networks or non-finite
+            weights, or there is no configuration.
+        ConfigError: `config` is given although the file has its own, or the device does not
+            support the precision.
+        UserError: the device does not exist.
     """
     networks, used = checkpoint.load_generators(Path(path), config)
     if config is not None and used is not config:

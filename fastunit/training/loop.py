@@ -1,4 +1,4 @@
-"""The training loop: records, progress, checkpoints, and the ways it may end."""
+"""The training loop: records, progress, checkpoints, stopping."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from fastunit.training import checkpoint
 from fastunit.training.loss_monitor import LossMonitor, Record
 from fastunit.training.objective import Losses
 
-# Takes an iteration and its losses; True stops the run.
+# Called with an iteration and its losses; returning True stops the run.
 Callback = Callable[[int, dict[str, float]], bool | None]
 
-CHECK_EVERY = 100  # iterations between looks for NaN when losses are logged more rarely
+CHECK_EVERY = 100  # iterations between checks for NaN if losses are logged less often
 
 
 @dataclass
 class Stop:
-    """A request to stop, by a signal or a callback: the loop saves and leaves."""
+    """A request to stop, by a signal or a callback: the loop saves a checkpoint and returns."""
 
     signal: int | None = None
     asked: bool = False
@@ -39,7 +39,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a request; the second acts as it always does."""
+    """Turn the first SIGINT or SIGTERM into a stop request; the second has its usual effect."""
     stop = Stop()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -48,7 +48,7 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
     def request(number: int, frame: object) -> None:
-        stop.signal = number  # no output here: the main thread may be in the middle of its own
+        stop.signal = number  # no output here: the main thread may be writing
         restore()
 
     for number in before:
@@ -78,7 +78,7 @@ class Loop(ABC, Generic[S]):
     A subclass says what an iteration trains on and what is measured.
 
     Args:
-        session: what is trained; it may have iterations behind it.
+        state: what is trained; it may have iterations behind it.
         schedule: when checkpoints are written and which are kept.
         total: the last iteration.
         run_dir: the run's folder.
@@ -90,20 +90,20 @@ class Loop(ABC, Generic[S]):
 
     def __init__(
         self,
-        session: S,
+        state: S,
         schedule: checkpoint.Schedule,
         total: int,
         run_dir: Path,
         started: float,
         callback: Callback | None = None,
     ) -> None:
-        self.session, self._schedule, self._total = session, schedule, total
+        self.state, self._schedule, self._total = state, schedule, total
         self.run_dir, self._started, self._callback = run_dir, started, callback
-        self._earlier = dict(session.spent)
+        self._earlier = dict(state.spent)
         self._loop_started = started
         self._monitor = LossMonitor()
-        # A fresh run saves even iteration 0 when it is stopped, so that it can be resumed.
-        self._saved = session.iteration if session.iteration else -1
+        # A new run saves even iteration 0 when it is stopped, so that it can be resumed.
+        self._saved = state.iteration if state.iteration else -1
 
     @abstractmethod
     def _advance(self) -> Losses:
@@ -125,26 +125,26 @@ class Loop(ABC, Generic[S]):
         """Do what else is due after an iteration."""
 
     def run(self, stop: Stop) -> bool:
-        """Train up to the last iteration; returns False when it was stopped earlier.
+        """Train up to the last iteration; returns False if it was stopped earlier.
 
-        A checkpoint of the iteration reached is written in both cases, and before an error of the
-        data or the disk leaves.
+        A checkpoint of the iteration reached is written in both cases, and before a data or disk
+        error propagates.
 
         Raises:
-            TrainingDiverged: a loss or weight is not finite; the checkpoints before it stay.
+            TrainingDiverged: a loss or weight is not finite; earlier checkpoints are kept.
         """
         try:
             self._run(stop)
         except TrainingDiverged as error:
             raise TrainingDiverged(f"{error}; {_last_good(self.run_dir)}") from error
-        return stop.signal is None and self.session.iteration >= self._total
+        return stop.signal is None and self.state.iteration >= self._total
 
     def seconds(self) -> float:
         """Return how long the run has taken so far, its earlier parts included."""
         return self._earlier["seconds"] + time.perf_counter() - self._started
 
     def _run(self, stop: Stop) -> None:
-        first = self.session.iteration
+        first = self.state.iteration
         with (
             Metrics(self.run_dir, resume_from=first or None) as metrics,
             self._showing(metrics),
@@ -171,9 +171,9 @@ class Loop(ABC, Generic[S]):
         self, stop: Stop, report: Callable[[list[Record]], None], metrics: Metrics, bar: tqdm
     ) -> None:
         self._loop_started = time.perf_counter()
-        while self.session.iteration < self._total and not stop:
+        while self.state.iteration < self._total and not stop:
             losses = self._advance()
-            self._monitor.add(self.session.iteration, losses)
+            self._monitor.add(self.state.iteration, losses)
             bar.update()
             report(self._read_losses())
             if self._due(self._schedule.snapshot_save_iter):
@@ -182,7 +182,7 @@ class Loop(ABC, Generic[S]):
             self._after_iteration(metrics)
 
     def _due(self, every: int) -> bool:
-        return self.session.iteration % every == 0
+        return self.state.iteration % every == 0
 
     def _read_losses(self) -> list[Record]:
         measured = self._measure()
@@ -191,15 +191,15 @@ class Loop(ABC, Generic[S]):
         return []
 
     def _save(self) -> None:
-        """Write a checkpoint unless this iteration has one; `drain` has checked its losses."""
-        session = self.session
-        if session.iteration <= self._saved:
+        """Write a checkpoint unless this iteration has one; `drain` has checked the losses."""
+        state = self.state
+        if state.iteration <= self._saved:
             return
         loop_seconds = self._earlier["loop_seconds"] + time.perf_counter() - self._loop_started
-        session.spent = {"seconds": self.seconds(), "loop_seconds": loop_seconds}
-        session.save(self.run_dir)
-        checkpoint.prune(self.run_dir, self._schedule, session.iteration)
-        self._saved = session.iteration
+        state.spent = {"seconds": self.seconds(), "loop_seconds": loop_seconds}
+        state.save(self.run_dir)
+        checkpoint.prune(self.run_dir, self._schedule, state.iteration)
+        self._saved = state.iteration
 
 
 def _last_good(folder: Path) -> str:

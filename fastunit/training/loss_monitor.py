@@ -1,4 +1,4 @@
-"""Losses read off the device without making it wait, and the watch for NaN and infinity."""
+"""Asynchronous reading of losses from the device, and checks for NaN and infinity."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ Record = tuple[int, dict[str, float]]  # an iteration, and the values that belon
 
 @dataclass
 class _Block:
-    """The losses of some iterations on their way to the host."""
+    """The losses of some iterations, being copied to the host."""
 
     iterations: list[int]
     values: Tensor  # [iterations, losses], float64
     ready: torch.cuda.Event | None
-    extra: dict[str, float] | None  # set where a record ends with this block
+    extra: dict[str, float] | None  # not None if this block completes a record
 
 
 class LossMonitor:
-    """Collects every iteration's losses and gives back their means as records.
+    """Collects every iteration's losses and returns their means as records.
 
-    `add` only queues device work. `flush` starts copying what was added to the host and returns
-    the records that are complete. On CUDA that leaves out the block just started, which the
-    device has yet to compute; it comes with the next `flush` or with `drain`. No record is lost
-    and each keeps its own iteration.
+    `add` only queues device work. `flush` starts copying the added losses to the host and returns
+    the complete records. On CUDA these do not include the copy just started, which would make the
+    host wait; it is returned by the next `flush` or by `drain`. No record is lost, and each has its
+    own iteration.
     """
 
     def __init__(self) -> None:
@@ -41,16 +41,16 @@ class LossMonitor:
         self._count = 0
 
     def add(self, iteration: int, losses: Losses) -> None:
-        """Remember an iteration's scalar losses; every call has the same names."""
+        """Add an iteration's scalar losses; the names are the same in every call."""
         self._names = list(losses)
         self._iterations.append(iteration)
         self._rows.append(torch.stack([loss.double() for loss in losses.values()]))
 
     def flush(self, extra: dict[str, float] | None) -> list[Record]:
-        """Start reading what was added; return the records that are complete.
+        """Start copying the added losses; return the complete records.
 
-        `extra` ends a record here and joins its values; None only has the losses looked at, and
-        the record goes on.
+        With `extra`, the current record ends here and includes these values. With None, the losses
+        are only checked, and the record continues.
 
         Raises:
             TrainingDiverged: a loss is not finite; the message names the first and its iteration.
@@ -60,7 +60,7 @@ class LossMonitor:
         return self._finish(keep=1 if on_cuda else 0)
 
     def drain(self) -> list[Record]:
-        """Wait for everything added so far, check it, and return the records it completes."""
+        """Wait for all added losses, check them, and return the records that they complete."""
         self._start(None)
         return self._finish(keep=0)
 
@@ -78,7 +78,7 @@ class LossMonitor:
         self._pending.append(_Block(iterations, values, ready, extra))
 
     def _finish(self, keep: int) -> list[Record]:
-        """Take in all pending blocks but the `keep` newest."""
+        """Process all pending blocks but the `keep` newest."""
         done = self._pending[: len(self._pending) - keep]
         self._pending = self._pending[len(done) :]
         records = []

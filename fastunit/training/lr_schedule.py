@@ -1,8 +1,8 @@
-"""Learning-rate schedules, of which an iteration's own, counted from 1, is set before its updates.
+"""Learning-rate schedules. The rate of an iteration, counted from 1, is set before its updates.
 
-"step" multiplies the rate by `gamma` every `step_size` iterations; "linear" keeps it for the share
-`decay_from` of `max_iter` iterations and lowers it from there on by equal amounts, so that it
-would be 0 in the first iteration after the last; "constant" keeps it.
+"step" multiplies the rate by `gamma` every `step_size` iterations. "linear" keeps it for the
+fraction `decay_from` of `max_iter` iterations, then lowers it by equal amounts, so that it would
+be 0 in iteration `max_iter` + 1. "constant" keeps it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def rate(config: Config, iteration: int) -> float:
 
 
 def scheduler(optimizer: Optimizer, config: Config) -> LRScheduler | None:
-    """Return the schedule of an optimiser, to be advanced before each iteration's updates."""
+    """Return an optimizer's schedule, to be advanced before each iteration's updates."""
     if config.lr_policy == "step":
         return StepLR(optimizer, config.step_size, config.gamma)
     if config.lr_policy == "linear":
@@ -38,23 +38,23 @@ def scheduler(optimizer: Optimizer, config: Config) -> LRScheduler | None:
 def advance(schedulers: Iterable[LRScheduler | None]) -> None:
     """Advance schedules by one iteration; the release does so before the updates."""
     with warnings.catch_warnings():
-        # PyTorch's own order is after the updates, and it says so on the first call; in a
-        # copy of a trainer it takes the same for an overridden optimizer.step.
-        for said in ("Detected call of `lr_scheduler.step", "Seems like `optimizer.step"):
-            warnings.filterwarnings("ignore", message=said)
+        # PyTorch expects schedulers to be advanced after the updates and warns on the first call;
+        # in a copy of a trainer it mistakes that for an overridden optimizer.step.
+        for text in ("Detected call of `lr_scheduler.step", "Seems like `optimizer.step"):
+            warnings.filterwarnings("ignore", message=text)
         for scheduler in schedulers:
             if scheduler is not None:
                 scheduler.step()
 
 
 def restore(part: LRScheduler, state: dict[str, Any]) -> None:
-    """Load the state of a schedule of the same policy; that of another is left to `reset`."""
+    """Load a schedule's state if it is of the same policy; else nothing, see `reset`."""
     if ("lr_lambdas" in state) == isinstance(part, LambdaLR):
         part.load_state_dict(state)
 
 
 def reset(part: LRScheduler, config: Config, iteration: int) -> None:
-    """Give a schedule the configuration's settings after an iteration."""
+    """Set a schedule to the configuration's settings, as after `iteration` iterations."""
     if isinstance(part, StepLR):
         part.step_size, part.gamma = config.step_size, config.gamma
     part.base_lrs = [config.lr]
@@ -62,7 +62,7 @@ def reset(part: LRScheduler, config: Config, iteration: int) -> None:
 
 
 def _left(config: Config, iteration: int) -> float:
-    """Return the share of the rate that an iteration of a linear schedule has."""
+    """Return the factor on the base rate in an iteration of the linear schedule."""
     begin = int(config.decay_from * config.max_iter)
     left = (config.max_iter + 1 - iteration) / (config.max_iter - begin)
     return min(1.0, max(0.0, left))

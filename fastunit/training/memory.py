@@ -1,14 +1,14 @@
-"""The peak memory of training, found by taking a step with tensors that have no data.
+"""Forecast of training's peak memory, by running a step on tensors without data.
 
-Every storage is counted from the operation that makes it until nothing refers to it, inside the
-fused operations too. Not counted: the program itself, what libraries allocate on their own
-(cuDNN's and oneDNN's workspaces, the CUDA context), loaders and sample grids. Against the peaks
-of real steps, see tests/training/test_memory.py:
+Every storage is counted from its creation until its last reference is gone, inside fused operations
+as well. Not counted: the program itself, memory allocated by libraries (cuDNN's and oneDNN's
+workspaces, the CUDA context), data loaders and sample grids. tests/training/test_memory.py compares
+with the peaks of real steps:
 
-- on a GPU `Forecast.total` is what torch.cuda.max_memory_allocated reports of a step that is
+- on a GPU `Forecast.total` is what torch.cuda.max_memory_allocated reports for a step that is
   neither compiled nor captured in a graph;
-- on a CPU it is the peak of what is in use. glibc hands tensors of 32 MiB and more back when they
-  are freed, but keeps what is smaller and cannot fill all the gaps again (`Forecast.resident`).
+- on a CPU it is the peak of memory in use. glibc returns tensors of 32 MiB and more to the system
+  when they are freed, but keeps smaller ones and cannot reuse all gaps (`Forecast.resident`).
 """
 
 from __future__ import annotations
@@ -31,36 +31,36 @@ from fastunit.models.perceptual import Perceptual
 from fastunit.models.unit import networks
 from fastunit.training.step import TrainStep
 
-GLIBC_MAPS_FROM = 32 * 2**20  # bytes; below, memory comes from the heap (M_MMAP_THRESHOLD's limit)
-HEAP_GROWTH = 1.25  # the heap's size for the bytes in it; 1.2 to 1.4 were measured (glibc 2.36)
-CUDA_BLOCK = 512  # bytes, to which PyTorch's allocator rounds up
-WEIGHTS, OPTIMISER, GRADIENTS, OTHER = range(4)
+GLIBC_MAPS_FROM = 32 * 2**20  # bytes; less comes from the heap (the limit of M_MMAP_THRESHOLD)
+HEAP_GROWTH = 1.25  # heap size / bytes in use; 1.2 to 1.4 were measured (glibc 2.36)
+CUDA_BLOCK = 512  # bytes; PyTorch's allocator rounds up to multiples
+WEIGHTS, OPTIMIZER, GRADIENTS, OTHER = range(4)
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes at the peak of a training step, by what holds them.
+    """Bytes at the peak of a training step, by purpose.
 
-    `weights` include those of the perceptual term and the averaged generators. `resident` is by
-    how much the process grows on a CPU, None on a GPU.
+    `weights` includes those of the perceptual term and the averaged generators. `resident` is the
+    growth of the process on a CPU, None on a GPU.
     """
 
     weights: int
-    optimiser: int
+    optimizer: int
     gradients: int
     activations: int
     resident: int | None = None
 
     @property
     def total(self) -> int:
-        return self.weights + self.optimiser + self.gradients + self.activations
+        return self.weights + self.optimizer + self.gradients + self.activations
 
     def __str__(self) -> str:
         text = (
             f"{size(self.total)} at the peak of a step (weights {size(self.weights)}, "
-            f"optimisers {size(self.optimiser)}, gradients {size(self.gradients)}, "
+            f"optimizers {size(self.optimizer)}, gradients {size(self.gradients)}, "
             f"activations and temporaries {size(self.activations)})"
         )
         if self.resident is None:
@@ -69,7 +69,7 @@ class Forecast:
 
 
 def parameter_counts(config: Config) -> dict[str, int]:
-    """Return the number of parameters of each part; shared blocks are counted once, apart."""
+    """Return the number of parameters of each network, those of shared blocks separately."""
     with torch.device("meta"):
         unit = networks(config)
     gen_a, gen_b = set(unit.gen_a.parameters()), set(unit.gen_b.parameters())
@@ -86,9 +86,9 @@ def parameter_counts(config: Config) -> dict[str, int]:
 
 
 def forecast(config: Config, device: torch.device) -> Forecast:
-    """Return what training with a configuration will take on a device, allocating nothing.
+    """Return the memory that training will need on a device, without allocating it.
 
-    Takes a few seconds. For a step that is neither compiled nor captured in a graph.
+    For a step that is neither compiled nor captured in a graph. Takes a few seconds.
     """
     config = replace(config, compile="off", graphs="off")
     with FakeTensorMode(), torch.device(device), _LiveBytes(device) as live:
@@ -96,23 +96,23 @@ def forecast(config: Config, device: torch.device) -> Forecast:
         perceptual = _channels_last(Perceptual()) if config.vgg_w > 0 else None
         step = TrainStep(unit, config, perceptual)
         modules = [unit] if perceptual is None else [unit, perceptual]
-        live.belongs([t for m in modules for t in _tensors(m)], WEIGHTS)
+        live.label([t for m in modules for t in _tensors(m)], WEIGHTS)
         for parameter in unit.parameters():
-            parameter.register_post_accumulate_grad_hook(live.belongs_to_gradient)
+            parameter.register_post_accumulate_grad_hook(live.label_gradient)
         for optimizer in (step.dis_opt, step.gen_opt):
             _use_once(optimizer)
-            live.belongs(tree_leaves(list(optimizer.state.values())), OPTIMISER)
-        live.belongs([p.grad for p in unit.parameters()], GRADIENTS)
+            live.label(tree_leaves(list(optimizer.state.values())), OPTIMIZER)
+        live.label([p.grad for p in unit.parameters()], GRADIENTS)
         live.restart()
         step(*_images(config))
     average = _nbytes(_tensors(unit.generator_pair())) if config.ema_decay else 0
-    weights, optimiser, gradients, others = live.peak
+    weights, optimizer, gradients, others = live.peak
     resident = None if device.type == "cuda" else live.peak_resident + average
-    return Forecast(weights + average, optimiser, gradients, others, resident)
+    return Forecast(weights + average, optimizer, gradients, others, resident)
 
 
 def shortage(expected: Forecast, device: torch.device) -> str | None:
-    """Return a line that says so if a GPU has less memory free than is expected, else None."""
+    """Return a warning if the expected memory exceeds a GPU's free memory, else None."""
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
@@ -126,28 +126,28 @@ def shortage(expected: Forecast, device: torch.device) -> str | None:
 
 
 def size(count: int) -> str:
-    """Return a number of bytes in MiB, or in GiB from one on."""
+    """Return a number of bytes as text in MiB, or in GiB from 1 GiB on."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that are made while it is active, and their peak."""
+    """Counts the bytes of storages created while it is active, and their peak."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self._device, self._block = device, CUDA_BLOCK if device.type == "cuda" else 1
-        self._known: dict[int, tuple[int, int]] = {}  # storage -> bytes, what they are
+        self._known: dict[int, tuple[int, int]] = {}  # storage -> bytes, purpose
         self._live = [0, 0, 0, 0]
         self._heap = 0
         self.restart()
 
     def restart(self) -> None:
-        """Take what is there now for the peak."""
+        """Reset the peak to the current bytes."""
         self.peak, self.peak_resident, self._peak_heap = [0, 0, 0, 0], 0, 0
         self._note_peak()
 
-    def belongs(self, tensors: Iterable[Any], what: int) -> None:
-        """Say what the tensors' storages are; they count as OTHER until then."""
+    def label(self, tensors: Iterable[Any], what: int) -> None:
+        """Set the purpose of the tensors' storages, which is OTHER until then."""
         for tensor in tensors:
             key = tensor.untyped_storage()._cdata if isinstance(tensor, Tensor) else None
             if key in self._known:
@@ -156,9 +156,9 @@ class _LiveBytes(TorchDispatchMode):
                 self._live[before] -= count
                 self._live[what] += count
 
-    def belongs_to_gradient(self, parameter: Tensor) -> None:
-        """Say that the parameter's gradient is one."""
-        self.belongs([parameter.grad], GRADIENTS)
+    def label_gradient(self, parameter: Tensor) -> None:
+        """Label the parameter's gradient as one."""
+        self.label([parameter.grad], GRADIENTS)
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
@@ -173,7 +173,7 @@ class _LiveBytes(TorchDispatchMode):
         return result
 
     def _run_inside(self, func: Any, *args: Any) -> Any:
-        """Run the body of a fused operation, seeing its temporaries; no kernel is launched."""
+        """Run a fused operation's body so that its temporaries are counted; launches no kernel."""
         with self, runtime.recorded_launches(runtime.arch(self._device)):
             return _body(func)(*args)
 
@@ -205,14 +205,14 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _body(func: Any) -> Callable[..., Any]:
-    """Return the implementation that an operator of ours has for all devices."""
+    """Return the implementation of one of fastunit's operators, the same for all devices."""
     kernel = torch.library.get_kernel(func, "CPU")
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
     return lambda *args: kernel.call_boxed(keys, *args)
 
 
 def _channels_last(module: Module) -> Module:
-    """Lay out the filters as a session does; `Module.to` refuses tensors without data."""
+    """Make filters channels_last, as `TrainState` does; `Module.to` fails on fake tensors."""
     for parameter in module.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -220,7 +220,7 @@ def _channels_last(module: Module) -> Module:
 
 
 def _use_once(optimizer: Optimizer) -> None:
-    """Give the weights gradients and the optimiser its moments, as after a first step."""
+    """Create gradients and the optimizer's moments, as after a first step."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.empty_like(parameter)

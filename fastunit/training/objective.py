@@ -1,6 +1,6 @@
 """UNIT's objective (Liu, Breuel and Kautz 2017, equations 1 to 3) as named losses.
 
-`LOSSES` says what each name means; `total` entries carry the gradient, all are scalars.
+`LOSSES` documents the names. All losses are scalars; the `total` entries are differentiated.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from torch import Tensor
 
 from fastunit.config import Config
 from fastunit.models.discriminator import total, widened
-from fastunit.models.domain_pair import Coupled
+from fastunit.models.domain_pair import TrainablePair
 from fastunit.models.perceptual import Perceptual
 
 Losses = dict[str, Tensor]
-Noise = Mapping[str, Tensor | None]  # None: to be drawn
+Noise = Mapping[str, Tensor | None]  # None: drawn
 
 LOSSES = {
     "discriminator_a": "equation 2, discriminator of a: real a against b translated to a",
     "discriminator_b": "equation 2, discriminator of b: real b against a translated to b",
-    "discriminator_total": "weighted sum that the discriminators descend",
-    "adversarial_a": "equation 2, generator: b translated to a should pass for a",
-    "adversarial_b": "equation 2, generator: a translated to b should pass for b",
+    "discriminator_total": "weighted sum, minimized by the discriminators",
+    "adversarial_a": "equation 2, generator: b translated to a should be taken for a real a",
+    "adversarial_b": "equation 2, generator: a translated to b should be taken for a real b",
     "reconstruction_a": "equation 1: mean absolute difference of a and its reconstruction",
     "reconstruction_b": "equation 1: mean absolute difference of b and its reconstruction",
     "kl_a": "equation 1: mean(mu^2) of a's code; see vae.sample for learned variance",
@@ -33,18 +33,18 @@ LOSSES = {
     "cycle_b": "equation 3: mean absolute difference of b and b -> a -> b",
     "cycle_kl_a": "equation 3: as kl_b, of a translated to b",
     "cycle_kl_b": "equation 3: as kl_a, of b translated to a",
-    "identity_a": "mean absolute difference of a and what translating it from b to a makes of it",
-    "identity_b": "mean absolute difference of b and what translating it from a to b makes of it",
+    "identity_a": "mean absolute difference of a and a translated from b to a",
+    "identity_b": "mean absolute difference of b and b translated from a to b",
     "perceptual_a": "VGG16 feature distance of b translated to a from b",
     "perceptual_b": "VGG16 feature distance of a translated to b from a",
-    "generator_total": "weighted sum that the generators descend",
+    "generator_total": "weighted sum, minimized by the generators",
 }
 DISCRIMINATOR_NOISE = ("a", "b")
 GENERATOR_NOISE = ("a", "b", "ba", "ab")
 
 
 class Decoded(NamedTuple):
-    """What both generators make of both images' codes; `x_ba` is b translated to a."""
+    """Both codes decoded by both generators; `x_ba` is b translated to a."""
 
     x_aa: Tensor
     x_ba: Tensor
@@ -54,20 +54,22 @@ class Decoded(NamedTuple):
     kl_b: Tensor
 
 
-def decode_both(unit: Coupled, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Decoded:
+def decode_both(
+    unit: TrainablePair, x_a: Tensor, x_b: Tensor, noise: Noise | None = None
+) -> Decoded:
     """Encode both images and decode both codes with each generator.
 
     Args:
         unit: the networks of both domains.
         x_a: images of domain a, [N, C, H, W] in [-1, 1].
         x_b: images of domain b; N, C, H and W may differ from x_a's.
-        noise: unit normals of the codes' shapes under "a" and "b"; None draws them.
+        noise: standard normal noise of the codes' shapes, keys "a" and "b"; None draws it.
 
     Returns:
         Images in [-1, 1] and the codes' divergences, scalars, all with their graph.
 
     Raises:
-        ValueError: noise lacks a name.
+        ValueError: a key of noise is missing.
     """
     noise = checked(noise, DISCRIMINATOR_NOISE)
     mu_a, mu_b = unit.encode(x_a, x_b)
@@ -83,29 +85,29 @@ def decode_both(unit: Coupled, x_a: Tensor, x_b: Tensor, noise: Noise | None = N
 
 
 def discriminator_losses(
-    unit: Coupled,
+    unit: TrainablePair,
     x_a: Tensor,
     x_b: Tensor,
     config: Config,
     noise: Noise | None = None,
     decoded: Decoded | None = None,
 ) -> Losses:
-    """Return the discriminators' losses; the generators get no gradient.
+    """Return the discriminators' losses; the generators receive no gradient.
 
     Args:
         unit: the networks of both domains.
         x_a: images of domain a, [N, C, H, W] in [-1, 1].
         x_b: images of domain b; N, C, H and W may differ from x_a's.
-        config: whose gan_w weighs both losses.
-        noise: unit normals of the codes' shapes under "a" and "b"; None draws them.
-        decoded: the translations, if they are there already; noise is then unused.
+        config: its gan_w is the weight of both losses.
+        noise: standard normal noise of the codes' shapes, keys "a" and "b"; None draws it.
+        decoded: translations computed before; noise is then unused.
 
     Returns:
         discriminator_a, discriminator_b (equation 2) and discriminator_total, scalars in float32
             or wider.
 
     Raises:
-        ValueError: noise lacks a name.
+        ValueError: a key of noise is missing.
     """
     if decoded is None:
         noise = checked(noise, DISCRIMINATOR_NOISE)
@@ -122,7 +124,7 @@ def discriminator_losses(
 
 
 def generator_losses(
-    unit: Coupled,
+    unit: TrainablePair,
     x_a: Tensor,
     x_b: Tensor,
     config: Config,
@@ -137,22 +139,22 @@ def generator_losses(
         x_a: images of domain a, [N, C, H, W] in [-1, 1].
         x_b: images of domain b; N, C, H and W may differ from x_a's.
         config: the losses' weights.
-        noise: unit normals of the codes' shapes under "a", "b" (the images' codes), "ba", "ab"
-            (the codes of the translations); None draws them.
-        perceptual: the VGG16 term; needed when config.vgg_w is above 0.
-        decoded: what `decode_both` returned, with its graph; noise "a" and "b" are then unused.
+        noise: standard normal noise of the codes' shapes, keys "a", "b" (codes of the images),
+            "ba", "ab" (codes of the translations); None draws it.
+        perceptual: the VGG16 term; required if config.vgg_w is above 0.
+        decoded: the result of `decode_both`, with its graph; noise "a" and "b" are then unused.
 
-    With config.recon_x_cyc_w at 0 the cycle, and the KL of its codes, are left out. With
-    config.identity_w above 0 (CycleGAN, Zhu et al. 2017, section 5.2) the generators are asked to
-    leave alone what is in their domain already; as in translation the codes get no noise, so the
-    term draws none.
+    With config.recon_x_cyc_w 0 there is no cycle, nor the KL of its codes. With config.identity_w
+    above 0 the identity term of CycleGAN (Zhu et al. 2017, section 5.2) is added: images should
+    not change when they are translated to their own domain. Its codes have no noise, as in
+    translation.
 
     Returns:
-        The losses of `LOSSES` that the weights ask for, and generator_total, scalars in float32
-            or wider. Gradients also reach the discriminators unless they are frozen.
+        The losses of `LOSSES` with a weight above 0, and generator_total, scalars in float32 or
+            wider. Gradients also reach the discriminators unless they are frozen.
 
     Raises:
-        ValueError: noise lacks a name, or the perceptual term is needed but None.
+        ValueError: a key of noise is missing, or `perceptual` is required but None.
     """
     noise = checked(noise, GENERATOR_NOISE)
     if config.vgg_w > 0 and perceptual is None:
@@ -177,7 +179,7 @@ def generator_losses(
         losses["cycle_a"], losses["cycle_b"] = _l1(x_aba, x_a), _l1(x_bab, x_b)
         losses["cycle_kl_a"], losses["cycle_kl_b"] = kl_ab, kl_ba
     if config.identity_w > 0:
-        for_b, for_a = unit.encode(x_b, x_a)  # gen_a's code of b, gen_b's of a
+        for_b, for_a = unit.encode(x_b, x_a)  # gen_a encodes b, gen_b encodes a
         x_a_again, x_b_again = unit.decode(for_a, for_b)
         losses["identity_a"], losses["identity_b"] = _l1(x_a_again, x_a), _l1(x_b_again, x_b)
     if config.vgg_w > 0:
@@ -187,7 +189,9 @@ def generator_losses(
     return losses | {"generator_total": weighted(losses, config)}
 
 
-def _discriminated(unit: Coupled, x_ba: Tensor, x_a: Tensor, x_ab: Tensor, x_b: Tensor) -> Losses:
+def _discriminated(
+    unit: TrainablePair, x_ba: Tensor, x_a: Tensor, x_ab: Tensor, x_b: Tensor
+) -> Losses:
     dis_a, dis_b = unit.dis_a, unit.dis_b
     if not (dis_a.can_join(x_ba, x_a) and dis_b.can_join(x_ab, x_b)):
         loss_a, loss_b = dis_a.calc_dis_loss(x_ba, x_a), dis_b.calc_dis_loss(x_ab, x_b)
@@ -219,10 +223,10 @@ def _l1(output: Tensor, target: Tensor) -> Tensor:
 
 
 def checked(noise: Noise | None, names: tuple[str, ...]) -> Noise:
-    """Return the noise of these names, None for each that is to be drawn.
+    """Return the noise with these keys, None for those to be drawn.
 
     Raises:
-        ValueError: a name lacks.
+        ValueError: a key is missing.
     """
     if noise is None:
         return dict.fromkeys(names)

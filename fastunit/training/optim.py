@@ -1,4 +1,4 @@
-"""Adam as the training step uses it: fused, over weights as they lie in memory."""
+"""Adam as the training step uses it: fused, for weights of any memory format."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ FUSED = ("cpu", "cuda")  # devices
 class LayoutAdam(Adam):
     """PyTorch's Adam for weights of any memory format.
 
-    Its fused update on the CPU pairs values by their place in memory, so gradients and moments
-    must lie there as their weights do; it silently mixes them up otherwise (2.13). It also
-    copies what is not contiguous, so channels_last weights are shown to it as they lie. Weights
-    with gaps between their values it gets wrong, copied or not: they are a ValueError.
+    PyTorch's fused update on the CPU (2.13) matches values by their position in memory and ignores
+    strides: gradients and moments in another memory format than their weights silently give wrong
+    updates. This class brings them to the weights' strides. PyTorch also copies non-contiguous
+    tensors, so channels_last weights are passed as contiguous NHWC views. For weights with gaps in
+    memory the fused update is wrong in any case: they raise a ValueError.
     """
 
     def _init_group(
@@ -58,8 +59,8 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     return value if same else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-class Rates(Protocol):
-    """Adam's settings, which `Config` and the digits' settings have."""
+class AdamOptions(Protocol):
+    """Adam's settings, as in `Config` and in the digits' settings."""
 
     @property
     def lr(self) -> float: ...
@@ -71,8 +72,8 @@ class Rates(Protocol):
     def weight_decay(self) -> float: ...
 
 
-def adam(parameters: list[nn.Parameter], config: Rates) -> Adam:
-    """Return the release's optimiser: L2 penalty inside the gradient, betas from the config."""
+def adam(parameters: list[nn.Parameter], config: AdamOptions) -> Adam:
+    """Return the release's optimizer: Adam with an L2 penalty added to the gradient."""
     return LayoutAdam(
         parameters,
         lr=config.lr,
@@ -83,7 +84,7 @@ def adam(parameters: list[nn.Parameter], config: Rates) -> Adam:
 
 
 def differences(optimizer: Optimizer, config: Config, iteration: int) -> list[str]:
-    """Return where a restored optimiser is not as a configuration has it, "lr 0.1 -> 0.2"."""
+    """Return where a restored optimizer differs from a configuration, as "lr 0.1 -> 0.2"."""
     group, wanted = optimizer.param_groups[0], optimizer.defaults
     wanted = wanted | {"lr": lr_schedule.rate(config, iteration)}
     return [
@@ -94,7 +95,7 @@ def differences(optimizer: Optimizer, config: Config, iteration: int) -> list[st
 
 
 def _alike(value: Any, other: Any) -> bool:
-    """Return whether two settings are the same, as rates reached in many steps may be rounded."""
+    """Return whether two settings are equal up to rounding, which rates accumulate."""
     pairs = zip(value, other, strict=True) if isinstance(value, (tuple, list)) else [(value, other)]
     return all(math.isclose(x, y, rel_tol=1e-9) for x, y in pairs)
 
@@ -103,7 +104,7 @@ def load(optimizers: Mapping[str, Optimizer], state: Any) -> None:
     """Restore optimizers from the release's optimizer.pt, {"gen": ..., "dis": ...}.
 
     Raises:
-        CheckpointError: it is of other networks or of another kind of optimizer.
+        CheckpointError: it belongs to other networks or to another optimizer class.
     """
     try:
         for name, optimizer in optimizers.items():
@@ -128,13 +129,13 @@ def restore(optimizer: Adam, state: Mapping[str, Any]) -> None:
     check_moments(optimizer)
     for group in optimizer.param_groups:
         group.update(optimizer.defaults)
-    settle(optimizer)
+    reset_execution(optimizer)
 
 
-def settle(optimizer: Optimizer) -> None:
-    """Undo what `load_state_dict` takes from a state about how, not what, is computed.
+def reset_execution(optimizer: Optimizer) -> None:
+    """Reset the options of a restored optimizer that are about execution, such as `fused`.
 
-    Optimisers that are not ours are left as they are.
+    `load_state_dict` takes them from the state. Optimizers of other classes are not changed.
     """
     if not isinstance(optimizer, LayoutAdam):
         return
@@ -150,7 +151,7 @@ def _can_fuse(parameters: list[nn.Parameter]) -> bool:
 
 
 def make_capturable(optimizer: Optimizer) -> None:
-    """Let a CUDA graph capture the updates: the rate becomes a tensor on the device."""
+    """Prepare the updates for capture in a CUDA graph: the rate becomes a device tensor."""
     for group in optimizer.param_groups:
         device = group["params"][0].device
         group["capturable"] = True
@@ -158,7 +159,7 @@ def make_capturable(optimizer: Optimizer) -> None:
 
 
 def check_moments(optimizer: Adam) -> None:
-    """Raise ValueError for moments of another shape than their weights: loading lets them pass."""
+    """Raise ValueError if moments and weights differ in shape, which load_state_dict ignores."""
     for parameter, moments in optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
             if moments[name].shape != parameter.shape:

@@ -1,7 +1,7 @@
-"""What has been changed in networks since fastunit built them, named.
+"""Detection of modifications to networks: replaced methods, layers and hooks.
 
-A training step runs whole networks side by side, layer by layer, without calling `encode`,
-`decode`, `calc_dis_loss` and so on. That is right only for networks that are as they were built.
+Grouped execution does not call `encode`, `decode`, `calc_dis_loss` and so on, so it may be used
+for unmodified networks only.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from fastunit.models import layers, perceptual, unit2018
 
 @cache
 def methods(cls: type) -> dict[str, object]:
-    """Return a class's `forward`, `__call__` and the functions that fastunit gives it, by name."""
+    """Return a class's `forward`, `__call__` and methods defined in fastunit, by name."""
     own = [base for base in cls.__mro__ if base.__module__.startswith("fastunit.")]
     names = {name for base in own for name, value in vars(base).items() if callable(value)}
     return {name: getattr(cls, name) for name in (names | {"forward", "__call__"}) - {"__init__"}}
 
 
 def remember(*modules: object) -> None:
-    """Note the methods of all classes in Python modules, for what is put in their place later."""
+    """Record the methods of all classes in Python modules, before anyone replaces them."""
     for value in (value for module in modules for value in vars(module).values()):
         if isinstance(value, type) and issubclass(value, nn.Module):
             methods(value)
@@ -34,14 +34,14 @@ remember(layers, unit2018, perceptual)
 
 
 class AsBuilt:
-    """Networks as they are now, by name, to find later changes in these or in their successors."""
+    """A snapshot of networks, by name, with which to find modifications made afterwards."""
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         self._layouts = {name: _layout(network) for name, network in networks.items()}
         self._halve = {name: vars(network).get("halve") for name, network in networks.items()}
 
     def changes(self, networks: Mapping[str, nn.Module]) -> list[str]:
-        """Return what is no longer as it was, such as "gen_a.encode" or "hooks of dis_b.cnns.0"."""
+        """Return what was modified, such as "gen_a.encode" or "hooks of dis_b.cnns.0"."""
         found = ["PyTorch's hooks of all modules"] if torch_module._has_any_global_hook() else []
         for name, network in networks.items():
             if _layout(network) != self._layouts[name]:
@@ -53,17 +53,17 @@ class AsBuilt:
 
 
 def changes(network: object, cls: type, name: str) -> list[str]:
-    """Return what in a network is not as `cls` has it."""
+    """Return in what a network differs from an unmodified `cls`."""
     if not isinstance(network, nn.Module):
         return [name]
     return ([] if type(network) is cls else [name]) + list(_changes(network, name))
 
 
 def replaced(owner: object, originals: Mapping[str, object]) -> list[str]:
-    """Return which methods of an object are others than `originals`.
+    """Return the names of an object's methods that differ from `originals`.
 
     Raises:
-        ValueError: a module has a method's name: Python goes on to call the method.
+        ValueError: a module was assigned to a method's name; Python would still call the method.
     """
     shadowed = _shadowed(owner, originals)
     return sorted({*shadowed, *_replaced(type(owner), originals)})

@@ -1,7 +1,7 @@
-"""The release's objective one call after the other, whatever has been put in a method's place.
+"""The release's objective by single calls of the networks' methods, which may be replaced.
 
-`objective` computes the same faster, from networks that are as fastunit built them. Here the
-networks need no more than the release's `encode`, `decode`, `calc_dis_loss` and `calc_gen_loss`.
+`objective` computes the same faster for unmodified networks. Here networks only need the release's
+methods `encode`, `decode`, `calc_dis_loss` and `calc_gen_loss`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ def discriminator_losses(
 ) -> Losses:
     """Return the discriminators' losses; arguments as in `objective.discriminator_losses`.
 
-    `trainer` has gen_a, gen_b, dis_a and dis_b. Noise is what `encode` returns beside the mean,
-    unless it is given.
+    `trainer` has gen_a, gen_b, dis_a and dis_b. Noise that is not given is what `encode` returns.
     """
     noise = checked(noise, DISCRIMINATOR_NOISE)
     h_a, n_a = _encoded(trainer.gen_a, x_a, noise["a"])
@@ -49,7 +48,7 @@ def generator_losses(
     """
     noise = checked(noise, GENERATOR_NOISE)
     gen_a, gen_b = trainer.gen_a, trainer.gen_b
-    # The second under the release's private name, which a subclass of the same name may define.
+    # The latter by the release's private name, which a subclass of the same name may override.
     difference, divergence = trainer.recon_criterion, trainer._UNIT_Trainer__compute_kl
     h_a, n_a = _encoded(gen_a, x_a, noise["a"])
     h_b, n_b = _encoded(gen_b, x_b, noise["b"])

@@ -1,7 +1,7 @@
-"""Checkpoint files as the releases lay them out.
+"""Checkpoint files in the layout of the releases.
 
 2018: {"a": state_dict, "b": state_dict} for the generators, and for the discriminators. 2017 (the
-paper's networks): the state_dict of the network that serves both domains.
+paper's networks): the state_dict of the module that holds both domains.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from fastunit.common import files
 from fastunit.common.errors import CheckpointError
-from fastunit.models.domain_pair import Coupled
+from fastunit.models.domain_pair import TrainablePair
 
-PAPERS = ("encode_A.", "model_")  # how the names of the paper's networks begin
+PAPERS = ("encode_A.", "model_")  # prefixes of the state_dict keys of the paper's networks
 
 
-def save_networks(unit: Coupled, folder: Path, iteration: int) -> None:
+def save_networks(unit: TrainablePair, folder: Path, iteration: int) -> None:
     """Write gen_%08d.pt and dis_%08d.pt."""
     for kind, networks in unit.layout().items():
         if isinstance(networks, nn.Module):
@@ -29,12 +29,12 @@ def save_networks(unit: Coupled, folder: Path, iteration: int) -> None:
         files.save(state, folder / f"{kind}_{iteration:08d}.pt")
 
 
-def load_networks(unit: Coupled, path: Path, expect: str) -> None:
-    """Load the networks of a kind, "gen" or "dis", from a file that `save_networks` writes.
+def load_networks(unit: TrainablePair, path: Path, expect: str) -> None:
+    """Load networks of the kind `expect`, "gen" or "dis", from a file as `save_networks` writes.
 
     Raises:
-        CheckpointError: the file does not fit the networks, or holds different values for blocks
-            that the networks share.
+        CheckpointError: the file does not fit the networks, or has different values of a and b
+            for blocks that they share.
     """
     networks, state = unit.layout()[expect], files.read(path)
     if isinstance(networks, nn.Module):
@@ -65,12 +65,12 @@ def _load_domains(networks: dict[str, nn.Module], state: Any, path: Path, expect
 
 
 def _has_scales(state: dict) -> bool:
-    """Return whether a state_dict is of a discriminator of the release's."""
+    """Return whether a state_dict is that of a discriminator of the 2018 release."""
     return any(str(key).startswith("cnns.") for key in state)
 
 
 def load_state(module: nn.Module, state: dict, source: str) -> None:
-    """Load a state_dict strictly; a misfit is a CheckpointError with the first differences."""
+    """Load a state_dict strictly; raises CheckpointError with the first differences."""
     _check_fit(module, state, source)
     module.load_state_dict(state)
 

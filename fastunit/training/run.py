@@ -1,4 +1,4 @@
-"""A training run from the check of its files to its result."""
+"""A training run, from checking its files to its result."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from fastunit.data.validation import SizeRule
 from fastunit.training import allocator, held_out, run_dir
 from fastunit.training.loop import Callback, Stop, stop_on_signals
 from fastunit.training.run_dir import Run, find_run
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 from fastunit.training.trainer import Trainer
 
-NAME = "unit"  # of a run's folder below runs/, where `fit` is given none
+NAME = "unit"  # default name of `fit`'s run folder in runs/
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What has become of a training run.
+    """The result of a training run.
 
     Attributes:
-        folder: the run's folder, which `fastunit.load` takes.
-        iteration: the last one; its checkpoint is in the folder.
-        finished: whether that is `max_iter`, and not where the run was stopped.
-        measures: what result.json holds: seconds, images_per_s and, for each direction, the
-            held-out errors; empty where the run was stopped.
-        signal: the signal that has stopped it, where these are heeded.
+        folder: the run's folder, an argument for `fastunit.load`.
+        iteration: the last iteration; its checkpoint is in the folder.
+        finished: whether `max_iter` was reached; False if the run was stopped.
+        measures: the content of result.json: seconds, images_per_s and, for each direction, the
+            held-out errors; empty if the run was stopped.
+        signal: the signal that stopped the run, if signals are handled.
     """
 
     folder: Path
@@ -59,38 +59,38 @@ def fit(
     callback: Callback | None = None,
     progress: bool = False,
 ) -> TrainingResult:
-    """Train UNIT as `python -m fastunit.train` does, and leave the same run folder.
+    """Train UNIT as `python -m fastunit.train` does, with the same run folder.
 
     Args:
-        config: what to train on what, as from `fastunit.config.load`; it is checked once more.
-        output: the run's folder, which must be new or empty; None is the first of runs/unit,
-            runs/unit-2, ... that is free.
-        resume: True continues the newest checkpoint in `output` (without one, the newest of
-            runs/unit, runs/unit-2, ...), and starts a run where there is none. A path continues
+        config: the configuration, from `fastunit.config.load` or `from_dict`.
+        output: the run's folder, which must be new or empty; None is the first unused one of
+            runs/unit, runs/unit-2, ...
+        resume: True continues the newest checkpoint in `output` (without `output`, the newest of
+            runs/unit, runs/unit-2, ...), and starts a new run if there is none. A path continues
             that run's folder, checkpoint or release's gen_*.pt, in its own folder if `output` is
-            None. `config` holds for what follows; its networks must be those of the checkpoint.
-        device: "cpu", "cuda", "cuda:N" or a torch.device; None is the first GPU, or the CPU where
+            None. `config` applies from then on; its networks must be those of the checkpoint.
+        device: "cpu", "cuda", "cuda:N" or a torch.device; None is the first GPU, or the CPU if
             there is none.
-        callback: called with an iteration and its losses by name (means since the last call, as
-            floats, with learning_rate, images_per_s and data_wait) every `log_iter` iterations,
-            on a GPU one such interval late. Returning True stops the run after a checkpoint; an
-            exception ends it without one.
+        callback: called every `log_iter` iterations with the iteration and its losses by name
+            (means since the last call, as floats, with learning_rate, images_per_s and data_wait);
+            on a GPU one interval later. If it returns True, the run stops after a checkpoint; an
+            exception ends the run without one.
         progress: whether to show progress bars on stderr.
 
     Returns:
-        The folder, the iteration reached and what was measured.
+        The folder, the iteration reached and the evaluation.
 
     Raises:
         ConfigError: a key of the configuration, or `output`, is wrong.
         DataError: image files are missing or unreadable.
         CheckpointError: there is nothing to continue, or it does not fit the configuration.
-        UserError: another process trains in the folder; no such device; its memory is too small.
-        TrainingDiverged: a loss or weight is not finite; the earlier checkpoints stay.
+        UserError: another process trains in the folder, the device does not exist, or its memory
+            is too small.
+        TrainingDiverged: a loss or weight is not finite; earlier checkpoints are kept.
 
-    Seeds PyTorch's default generators with `config.seed`. On a CPU the process keeps the memory
-    that it frees from then on (`allocator.keep_freed_memory`). Messages go to loggers below
-    "fastunit"; nothing is printed. Ctrl-C raises KeyboardInterrupt as anywhere; what the last
-    checkpoint holds can be resumed.
+    Seeds PyTorch's default generators with `config.seed`. On a CPU the process keeps freed memory
+    from then on (`allocator.keep_freed_memory`). Messages go to loggers below "fastunit"; nothing
+    is printed. Ctrl-C raises KeyboardInterrupt; the run can be resumed from its last checkpoint.
     """
     if not isinstance(config, Config):
         raise ConfigError(
@@ -111,10 +111,10 @@ def train(
     progress: bool = True,
     signals: bool = False,
 ) -> TrainingResult:
-    """Train, measure and return the result; what `fit` and the command line share.
+    """Train, evaluate and return the result: the common part of `fit` and the command line.
 
-    Args and errors are those of `fit`. With `signals`, the first SIGINT or SIGTERM during
-    training stops it after a checkpoint; possible in the main thread only.
+    Arguments and errors are those of `fit`. With `signals`, the first SIGINT or SIGTERM stops
+    training after a checkpoint; only possible in the main thread.
     """
     started = time.perf_counter()
     with bars.shown(progress), devices.current(device):
@@ -122,23 +122,23 @@ def train(
             allocator.keep_freed_memory()
         domains = checked_files(config)
         pairs = held_out.find_pairs(domains, config)
-        session = Session(config, device)
-        run.restore(session)
+        state = TrainState(config, device)
+        run.restore(state)
         shown = held_out.shown_images(domains, config, device)
         with run.claim() as folder:
             run_dir.describe(folder, config, device)
-            _logger.info("%s", session.manner())
-            trainer = Trainer(session, domains, folder, shown, started, callback)
+            _logger.info("%s", state.execution_summary())
+            trainer = Trainer(state, domains, folder, shown, started, callback)
             with stop_on_signals() if signals else nullcontext(Stop()) as stop:
                 finished = _run(trainer, stop)
             measures = trainer.finish(pairs) if finished else {}
-    return TrainingResult(folder, session.iteration, finished, measures, stop.signal)
+    return TrainingResult(folder, state.iteration, finished, measures, stop.signal)
 
 
 def checked_files(config: Config) -> Domains:
-    """Find the images and read every new one; raises DataError listing the bad ones.
+    """Find and check the images; raises DataError that lists the bad ones.
 
-    The demo's images are drawn, where they have not been yet.
+    Built-in images are drawn if they do not exist yet.
     """
     if config.data.builtin != "none":
         root = builtin.demo_root(builtin=config.data.builtin)
@@ -153,9 +153,9 @@ def checked_files(config: Config) -> Domains:
 
 
 def image_counts(config: Config) -> dict[str, int]:
-    """Return how many images of each split there are, having checked them as training does.
+    """Return the number of images of each split, after checking them as training does.
 
-    The demo's are checked by their size alone: they are drawn when training starts.
+    Of built-in images only the size is checked: they are drawn when training starts.
     """
     if config.data.builtin != "none":
         height, width = builtin.size(config.data.builtin)
@@ -164,7 +164,7 @@ def image_counts(config: Config) -> dict[str, int]:
             validation.check_channels(_rule(config, split).reading.channels)
             if reason := _rule(config, split).problem(height, width):
                 raise UserError(
-                    f"the drawn pictures of data.builtin={config.data.builtin} are {reason}"
+                    f"the drawn images of data.builtin={config.data.builtin} are {reason}"
                 )
         return builtin.DEMO_COUNTS
     checked = checked_files(config)
@@ -172,7 +172,7 @@ def image_counts(config: Config) -> dict[str, int]:
 
 
 def _run(trainer: Trainer, stop: Stop) -> bool:
-    """Run the loop; tell what to do about it where it cannot go on."""
+    """Run the loop; adds the remedy to errors of divergence and memory."""
     try:
         return trainer.run(stop)
     except torch.OutOfMemoryError as error:

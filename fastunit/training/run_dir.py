@@ -1,4 +1,4 @@
-"""Which folder a run writes to, what describes it there, and which checkpoint it continues."""
+"""The folder that a run writes to, its description, and the checkpoint that it continues."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ class Resumable(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder and what it continues, if anything.
+    """A run's folder and the checkpoint that it continues, if any.
 
-    `state` is a checkpoint of ours; `weights` a gen_*.pt of the release; `source` names either.
-    With `numbered` the folder's name is ours to choose.
+    `state` is the content of a fastunit checkpoint, `weights` the path of a release's gen_*.pt,
+    `source` the name of either for messages. With `numbered` the folder was chosen by fastunit,
+    which may choose another number.
     """
 
     folder: Path
@@ -51,22 +52,22 @@ class Run:
 
     @property
     def start(self) -> str:
-        """What the run begins with, in words."""
-        return f"continues {self.source}" if self.source else "starts afresh"
+        """How the run starts, for messages."""
+        return f"continues {self.source}" if self.source else "starts a new run"
 
-    def restore(self, session: Resumable) -> None:
-        """Bring a fresh session to where the run continues."""
+    def restore(self, train_state: Resumable) -> None:
+        """Restore a new train state from the checkpoint that the run continues, if any."""
         if self.state is not None:
-            session.restore(self.state, self.source)
+            train_state.restore(self.state, self.source)
         elif self.weights is not None:
-            session.restore_release(self.weights)
+            train_state.restore_release(self.weights)
         if self.source:
-            _logger.info("continuing %s at iteration %d", self.source, session.iteration)
+            _logger.info("continuing %s at iteration %d", self.source, train_state.iteration)
 
     def values(
         self, path: str | None, read: Callable[[Mapping[str, Any]], Any] = config.from_dict
     ) -> dict[str, Any]:
-        """Return the configuration's values: of the file at `path`, else of what is continued.
+        """Return configuration values: from the file at `path`, else from the checkpoint.
 
         `read` builds the settings of what is trained from the values in a checkpoint.
         """
@@ -78,17 +79,17 @@ class Run:
 
     @contextmanager
     def claim(self) -> Iterator[Path]:
-        """Make the folder, and keep other trainings out of it while the block runs.
+        """Create the folder, and lock it against other processes inside the block.
 
         Raises:
-            UserError: one is under way there.
+            UserError: another process is training there.
         """
         folder = self.folder
         while self.numbered:
             try:
                 folder.mkdir(parents=True)
                 break
-            except FileExistsError:  # another run was faster
+            except FileExistsError:  # another run has just created it
                 folder = _free(re.sub(r"-\d+$", "", folder.name))
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / _LOCK, "w") as lock:
@@ -109,16 +110,18 @@ def describe(folder: Path, settings: Any, device: torch.device) -> None:
 
 
 def find_run(output: str | None, resume: str | None, name: str | None) -> Run:
-    """Return the run that writes to `output` and continues what `resume` says.
+    """Return the run for the given output folder and resume option. Nothing is written.
 
-    Without `output` the folder is runs/NAME, NAME being `name`, or that of the run which a
-    release's file to be continued lies in, or demo; a fresh run takes the first of NAME, NAME-2,
-    ... that is free. To `resume` "auto" continues the newest checkpoint of `output`, or of NAME,
-    NAME-2, ..., or without `name` of any folder in runs but the digits'; where there is none, it
-    starts a run. Nothing is written.
+    Args:
+        output: the folder; None: runs/NAME. A new run takes the first unused one of NAME, NAME-2,
+            ...
+        resume: None starts a new run. "auto" continues the newest checkpoint of `output`, or of
+            NAME, NAME-2, ..., or if `name` is None of any folder in runs/ but the digits'; it starts a new run if
+            there is none. A path continues that run's folder, checkpoint or release's gen_*.pt.
+        name: NAME; None: the name of the run that the gen_*.pt lies in, else demo.
 
     Raises:
-        ConfigError: a folder would lose something.
+        ConfigError: files in a folder would be overwritten.
         CheckpointError: there is nothing to continue.
     """
     base = name or _run_of(resume) or "demo"
@@ -129,7 +132,7 @@ def find_run(output: str | None, resume: str | None, name: str | None) -> Run:
         folder = Path(output) if output else _latest(name)
         run = folder and _continue_folder(folder)
         if not run:
-            _logger.info("nothing to continue in %s: starting afresh", folder or f"{ROOT}/")
+            _logger.info("nothing to continue in %s: starting a new run", folder or f"{ROOT}/")
         return run or (Run(Path(output)) if output else fresh)
     run = _continue_path(Path(resume), fresh)
     if output is None or _same(Path(output), run.folder):
@@ -160,7 +163,7 @@ def _continue_path(path: Path, fresh: Run) -> Run:
 
 
 def _run_of(resume: str | None) -> str | None:
-    """Return the NAME of the run whose configuration stands beside a release's file, if any."""
+    """Return the NAME of the run that a release's gen_*.pt lies in, if any."""
     if resume is None or not _RELEASE.fullmatch(Path(resume).name):
         return None
     folder = checkpoint.run_of(Path(resume))
@@ -168,7 +171,7 @@ def _run_of(resume: str | None) -> str | None:
 
 
 def _refuse_to_rewind(run: Run) -> None:
-    """Refuse to go on in a folder from one of its earlier checkpoints, which would mix two runs."""
+    """Raise ConfigError if the folder has later checkpoints: resuming would mix two runs."""
     if run.state is None:
         return
     newest = checkpoint.load_newest(run.folder)
@@ -210,7 +213,7 @@ def _free(name: str) -> Path:
 
 
 def _latest(name: str | None) -> Path | None:
-    """Return the folder with the newest checkpoint of those called NAME, or of all for None."""
+    """Return the folder with the newest checkpoint, of NAME, NAME-2, ..., or of all for None."""
     if name is not None:
         folders = list(_numbered(name).values())
     else:

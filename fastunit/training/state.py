@@ -1,4 +1,4 @@
-"""The state of a training run: networks, optimisers, average, data position, random numbers."""
+"""The state of a training run: networks, optimizers, average, data position, random numbers."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ MEMORY_FORMAT = torch.channels_last  # of the networks
 _logger = logging.getLogger(__name__)
 
 
-class Session:
-    """Everything that a training run changes, and its way to and from a checkpoint.
+class TrainState:
+    """The state of a training run; saves it to checkpoints and restores it.
 
     Seeds PyTorch's default generators with `config.seed`. Networks are channels_last on `device`.
     """
@@ -42,8 +42,8 @@ class Session:
         self.config, self.device, self.iteration = config, device, 0
         self.positions = {"a": 0, "b": 0}  # samples of each domain trained on
         self.files = {"a": "", "b": ""}  # fingerprints of the domains' file lists
-        self.spent = {"seconds": 0.0, "loop_seconds": 0.0}  # by all processes of the run
-        precision.resolve(config.precision, device)  # before anything is made
+        self.spent = {"seconds": 0.0, "loop_seconds": 0.0}  # over all resumptions of the run
+        precision.resolve(config.precision, device)  # raises before anything is built
         torch.manual_seed(config.seed)
         perceptual = load_perceptual(config.vgg_model_path) if config.vgg_w > 0 else None
         self.unit = moved(networks(config), device, MEMORY_FORMAT)
@@ -56,11 +56,11 @@ class Session:
 
     @property
     def generator_pair(self) -> DomainPair:
-        """The generators to look at: averaged ones where `ema_decay` is on."""
+        """The generators for samples and evaluation: averaged ones if `ema_decay` is on."""
         return self._average.module if self._average is not None else self._pair
 
-    def manner(self) -> str:
-        """Say how steps are computed: precision, CUDA graph, compiler; why not, where off."""
+    def execution_summary(self) -> str:
+        """Describe how steps are computed: precision, CUDA graph and compiler, or why not."""
         settings, gpu = self.config, self.device.type == "cuda"
         graphs = compiled = "on"
         if not self.step.uses_graphs:
@@ -81,7 +81,7 @@ class Session:
         return losses
 
     def loaders(self, domains: Domains) -> tuple[DomainLoader, ...]:
-        """Open both domains' training streams where this session stands in them."""
+        """Open both domains' training streams at the current positions."""
         self._compare_files(domains)
         return tuple(
             DomainLoader(
@@ -104,7 +104,7 @@ class Session:
         )
 
     def _compare_files(self, domains: Domains) -> None:
-        """Warn where the images are not those the run was begun with: their order then differs."""
+        """Warn if the image files differ from those at the start: their order then differs."""
         for name, paths in (("a", domains.train_a), ("b", domains.train_b)):
             names = "\n".join(path.name for path in paths)
             digest = f"{len(paths)} files, {hashlib.sha1(names.encode()).hexdigest()}"
@@ -116,12 +116,12 @@ class Session:
             self.files[name] = digest
 
     def save(self, run_dir: Path) -> Path:
-        """Write a checkpoint; raises TrainingDiverged rather than keep bad weights."""
+        """Write a checkpoint; raises TrainingDiverged if a weight is not finite."""
         checkpoint.check_finite(self.unit, self.iteration)
         return checkpoint.save(run_dir, self.state(), self.unit)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds: tensors and plain values."""
+        """Return the content of a checkpoint: tensors and plain values."""
         return {
             "iteration": self.iteration,
             "config": config.to_dict(self.config),
@@ -135,7 +135,7 @@ class Session:
         }
 
     def restore(self, state: dict[str, Any], source: str) -> None:
-        """Continue from what `state` returned; raises CheckpointError when it does not fit."""
+        """Restore what `state` returned; raises CheckpointError if it does not fit."""
         checkpoint.load_modules({"unit": self.unit}, state, source)
         try:
             self.iteration, self.positions = state["iteration"], dict(state["positions"])
@@ -148,12 +148,12 @@ class Session:
         checkpoint.restore_average(self._average, state, source)
 
     def restore_release(self, path: Path) -> None:
-        """Continue from a gen_XXXXXXXX.pt of the release and the files beside it.
+        """Continue from a gen_XXXXXXXX.pt of the release and the files next to it.
 
-        dis_XXXXXXXX.pt must be there; optimizer.pt is used where it is. The file's name gives the
-        iteration, and with the configuration the learning rate; what else optimizer.pt says
-        about settings gives way to the configuration, with a word. Random numbers and data start
-        afresh.
+        dis_XXXXXXXX.pt must exist; optimizer.pt is used if it exists. The iteration is that of the
+        file's name. Learning rate and other optimizer settings are the configuration's at that
+        iteration; differences from optimizer.pt are logged. Random numbers and data positions
+        start anew.
         """
         match = re.fullmatch(r"gen_(\d{8})\.pt", path.name)
         if match is None:
@@ -166,19 +166,19 @@ class Session:
         if optimizers.is_file():
             changes = self.step.load_release_optimizers(files.read(optimizers), self.iteration)
             if changes:
-                said = "the configuration wins over %s: %s"
-                _logger.info(said, optimizers, ", ".join(changes))
+                text = "the configuration overrides %s: %s"
+                _logger.info(text, optimizers, ", ".join(changes))
         else:
             self.step.reset_settings(self.iteration)
             _logger.warning(
-                "%s is not there: Adam starts afresh, at a learning rate of %g",
+                "%s does not exist: Adam starts anew, at a learning rate of %g",
                 optimizers,
                 self.step.learning_rate,
             )
         checkpoint.restore_average(self._average, checkpoint.average_state(None), str(path))
 
     def _follow_settings(self, before: Config) -> None:
-        """Let changed optimiser settings win over the restored ones, saying so."""
+        """Apply optimizer settings that differ from the checkpoint's, and log them."""
         own = SCHEDULE_KEYS.get(self.config.lr_policy, ())
         keys = [
             key
@@ -188,4 +188,4 @@ class Session:
         if keys:
             self.step.reset_settings(self.iteration)
             changes = (f"{k} {getattr(before, k)} -> {getattr(self.config, k)}" for k in keys)
-            _logger.info("going on with changed settings: %s", ", ".join(changes))
+            _logger.info("continuing with changed settings: %s", ", ".join(changes))

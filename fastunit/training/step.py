@@ -17,8 +17,8 @@ from fastunit.common.choices import Precision
 from fastunit.common.errors import ConfigError
 from fastunit.config import Config
 from fastunit.kernels.common.weight_cache import forget, keep_filters
-from fastunit.models.domain_pair import Coupled
-from fastunit.models.grouped import Pairing
+from fastunit.models.domain_pair import TrainablePair
+from fastunit.models.grouped import GroupedExecution
 from fastunit.models.perceptual import Perceptual
 from fastunit.training import lr_schedule, optim
 from fastunit.training.compilation import Compiled
@@ -32,7 +32,7 @@ from fastunit.training.objective import (
     discriminator_losses,
     generator_losses,
 )
-from fastunit.training.optim import adam, make_capturable, settle
+from fastunit.training.optim import adam, make_capturable, reset_execution
 
 R = TypeVar("R")
 _SWITCH = {"auto": None, "on": True, "off": False}
@@ -41,57 +41,59 @@ _SWITCH = {"auto": None, "on": True, "off": False}
 class TrainStep:
     """``step(x_a, x_b) -> losses``: both updates, with the release's optimizers and schedule.
 
-    Images are [N, C, H, W] in [-1, 1] on the networks' device and of their dtype; the losses
-    are detached scalars on that device, named as in `objective.LOSSES`. Nothing waits for the
+    Images are [N, C, H, W] in [-1, 1] on the networks' device and of their dtype. The losses are
+    detached scalars on that device, named as in `objective.LOSSES`. The host does not wait for the
     device.
 
     Args:
-        unit: the networks of both domains, whose weights the step changes.
-        config: weights of the losses, optimizers, schedule, precision and how to compute.
-        perceptual: the VGG16 term; needed where config.vgg_w is above 0.
-        average: of the generators' weights; each step updates it.
+        unit: the networks of both domains; their weights are updated.
+        config: loss weights, optimizers, schedule, precision and execution options.
+        perceptual: the VGG16 term; required if config.vgg_w is above 0.
+        average: the moving average of the generators; updated in each step.
 
     Attributes:
         dis_opt: Adam of the discriminators.
         gen_opt: Adam of the generators.
-        learning_rate: the last step's, known without asking the device.
+        learning_rate: that of the last step, a float on the host.
     """
 
     def __init__(
         self,
-        unit: Coupled,
+        unit: TrainablePair,
         config: Config,
         perceptual: Perceptual | None = None,
         average: Average | None = None,
     ) -> None:
         self.unit, self.config, self.average = unit, config, average
         self.perceptual: nn.Module | None = perceptual
-        unit.pairing = Pairing(_SWITCH[config.pair_domains], config.checkpoint_activations)
+        unit.execution = GroupedExecution(
+            _SWITCH[config.pair_domains], config.checkpoint_activations
+        )
         self.dis_opt: Optimizer = adam(unit.discriminators(), config)
         self.gen_opt: Optimizer = adam(unit.generators(), config)
         self.dis_scheduler = lr_schedule.scheduler(self.dis_opt, config)
         self.gen_scheduler = lr_schedule.scheduler(self.gen_opt, config)
         self.compiled = Compiled(config.compile)
-        self.learning_rate = config.lr  # as on the device, known without asking it
+        self.learning_rate = config.lr  # on the host: with CUDA graphs the optimizers' is a tensor
         self._graphed: GraphedStep | None = None
 
     def __call__(self, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Losses:
         """Take a step: the discriminators' update, then the generators'.
 
-        With `share_fakes` both updates use one forward pass of the generators, which do not
-        change in between; without, the discriminators' update draws its own noise, as the
-        release does. With `accumulate` of n the batch is n equal parts, whose gradients are
-        averaged one after the other; each update then translates for itself.
+        With `share_fakes` both updates use one forward pass of the generators, which do not change
+        in between; without it each update runs its own, with its own noise, as the release does.
+        With `accumulate` n the batch is split into n equal parts, whose gradients are averaged;
+        each update then runs its own forward passes.
 
         Args:
             x_a: images of domain a, [N, C, H, W] in [-1, 1].
             x_b: images of domain b; N, C, H and W may differ from x_a's.
-            noise: unit normals, as in `objective.generator_losses`; None draws them.
+            noise: standard normal noise, as in `objective.generator_losses`; None draws it.
 
         Returns:
-            The losses of `objective.LOSSES` that the configuration has, detached scalars.
+            The losses of `objective.LOSSES` with a weight above 0, detached scalars.
 
-        Afterwards the generators have their gradients, the discriminators none.
+        Afterwards the generators' parameters have gradients, the discriminators' have none.
 
         Raises:
             ValueError: the batch cannot be divided by `accumulate`.
@@ -102,8 +104,8 @@ class TrainStep:
         return self._updates(x_a, x_b, noise)
 
     def _updates(self, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Losses:
-        self.gen_opt.zero_grad()  # gradients of no further use leave their memory to the step
-        with keep_filters(self.unit.generators()):  # they stay as they are until the end
+        self.gen_opt.zero_grad()  # frees the memory of the last step's gradients
+        with keep_filters(self.unit.generators()):  # unchanged until the generators' update
             decoded = None
             if self.config.share_fakes and self.config.accumulate == 1:
                 decoded = self._call(decode_both, self.unit, x_a, x_b, noise)
@@ -157,7 +159,7 @@ class TrainStep:
         noise: Noise | None,
         decoded: Decoded | None,
     ) -> Losses:
-        """As `descend`; what is made from weights is kept until they change."""
+        """As `descend`, with a weight cache over all weights until they change."""
         if decoded is not None and self.config.accumulate > 1:
             raise ValueError("decoded belongs to a whole batch; leave it out with accumulate > 1")
         with keep_filters(self._weights()):
@@ -172,9 +174,15 @@ class TrainStep:
         x_b: Tensor,
         noise: Noise | None,
     ) -> Losses:
-        """Descend the mean of the losses of the batch's parts; return these means.
+        """Update by the gradient of the losses' mean over the batch's parts; return the means.
 
-        `losses` takes a part of x_a, x_b and noise; what it returns under `total` is descended.
+        Args:
+            optimizer: of the parameters to update.
+            total: the key of the loss to differentiate.
+            losses: returns the losses for a part of x_a, x_b and noise.
+            x_a: images of domain a.
+            x_b: images of domain b.
+            noise: as in `__call__`.
         """
         count, found = self.config.accumulate, []
         optimizer.zero_grad()
@@ -193,13 +201,13 @@ class TrainStep:
             return found[0]
         return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
 
-    def as_it_is(self, function: Callable[..., R], *args: Any) -> R:
-        """Call a function in the configured precision, not compiled."""
+    def run_uncompiled(self, function: Callable[..., R], *args: Any) -> R:
+        """Call a function in the configured precision, without torch.compile."""
         with precision.autocast(self._resolved(), self.device):
             return function(*args)
 
     def _call(self, function: Callable[..., R], *args: Any) -> R:
-        """Call a function of the networks in the configured precision, compiled if configured."""
+        """Call a function in the configured precision, with torch.compile if configured."""
         resolved, device = self._resolved(), self.device
         with precision.autocast(resolved, device):
             return self.compiled(function, *args, device=device)
@@ -208,30 +216,30 @@ class TrainStep:
         return precision.resolve(self.config.precision, self.device)
 
     def _weights(self) -> list[nn.Parameter]:
-        """Return everything that stays as it is during an update."""
+        """Return the weights of all networks, including the perceptual term."""
         modules = [self.unit] if self.perceptual is None else [self.unit, self.perceptual]
         return [weight for module in modules for weight in module.parameters()]
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """The networks' device."""
         return next(self.unit.parameters()).device
 
     @property
     def uses_graphs(self) -> bool:
-        """Whether steps are replayed, once they are warm."""
+        """Whether steps are replayed as a CUDA graph, after warm-up."""
         return self._graphed is not None
 
     def use_graphs(self, *, required: bool = False) -> None:
-        """Replay the step as a CUDA graph once it is warm; the networks are on a GPU.
+        """Capture the step as a CUDA graph after warm-up, and replay it from then on.
 
         Args:
-            required: what to do where the step cannot be captured: raise, or warn with the
-                reason and go on uncaptured.
+            required: if the step cannot be captured, raise instead of logging a warning and
+                continuing without a graph.
 
         Raises:
             ConfigError: the networks are not on a GPU.
-            RuntimeError: from a later step, where it cannot be captured and is required to be.
+            RuntimeError: from a later step, if `required` and the capture fails.
         """
         if self.device.type != "cuda":
             raise ConfigError(f"graphs=on needs an NVIDIA GPU, not {self.device}; use graphs=auto")
@@ -243,7 +251,7 @@ class TrainStep:
         """Advance both schedules by one iteration; the release does so before the updates."""
         lr_schedule.advance((self.dis_scheduler, self.gen_scheduler))
         scheduler = self.gen_scheduler
-        if isinstance(scheduler, StepLR):  # which multiplies the rate that there is
+        if isinstance(scheduler, StepLR):  # it multiplies the current rate
             if scheduler.last_epoch % scheduler.step_size == 0:
                 self.learning_rate *= scheduler.gamma
         elif scheduler is not None:
@@ -263,7 +271,7 @@ class TrainStep:
         state = {name: part.state_dict() for name, part in self._stateful().items()}
         for name in ("dis_opt", "gen_opt"):
             for group in state[name]["param_groups"]:
-                if isinstance(group["lr"], Tensor):  # a graph's, rounded to float32
+                if isinstance(group["lr"], Tensor):  # for CUDA graphs, rounded to float32
                     group["lr"] = self.learning_rate
         return state
 
@@ -272,12 +280,12 @@ class TrainStep:
         for name, part in self._stateful().items():
             if name in ("dis_opt", "gen_opt"):
                 part.load_state_dict(state[name])
-            elif name in state:  # a schedule is absent where it was constant; `reset_settings`
+            elif name in state:  # absent if the schedule was constant: see `reset_settings`
                 lr_schedule.restore(part, state[name])
-        self._settle()
+        self._reset_execution()
 
     def reset_settings(self, iteration: int) -> None:
-        """Give restored optimizers and schedules the configuration's settings at an iteration."""
+        """Set restored optimizers and schedules to the configuration's values at an iteration."""
         config = self.config
         for optimizer in (self.dis_opt, self.gen_opt):
             for group in optimizer.param_groups:
@@ -286,19 +294,19 @@ class TrainStep:
         for scheduler in (self.dis_scheduler, self.gen_scheduler):
             if scheduler is not None:
                 lr_schedule.reset(scheduler, config, iteration)
-        self._settle()
+        self._reset_execution()
 
     def load_release_optimizers(self, state: dict, iteration: int) -> list[str]:
         """Restore the release's optimizer.pt, {"gen": ..., "dis": ...}, at an iteration.
 
-        The configuration's settings and its rate at that iteration win over the file's.
+        The configuration's settings and its rate at that iteration override the file's.
 
         Args:
             state: the content of the file.
-            iteration: how many iterations were done.
+            iteration: the number of iterations done.
 
         Returns:
-            A line for each setting in which they differ.
+            A line for each setting that differs.
 
         Raises:
             CheckpointError: the file does not fit the networks.
@@ -313,18 +321,18 @@ class TrainStep:
         self.reset_settings(iteration)
         return list(found)
 
-    def _settle(self) -> None:
-        """Keep this step's ways of computing where restored optimisers bring others along."""
+    def _reset_execution(self) -> None:
+        """Reset execution options, such as `fused`, that restored optimizers took from a state."""
         self.learning_rate = float(self.gen_opt.param_groups[0]["lr"])
         for optimizer in (self.dis_opt, self.gen_opt):
-            settle(optimizer)
+            reset_execution(optimizer)
         if self._graphed is not None:
             self.use_graphs(required=self._graphed.required)
 
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Spare the modules' weights their gradients inside the block; gradients pass through."""
+    """Compute no gradients of the modules' parameters inside the block; inputs still get theirs."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)

@@ -20,7 +20,7 @@ from fastunit.training import held_out
 from fastunit.training.evaluate import measure
 from fastunit.training.loop import Callback, Loop, Stop
 from fastunit.training.objective import Losses
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Clock:
         return rates
 
 
-class Trainer(Loop[Session]):
+class Trainer(Loop[TrainState]):
     """Drives a session over its data and keeps the run's folder.
 
     `shown` are the images of both domains for the sample grids; `started` is the
@@ -56,7 +56,7 @@ class Trainer(Loop[Session]):
 
     def __init__(
         self,
-        session: Session,
+        session: TrainState,
         domains: Domains,
         run_dir: Path,
         shown: tuple[Tensor, Tensor],

@@ -10,7 +10,7 @@ from fastunit.common.errors import ConfigError
 from fastunit.config import from_dict
 from fastunit.kernels.conv import aten
 from fastunit.models.unit import UNIT
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 from fastunit.training.step import TrainStep
 
 CPU = torch.device("cpu")
@@ -105,7 +105,7 @@ def test_tf32_needs_a_gpu(tiny, monkeypatch):
     with pytest.raises(ConfigError, match=r"precision=tf32 needs an NVIDIA GPU.*not cpu; use"):
         precision.resolve("tf32", CPU)
     with pytest.raises(ConfigError, match="precision=tf32 needs"):
-        Session(from_dict(tiny | {"precision": "tf32"}), CPU)
+        TrainState(from_dict(tiny | {"precision": "tf32"}), CPU)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert precision.resolve("tf32", torch.device("cuda")) == "tf32"
 

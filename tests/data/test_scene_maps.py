@@ -37,7 +37,7 @@ def test_a_map_has_the_size_of_its_picture_and_only_the_colours_of_surfaces() ->
     seen = set()
     for seed in range(12):
         scene = _scene(seed)
-        drawn, picture = scene_maps.flat_map(scene), scene_maps.picture(scene)
+        drawn, picture = scene_maps.flat_map(scene), scene_maps.day_image(scene)
         assert drawn.shape == picture.shape == (36, 48, 3)
         assert drawn.dtype == picture.dtype == np.uint8
         seen |= set(map(tuple, drawn.reshape(-1, 3).tolist()))
@@ -81,7 +81,7 @@ def test_windows_of_the_map_are_those_that_are_lit_at_night() -> None:
 def test_the_picture_is_the_scene_by_day_at_half_the_size() -> None:
     scene = _scene(0)
     day = scenes.render(scene, night=False).reshape(36, 2, 48, 2, 3).mean((1, 3))
-    assert np.abs(scene_maps.picture(scene) - day).max() <= 0.5
+    assert np.abs(scene_maps.day_image(scene) - day).max() <= 0.5
 
 
 def test_the_built_in_domains_are_lossless_pairs(
@@ -92,7 +92,7 @@ def test_the_built_in_domains_are_lossless_pairs(
     assert root != builtin.demo_root(n_train=2, n_test=2), "the demo's own folder"
     for index in range(2):
         scene = scenes.make_scene(np.random.default_rng([2017, 2, index]))
-        for split, render in (("testA", scene_maps.picture), ("testB", scene_maps.flat_map)):
+        for split, render in (("testA", scene_maps.day_image), ("testB", scene_maps.flat_map)):
             with Image.open(root / split / f"{index:04d}.png") as picture:
                 assert np.array_equal(np.asarray(picture), render(scene))
     counts = {split: len(list((root / split).iterdir())) for split in ("trainA", "trainB")}

@@ -194,7 +194,7 @@ REFUSED = [
     (torch.ones(3, 9, 13, dtype=torch.int64), "a2b", "or uint8, not torch.int64"),
     (Image.new("RGB", (0, 4)), "a2b", "has no pixels"),
     ("x.png", "a2b", "cannot translate an object of type str"),
-    (None, "b2a", "an image of Pillow"),
+    (None, "b2a", "a Pillow image"),
 ]
 
 
@@ -247,7 +247,7 @@ WRONG = [
     (
         lambda m, t: {"path": shutil.copy(m.with_name("gen_00000001.pt"), t)},
         CheckpointError,
-        "without a configuration; give its YAML as config",
+        "contains no configuration; give its YAML as config",
     ),
     (
         lambda m, t: {"path": m, "config": config.load()},

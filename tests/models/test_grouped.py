@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastunit.config import from_dict
-from fastunit.models.grouped import Pairing
+from fastunit.models.grouped import GroupedExecution
 from fastunit.models.layers import Conv2dBlock
 from fastunit.models.unit import UNIT
 from fastunit.training.objective import decode_both
@@ -114,7 +114,7 @@ def test_hooks_within_either_network_are_called():
     called = []
     for network in (a, b):
         hook = network[0].conv.register_forward_hook(lambda conv, *_: called.append(conv))
-        Pairing(grouped=True).run(a, b, x, y)
+        GroupedExecution(grouped=True).run(a, b, x, y)
         hook.remove()
     assert called == [a[0].conv, b[0].conv]
 
@@ -181,7 +181,7 @@ def saved_bytes(unit, batch):
 
 def test_what_is_not_asked_for_is_not_recomputed(make):
     step, batch = make(ALIKE)
-    assert step.unit.pairing == Pairing(grouped=None, recompute=False)
+    assert step.unit.execution == GroupedExecution(grouped=None, recompute=False)
     with Calls() as calls:
         losses = step(*batch)
     assert calls.count and losses

@@ -11,7 +11,7 @@ from fastunit.config import from_dict, load
 from fastunit.models.init import copy_matching, initialise
 from fastunit.models.layers import LayerNorm
 from fastunit.models.unit import UNIT, networks
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 from tests.support.steps import without_networks
 
 # Of weights [K, C, R, S] = [96, 64, 3, 3]: what their standard deviation should be.
@@ -137,7 +137,9 @@ def test_our_configurations_start_equal_and_the_releases_do_not(tiny):
 
 
 def test_the_average_starts_equal_too(tiny):
-    session = Session(from_dict(tiny | {"init_b": "copy", "ema_decay": 0.9}), torch.device("cpu"))
+    session = TrainState(
+        from_dict(tiny | {"init_b": "copy", "ema_decay": 0.9}), torch.device("cpu")
+    )
     a, b = values(session.generator_pair)
     assert session.generator_pair is not session.unit.generator_pair()
     assert all(torch.equal(a[name], b[name]) for name in a)

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, prune
 from fastunit.config import from_dict
 from fastunit.digits.networks import Layer
 from fastunit.models import unfused
-from fastunit.models.grouped import Pairing
+from fastunit.models.grouped import GroupedExecution
 from fastunit.models.layers import Conv2dBlock, LinearBlock, ResBlock, UpsampleConv2dBlock
 from fastunit.models.unit import UNIT
 from fastunit.models.unit2017_layers import ConvBlock, INSResBlock, ToImage
@@ -294,7 +294,7 @@ def test_paired_networks(name, grouped, tiny):
     torch.manual_seed(0)
     unit = UNIT(from_dict(tiny)).double()
     wrapped(unit.gen_a, CONVS[name])  # shared blocks too
-    unit.pairing = Pairing(grouped)
+    unit.execution = GroupedExecution(grouped)
     unit.eval()  # spectral_norm's iterations stand still
     x, y = (torch.randn(2, 3, 16, 16, dtype=torch.float64) for _ in range(2))
 
@@ -312,7 +312,7 @@ def test_hooks_of_networks_and_containers_are_called_in_pairs(tiny):
     for place in places:
         place.register_forward_hook(lambda m, x, y: seen.append(m))
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
-    unit.pairing = Pairing(True)
+    unit.execution = GroupedExecution(True)
     unit.decode(*unit.encode(x, x))
     unit.discriminate(x, x)
     assert all(place in seen for place in places)

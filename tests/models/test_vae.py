@@ -13,7 +13,7 @@ from fastunit.models.unit2018 import VAEGen
 from fastunit.models.vae import sample, sigma_layer
 from fastunit.training import checkpoint
 from fastunit.training.objective import generator_losses
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 from fastunit.training.step import TrainStep
 
 CPU = torch.device("cpu")
@@ -135,7 +135,7 @@ def test_paired_and_unpaired_steps_agree(share, tiny):
 
 def test_it_trains_and_is_restored(tiny, tmp_path):
     config = from_dict(tiny | {"latent": "learned", "share": {"enc": 0, "dec": 0}})
-    session, images = Session(config, CPU), torch.rand(2, 2, 3, 16, 16)
+    session, images = TrainState(config, CPU), torch.rand(2, 2, 3, 16, 16)
     before = [g.sigma.weight.clone() for g in (session.unit.gen_a, session.unit.gen_b)]
     for _ in range(2):
         session.advance(*images)

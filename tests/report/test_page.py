@@ -132,23 +132,23 @@ def test_the_result_stands_beside_what_needs_no_network(run_dir: Path) -> None:
     for part in ("Iteration 1,500", "21.5 images/s", "312 s", "64 held-out", "25% below"):
         assert part in elements.words
     assert "translation0.12340.9840.2000-" in elements.words
-    assert "constant picture0.1645---" in elements.words and "chance-0.016--" in elements.words
+    assert "constant image0.1645---" in elements.words and "chance-0.016--" in elements.words
     assert "b to a: the translation does NOT beat the unchanged input" in elements.words
     assert "without retrieval: <one> pair" in elements.words and not elements.all("one")
-    assert "constant picture: the mean of" in elements.words
+    assert "constant image: the mean of" in elements.words
 
 
 def test_a_run_without_pairs_says_so(run_dir: Path) -> None:
     result = {key: RESULT[key] for key in ("iteration", "images_per_s", "seconds")}
     elements = _write(run_dir, result)
-    assert "no paired error" in elements.words
+    assert "no held-out error" in elements.words
     assert not elements.all("table")
 
 
 def test_a_run_that_goes_on_has_a_page_before_its_first_sample(run_dir: Path) -> None:
     (run_dir / "metrics.jsonl").write_text("")
     elements = _write(run_dir)
-    assert "goes on" in elements.words
+    assert "Training is running" in elements.words
     assert not elements.all("img")
 
 

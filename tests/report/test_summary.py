@@ -24,7 +24,7 @@ def test_the_table_sets_the_translation_beside_what_needs_no_network():
         ["", "a to b: error", "a to b: retrieval", "b to a: error", "b to a: retrieval"],
         ["translation", "0.0600", "0.984", "0.1453", "0.984"],
         ["unchanged input", "0.7549", "0.031", "0.7549", "0.031"],
-        ["constant picture", "0.1386", "-", "0.1386", "-"],
+        ["constant image", "0.1386", "-", "0.1386", "-"],
         ["position statistics", "0.0800", "1.000", "0.0800", "1.000"],
         ["chance", "-", "0.016", "-", "0.016"],
     ]
@@ -33,7 +33,7 @@ def test_the_table_sets_the_translation_beside_what_needs_no_network():
 def test_columns_are_aligned_and_every_row_is_explained():
     lines = summary.lines(RESULT)
     assert "64" in lines[0]
-    for name in ("error", "retrieval", "constant picture", "position statistics"):
+    for name in ("error", "retrieval", "constant image", "position statistics"):
         assert any(line.startswith(f"{name}:") for line in lines)
     table = lines[-8:-2]
     assert len({len(line) for line in table}) == 1
@@ -63,7 +63,7 @@ def test_nothing_beats_an_input_that_is_already_right():
 @pytest.mark.parametrize("retrieval", [0.0, 1 / 64])
 def test_translations_that_are_all_alike_are_said_to_be(retrieval):
     said = summary.sentences(RESULT | {"a2b": FOUND | {"retrieval": retrieval}})
-    assert "at chance or below" in said[1] and len(said) == 3
+    assert "not above chance" in said[1] and len(said) == 3
 
 
 def test_what_was_left_out_has_a_dash_and_a_reason():
@@ -71,7 +71,7 @@ def test_what_was_left_out_has_a_dash_and_a_reason():
     kept = {name: value for name, value in FOUND.items() if name not in names}
     reasons = dict.fromkeys(names[:2], "images differ in size")
     result = RESULT | {"a2b": kept | {"left_out": reasons}}
-    assert summary.table(result)[3][:3] == ["constant picture", "-", "-"]
+    assert summary.table(result)[3][:3] == ["constant image", "-", "-"]
     assert summary.sentences(result)[:2] == [
         "a to b: the translation's error is 92% below that of the unchanged input",
         "a to b: without constant_l1, statistics_l1: images differ in size",

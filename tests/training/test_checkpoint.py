@@ -13,16 +13,16 @@ from fastunit.common.errors import CheckpointError, TrainingDiverged
 from fastunit.config import from_dict, to_dict
 from fastunit.models.unit import UNIT
 from fastunit.training import checkpoint
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 from tests.support.doubles import raising
 
 
 @pytest.fixture
-def session(tiny) -> Session:
-    return Session(from_dict(tiny | {"ema_decay": 0.5}), torch.device("cpu"))
+def session(tiny) -> TrainState:
+    return TrainState(from_dict(tiny | {"ema_decay": 0.5}), torch.device("cpu"))
 
 
-def train(session: Session, steps: int) -> None:
+def train(session: TrainState, steps: int) -> None:
     for _ in range(steps):
         session.advance(torch.rand(2, 3, 16, 16) * 2 - 1, torch.rand(2, 3, 16, 16) * 2 - 1)
 
@@ -53,7 +53,7 @@ def test_a_restored_session_continues_bitwise(session, tmp_path):
     train(session, 3)
     path = session.save(tmp_path)
     train(session, 2)
-    again = Session(session.config, torch.device("cpu"))
+    again = TrainState(session.config, torch.device("cpu"))
     again.restore(checkpoint.load(path), str(path))
     train(again, 2)
     assert again.iteration == 5
@@ -85,7 +85,7 @@ def test_a_damaged_newest_falls_back_and_says_so(session, tmp_path, caplog, how)
     damage(session.save(tmp_path), how)
     state = checkpoint.load_newest(tmp_path)
     assert state["iteration"] == 0
-    assert "00000001.pt" in caplog.text and "the one before" in caplog.text
+    assert "00000001.pt" in caplog.text and "the previous one" in caplog.text
     damage(first, how)
     with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
         checkpoint.load_newest(tmp_path)
@@ -129,7 +129,7 @@ def test_files_that_would_run_code_are_refused(tmp_path):
 
 def test_misfits_are_named(session, tmp_path, tiny):
     path = session.save(tmp_path)
-    wider = Session(from_dict(tiny | {"gen": tiny["gen"] | {"dim": 8}}), torch.device("cpu"))
+    wider = TrainState(from_dict(tiny | {"gen": tiny["gen"] | {"dim": 8}}), torch.device("cpu"))
     with pytest.raises(CheckpointError, match=r"gen_a\.enc\.model\.0\.conv\.weight is of shape"):
         wider.restore(checkpoint.load(path), str(path))
     state = checkpoint.load(path)
@@ -151,7 +151,7 @@ def test_the_release_files_continue_a_session(session, tmp_path, tiny):
         {"gen": session.step.gen_opt.state_dict(), "dis": session.step.dis_opt.state_dict()},
         folder / "optimizer.pt",
     )
-    other = Session(session.config, torch.device("cpu"))
+    other = TrainState(session.config, torch.device("cpu"))
     other.restore_release(folder / "gen_00000002.pt")
     assert other.iteration == 2
     assert equal(other.unit.state_dict(), session.unit.state_dict())

@@ -10,7 +10,7 @@ import torch
 from fastunit.config import from_dict
 from fastunit.models.unit import networks
 from fastunit.training.cuda_graph import WARM_UP, GraphedStep
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 from fastunit.training.step import TrainStep
 from tests.support.compare import assert_same
 from tests.support.steps import weights, without_networks
@@ -109,7 +109,7 @@ def test_the_schedule_acts_on_replays(make, batches):
 
 
 def test_the_average_ramps_on_replays(tiny, batches):
-    session = Session(from_dict(tiny | {"ema_decay": 0.9, "graphs": "on", "lr": 0.01}), CUDA)
+    session = TrainState(from_dict(tiny | {"ema_decay": 0.9, "graphs": "on", "lr": 0.01}), CUDA)
     wanted = {n: p.double() for n, p in session.generator_pair.named_parameters()}
     trained = dict(session.unit.generator_pair().named_parameters())
     for n, images in enumerate(batches):
@@ -146,11 +146,11 @@ def test_what_cannot_be_captured_runs_uncaptured_and_says_why(make, batches, cap
 
 def test_a_resumed_session_goes_on_as_it_would_have(tiny, batches):
     settings = from_dict(tiny | {"ema_decay": 0.9, "graphs": "on", "lr_policy": "step"})
-    first = Session(settings, CUDA)
+    first = TrainState(settings, CUDA)
     for x_a, x_b in batches:
         first.advance(x_a, x_b)
     state = first.state()
-    second = Session(settings, CUDA)
+    second = TrainState(settings, CUDA)
     second.restore(state, "state")
     for session in (first, second):
         for x_a, x_b in batches[:2]:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastunit.config import from_dict
 from fastunit.training.ema import Average
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 
 CPU = torch.device("cpu")
 
@@ -89,7 +89,7 @@ def test_what_was_recorded_once_ramps_when_it_is_replayed():
     [{}, {"accumulate": 2}, {"lr_policy": "linear", "identity_w": 1.0}, {"share_fakes": False}],
 )
 def test_a_step_that_averages_does_not_wait_for_the_device(tiny, changes):
-    session = Session(from_dict(tiny | {"ema_decay": 0.9} | changes), CPU)
+    session = TrainState(from_dict(tiny | {"ema_decay": 0.9} | changes), CPU)
     batch = torch.rand(2, 2, 3, 16, 16)
     session.advance(*batch)
     with NoWaiting():
@@ -100,7 +100,7 @@ def test_a_step_that_averages_does_not_wait_for_the_device(tiny, changes):
 
 def test_the_average_is_taken_where_the_step_is_captured(tiny):
     """`GraphedStep` replays `_updates`: what is outside happens on the host every time."""
-    session = Session(from_dict(tiny | {"ema_decay": 0.9}), CPU)
+    session = TrainState(from_dict(tiny | {"ema_decay": 0.9}), CPU)
     session.step._updates(*torch.rand(2, 2, 3, 16, 16))
     assert session._average.updates == 1
     pairs = zip(session.generator_pair.parameters(), session.unit.generators(), strict=True)
@@ -109,7 +109,7 @@ def test_the_average_is_taken_where_the_step_is_captured(tiny):
 
 def test_the_networks_of_few_iterations_are_those_that_were_trained(tiny):
     """With 0.999 for each of 20 updates the average would be the untrained network by 98 %."""
-    session = Session(from_dict(tiny | {"ema_decay": 0.999, "lr": 0.01}), CPU)
+    session = TrainState(from_dict(tiny | {"ema_decay": 0.999, "lr": 0.01}), CPU)
     before = [p.clone() for p in session.generator_pair.parameters()]
     for _ in range(20):
         session.advance(*torch.rand(2, 2, 3, 16, 16))
@@ -124,7 +124,7 @@ def test_the_networks_of_few_iterations_are_those_that_were_trained(tiny):
 
 
 def test_a_checkpoint_of_an_average_without_a_ramp_goes_on_in_the_ramp(tiny):
-    session = Session(from_dict(tiny | {"ema_decay": 0.9}), CPU)
+    session = TrainState(from_dict(tiny | {"ema_decay": 0.9}), CPU)
     state = copy.deepcopy(session.state() | {"ema_updates": 7})
     assert isinstance(session.state()["ema_updates"], int)
     weights = {name: 1 - 2 * value for name, value in state["ema"].items()}
@@ -137,9 +137,9 @@ def test_a_checkpoint_of_an_average_without_a_ramp_goes_on_in_the_ramp(tiny):
 
 
 def test_an_average_that_is_switched_on_later_starts_there(tiny):
-    plain = Session(from_dict(tiny), CPU)
+    plain = TrainState(from_dict(tiny), CPU)
     plain.advance(*torch.rand(2, 2, 3, 16, 16))
-    session = Session(from_dict(tiny | {"ema_decay": 0.9}), CPU)
+    session = TrainState(from_dict(tiny | {"ema_decay": 0.9}), CPU)
     session.restore(copy.deepcopy(plain.state()), "state")
     mine, trained = session.generator_pair.state_dict(), plain.unit.generator_pair().state_dict()
     assert all(torch.equal(mine[name], trained[name]) for name in trained)

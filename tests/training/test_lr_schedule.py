@@ -101,6 +101,6 @@ def test_a_run_goes_on_bitwise_and_a_longer_one_follows_its_own_schedule(command
     assert all(torch.equal(cut["unit"][name], value) for name, value in whole["unit"].items())
     assert whole["step"]["gen_opt"]["param_groups"][0]["lr"] == pytest.approx(0.008 / 6)
     code, _, err = command("--resume", "cut", "--max-iter", 12, defaults=False)
-    assert code == 0 and "going on with changed settings: max_iter 8 -> 12" in err
+    assert code == 0 and "continuing with changed settings: max_iter 8 -> 12" in err
     longer = checkpoint.load(checkpoint.path_of(Path("cut"), 12))
     assert longer["step"]["gen_opt"]["param_groups"][0]["lr"] == pytest.approx(0.008 / 9)

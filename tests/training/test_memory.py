@@ -13,7 +13,7 @@ from fastunit import config, train
 from fastunit.kernels.common import runtime
 from fastunit.models.unit import UNIT
 from fastunit.training import memory
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 from tests.support.processes import python
 
 MIB = 2**20
@@ -39,7 +39,7 @@ STEPS = f"""
 import ctypes, gc, re
 import torch
 from fastunit import config
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 
 def status(field):
     text = open("/proc/self/status").read()
@@ -47,7 +47,7 @@ def status(field):
 
 def train(values, steps):
     settings = config.from_dict(values)
-    session = Session(settings, torch.device("cpu"))
+    session = TrainState(settings, torch.device("cpu"))
     shape = settings.batch_size, 3, *settings.crop
     images = [torch.rand(shape).contiguous(memory_format=torch.channels_last) for _ in range(2)]
     for _ in range(steps):
@@ -108,7 +108,7 @@ def test_it_is_within_15_percent_of_the_peak_on_a_gpu(changes):
     expected = memory.forecast(settings, device)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
-    session = Session(settings, device)
+    session = TrainState(settings, device)
     shape = settings.batch_size * settings.accumulate, 3, *settings.crop
     images = [
         torch.rand(shape, device=device).contiguous(memory_format=torch.channels_last)
@@ -127,7 +127,7 @@ def test_weights_and_moments_are_counted_to_the_byte(small):
     parameters = list(unit.parameters())
     assert small.weights == nbytes(parameters)
     counts_of_steps = 4 * len(parameters)
-    assert small.optimiser == 2 * small.weights + counts_of_steps
+    assert small.optimizer == 2 * small.weights + counts_of_steps
     assert 0 <= small.gradients <= small.weights
 
 
@@ -143,7 +143,7 @@ def test_averaged_generators_are_weights(small):
 def test_the_perceptual_terms_weights_are_weights_without_moments(small):
     found = forecast(vgg_w=1.0)
     assert found.weights - small.weights == 4 * 14_714_688  # VGG16's convolutions, float32
-    assert found.optimiser == small.optimiser
+    assert found.optimizer == small.optimizer
     assert found.activations > 1.1 * small.activations
 
 
@@ -176,7 +176,7 @@ def test_storages_count_once_from_making_to_freeing():
     with FakeTensorMode(), memory._LiveBytes(CPU) as live:
         x = torch.empty(MIB, dtype=torch.uint8)
         y = x.view(2, -1)[1].add_(1)  # the storage of x
-        live.belongs([x], memory.WEIGHTS)
+        live.label([x], memory.WEIGHTS)
         z = (x + 1) + 1  # two at a time, besides x
         del x, y
         assert live.peak == [MIB, 0, 0, 2 * MIB]
@@ -220,7 +220,7 @@ def test_a_dry_run_warns_where_memory_will_not_do(monkeypatch, capsys):
 def test_it_prints_its_parts():
     text = str(memory.Forecast(2 * MIB, 4 * MIB, MIB, 3 * 2**30, resident=4 * 2**30))
     assert text == (
-        "3.01 GiB at the peak of a step (weights 2 MiB, optimisers 4 MiB, gradients 1 MiB, "
+        "3.01 GiB at the peak of a step (weights 2 MiB, optimizers 4 MiB, gradients 1 MiB, "
         "activations and temporaries 3.00 GiB); the process grows by about 4.00 GiB"
     )
     assert "process" not in str(memory.Forecast(1, 1, 1, 1))

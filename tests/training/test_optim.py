@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastunit.config import Config
-from fastunit.training.optim import adam, check_moments, make_capturable, settle
+from fastunit.training.optim import adam, check_moments, make_capturable, reset_execution
 
 CONFIG = Config(lr=0.01, beta1=0.3, beta2=0.9, weight_decay=0.1)
 FORMATS = (torch.contiguous_format, torch.channels_last)
@@ -115,7 +115,7 @@ def test_a_state_does_not_bring_its_way_of_computing_along():
     state["param_groups"][0] |= {"capturable": True, "lr": torch.tensor(0.25)}
     optimizer = adam(weights(torch.channels_last), CONFIG)
     optimizer.load_state_dict(state)
-    settle(optimizer)
+    reset_execution(optimizer)
     group = optimizer.param_groups[0]
     found = {key: group[key] for key in ("lr", "capturable", "fused", "foreach")}
     assert found == {"lr": 0.25, "capturable": False, "fused": True, "foreach": None}

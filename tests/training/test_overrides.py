@@ -118,7 +118,7 @@ def test_a_subclass_keeps_its_own_names():
         def __init__(self, hyperparameters):
             super().__init__(hyperparameters)
             self.config = {"mine": 1}
-            self.pairing = self.unit = None
+            self.execution = self.unit = None
 
         def encode(self, x):
             raise AssertionError("this is the user's")

@@ -15,7 +15,7 @@ from fastunit.common import files
 from fastunit.common.errors import ConfigError
 from fastunit.config import from_dict
 from fastunit.training import lr_schedule, memory, release_files
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 
 FILES = sorted((Path(__file__).parent / "release").glob("*.yaml"))
 
@@ -52,7 +52,7 @@ def test_a_generator_takes_the_releases_section(caplog):
         VAEGen(3, {"dim": 4, "n_downsample": 1, "n_res": 1, "mlp_dim": 256, "style_dim": 8})
     (said,) = (record.getMessage() for record in caplog.records)
     assert said == (
-        "gen.mlp_dim, gen.style_dim: read and unused (MUNIT's style code, which UNIT has not)"
+        "gen.mlp_dim, gen.style_dim: read and unused (MUNIT's style code, which UNIT does not have)"
     )
 
 
@@ -82,7 +82,7 @@ OTHER = {"lr": 0.5, "initial_lr": 0.5, "betas": (0.1, 0.2), "weight_decay": 3.0,
 
 
 def session(tiny, keys=None):
-    return Session(from_dict(tiny | (keys or {})), torch.device("cpu"))
+    return TrainState(from_dict(tiny | (keys or {})), torch.device("cpu"))
 
 
 def images():
@@ -118,10 +118,10 @@ def test_the_rate_and_the_settings_are_the_configurations(
         run.restore_release(path)
     said = caplog.text
     if with_optimizer:
-        assert re.search(r"the configuration wins over .*/optimizer\.pt: lr 0\.5 -> ", said)
+        assert re.search(r"the configuration overrides .*/optimizer\.pt: lr 0\.5 -> ", said)
         assert "betas (0.1, 0.2) -> (0.25, 0.999)" in said and "weight_decay 3.0 -> 0.125" in said
     else:
-        assert "Adam starts afresh, at a learning rate of" in said
+        assert "Adam starts anew, at a learning rate of" in said
     assert run.iteration == iteration
     for _ in range(3):
         run.advance(*images())

@@ -18,7 +18,7 @@ from fastunit import config
 from fastunit.common.errors import DataError
 from fastunit.data.pipeline import DomainLoader
 from fastunit.training import checkpoint
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 
 
 def weights(run_dir: Path, iteration: int) -> dict[str, torch.Tensor]:
@@ -49,7 +49,7 @@ def test_the_seed_decides_every_bit(command):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_resume_is_bitwise(command, monkeypatch, number):
     command("--output", "whole", "--max-iter", 7, "--set", "ema_decay=0.9")
-    advance = Session.advance
+    advance = TrainState.advance
 
     def interrupted(self, x_a, x_b):
         if self.iteration == 2:
@@ -57,7 +57,7 @@ def test_a_signal_saves_and_resume_is_bitwise(command, monkeypatch, number):
         return advance(self, x_a, x_b)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "advance", interrupted)
+        patch.setattr(TrainState, "advance", interrupted)
         code, out, err = command("--output", "cut", "--max-iter", 7, "--set", "ema_decay=0.9")
     assert code == 128 + number
     assert "stopped at iteration 3" in out and "Traceback" not in err
@@ -73,7 +73,7 @@ def test_a_signal_saves_and_resume_is_bitwise(command, monkeypatch, number):
 
 def test_resume_auto_takes_the_last_run_and_starts_one_when_there_is_none(command):
     code, _, err = command("--resume", "--max-iter", 2)
-    assert code == 0 and "starting afresh" in err
+    assert code == 0 and "starting a new run" in err
     assert checkpoint.iterations(Path("runs/tiny")) == [2]
     code, _, err = command("--resume", "auto", "--max-iter", 3)
     assert code == 0 and "runs/tiny/checkpoints/00000002.pt" in err
@@ -183,14 +183,14 @@ def test_a_photo_that_vanishes_saves_first(command, monkeypatch):
 
 
 def test_a_signal_before_the_first_iteration_can_be_resumed(command, monkeypatch):
-    loaders = Session.loaders
+    loaders = TrainState.loaders
 
     def slow(self, domains):
         os.kill(os.getpid(), signal.SIGTERM)
         return loaders(self, domains)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "loaders", slow)
+        patch.setattr(TrainState, "loaders", slow)
         assert command("--output", "run")[0] == 143
     assert checkpoint.iterations(Path("run")) == [0]
     assert command("--resume", "run", defaults=False)[0] == 0

@@ -16,7 +16,7 @@ from PIL import Image
 import fastunit
 from fastunit.common.errors import CheckpointError, ConfigError, TrainingDiverged, UserError
 from fastunit.training import checkpoint
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 from fastunit.translate import main as translate
 from tests.support.checkout import ROOT
 
@@ -123,12 +123,12 @@ def test_what_it_refuses(settings, photos):
 
 
 def test_divergence_names_the_last_good_checkpoint(settings, monkeypatch):
-    advance = Session.advance
+    advance = TrainState.advance
 
     def poisoned(self, x_a, x_b):
         losses = advance(self, x_a, x_b)
         return losses | {"cycle_b": losses["cycle_b"] * (float("nan") if self.iteration > 2 else 1)}
 
-    monkeypatch.setattr(Session, "advance", poisoned)
+    monkeypatch.setattr(TrainState, "advance", poisoned)
     with pytest.raises(TrainingDiverged, match=r"cycle_b became nan.*run/checkpoints/00000002\.pt"):
         fastunit.fit(settings, output="run", device="cpu")

@@ -16,7 +16,7 @@ from fastunit.config import from_dict
 from fastunit.training import compilation
 from fastunit.training.objective import decode_both
 from fastunit.training.optim import make_capturable
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 from tests.support.compare import assert_agree
 from tests.support.steps import noise_for
 from tests.support.tensors import images
@@ -72,7 +72,7 @@ def test_recomputing_leaves_batch_norms_statistics_alone(tiny, make, batch):
 
 
 def test_a_session_reads_the_batches_of_an_iteration_at_once(tiny):
-    session = Session(from_dict(tiny | {"accumulate": 3, "batch_size": 2}), CPU)
+    session = TrainState(from_dict(tiny | {"accumulate": 3, "batch_size": 2}), CPU)
     session.advance(*(torch.rand(6, 3, 16, 16) for _ in range(2)))
     assert session.iteration == 1 and session.positions == {"a": 6, "b": 6}
 
@@ -263,9 +263,9 @@ def test_a_graph_needs_a_gpu(make, tiny):
     ):
         make().use_graphs()
     with pytest.raises(ConfigError, match="graphs=on needs"):
-        Session(from_dict(tiny | {"graphs": "on"}), CPU)
-    session = Session(from_dict(tiny | {"graphs": "auto"}), CPU)
-    assert session.manner() == (
+        TrainState(from_dict(tiny | {"graphs": "on"}), CPU)
+    session = TrainState(from_dict(tiny | {"graphs": "auto"}), CPU)
+    assert session.execution_summary() == (
         "precision fp32; CUDA graph off (no GPU); torch.compile off (compile=auto is for GPUs)"
     )
 

@@ -19,7 +19,7 @@ from fastunit.models.unit import PaperUNIT, networks
 from fastunit.report import gallery
 from fastunit.training import checkpoint, memory
 from fastunit.training.objective import discriminator_losses, generator_losses
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 from fastunit.training.step import TrainStep
 from tests.support.compare import assert_agree
 from tests.support.steps import noise_for, without_networks
@@ -175,7 +175,7 @@ def test_a_run_trains_resumes_to_the_bit_and_translates(dis, tiny, command, phot
 
 
 def test_what_is_looked_at_is_without_dropout(tiny, tmp_path):
-    session = Session(from_dict(paper(tiny, dropout=0.5)), CPU)
+    session = TrainState(from_dict(paper(tiny, dropout=0.5)), CPU)
     x = torch.rand(2, 3, 16, 16)
     state = torch.get_rng_state()
     with evaluating(session.generator_pair):
@@ -207,7 +207,7 @@ def test_replaced_layers_are_the_ones_that_run(tiny):
 
 def test_files_have_the_releases_names(tiny, tmp_path):
     config = from_dict(paper(tiny))
-    session = Session(config, CPU)
+    session = TrainState(config, CPU)
     saved = session.save(tmp_path)
     generators = files.read(saved.with_name("gen_00000000.pt"))
     assert generators.keys() == session.unit.gen.state_dict().keys()
@@ -227,7 +227,7 @@ def test_files_have_the_releases_names(tiny, tmp_path):
 
 
 def test_learned_variance_is_of_both_domains(tiny):
-    session = Session(from_dict(paper(tiny, latent="learned")), CPU)
+    session = TrainState(from_dict(paper(tiny, latent="learned")), CPU)
     assert session.unit.gen_a.sigma is session.unit.gen_b.sigma is session.unit.gen.sigma
     before = session.unit.gen.sigma.weight.clone()
     session.advance(*(images(2, 3, 16, 16).float() for _ in "ab"))

@@ -79,16 +79,16 @@ def test_differences_are_taken_within_seeds_and_have_students_intervals():
     rows = [line.split("|")[1:-1] for line in sharing.differences(scores)[2:]]
     found = {label.strip(): [cell.strip() for cell in cells] for label, *cells in rows}
     assert len(found) == 12
-    assert found["cycle on less off (own; mean over sharing)"] == [
+    assert found["cycle on minus off (own; mean over sharing)"] == [
         "+0.200",
         "+0.200 to +0.200",
         "yes",
     ]
-    assert found["copy less own (cycle on; mean over sharing)"][0] == "-0.200"
-    assert found["copy less own (cycle off; mean over sharing)"][2] == "no"
+    assert found["copy minus own (cycle on; mean over sharing)"][0] == "-0.200"
+    assert found["copy minus own (cycle off; mean over sharing)"][2] == "no"
     # 0.00, 0.01, 0.02: mean 0.01, standard error 0.01 / sqrt(3), t of two degrees of freedom 4.30
-    assert found["2 shared less none (cycle off, copy)"] == ["+0.010", "-0.015 to +0.035", "no"]
-    assert found["1 shared less none (cycle on, own)"][0] == "+0.000"
+    assert found["2 shared minus none (cycle off, copy)"] == ["+0.010", "-0.015 to +0.035", "no"]
+    assert found["1 shared minus none (cycle on, own)"][0] == "+0.000"
 
 
 def test_one_seed_has_no_interval():
@@ -174,7 +174,7 @@ def test_more_seeds_than_there_are_intervals_for_are_refused(capsys):
 def test_it_is_a_module_of_the_checkout():
     done = python("-m", "bench.experiments.sharing", "--help", cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert "goes on" in done.stdout
+    assert "continues" in done.stdout
 
 
 @pytest.mark.slow

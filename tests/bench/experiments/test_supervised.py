@@ -15,7 +15,7 @@ from fastunit import config
 from fastunit.data import builtin
 from fastunit.data.discovery import image_files
 from fastunit.report.grid import GAP, LABEL
-from fastunit.training.state import Session
+from fastunit.training.state import TrainState
 
 DOMAINS = ("trainA", "trainB", "testA", "testB")
 
@@ -42,7 +42,7 @@ def test_training_pairs_are_the_demos_own_scenes_and_none_of_the_test(small_demo
 
 def test_both_directions_are_descended_and_averaged(tiny):
     changes = {"ema_decay": 0.5, "share_fakes": False}
-    session = Session(config.from_dict(tiny | changes), torch.device("cpu"))
+    session = TrainState(config.from_dict(tiny | changes), torch.device("cpu"))
     discriminators = [weight.clone() for weight in session.unit.discriminators()]
     supervised.supervise(session.step)
     x_a, x_b = torch.rand(2, 2, 3, 16, 16)

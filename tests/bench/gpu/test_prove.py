@@ -13,14 +13,14 @@ import torch
 
 from bench.gpu import checks, measure, prove
 from bench.gpu.prove import Stage
-from bench.gpu.workspace import DONE, FAILED, LEFT_OUT, Outcome, Room
+from bench.gpu.workspace import DONE, FAILED, LEFT_OUT, Outcome, Workspace
 from bench.step import profile
 from fastunit.common import cli
 
 
 @pytest.fixture
 def room(tmp_path):
-    return Room(tmp_path, 60)
+    return Workspace(tmp_path, 60)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def commands(monkeypatch):
             asked.append((words, changes or {}))
             return next((code for name, code in codes.items() if name in " ".join(words)), 0)
 
-        monkeypatch.setattr(Room, "run", run)
+        monkeypatch.setattr(Workspace, "run", run)
         return asked
 
     return replace
@@ -169,7 +169,7 @@ def test_tests_are_counted(room, monkeypatch):
         (self.out / "tests.xml").write_text(JUNIT)
         return 1
 
-    monkeypatch.setattr(Room, "run", run)
+    monkeypatch.setattr(Workspace, "run", run)
     outcome = checks.tests(room)
     assert outcome.what == FAILED
     assert outcome.details == "pytest ended with 1, 14 passed, 2 failed, 1 errors, 3 skipped"
@@ -188,7 +188,7 @@ def test_only_skipped_tests_prove_nothing(room, monkeypatch):
         (self.out / "tests.xml").write_text('<testsuite tests="4" skipped="4"/>')
         return 0
 
-    monkeypatch.setattr(Room, "run", run)
+    monkeypatch.setattr(Workspace, "run", run)
     assert checks.tests(room).what == FAILED
 
 

@@ -118,7 +118,7 @@ def test_operations_put_implementations_side_by_side():
     assert dict(zip(header, first, strict=True)) == {
         **{"operation": "conv_gemm", "case": "first", "pass": "dgrad", "ours µs": "50.0"},
         **{"eager µs": "90.0", "cuDNN, NHWC µs": "60.0", "best other / ours": "1.20"},
-        **{"TFLOP/s": "600", "% of product": "75.0", "GB/s": "-", "% of copy": "-"},
+        **{"TFLOP/s": "600", "% of matmul": "75.0", "GB/s": "-", "% of copy": "-"},
     }
     norm = dict(zip(header, second, strict=True))
     assert norm["case"] == "in, 64" and norm["pass"] == "forward" and norm["eager µs"] == "-"
@@ -164,7 +164,7 @@ def test_page_says_what_was_measured_on_what(write, tmp_path, capsys):
         "2026-01-31 12:00",
     ):
         assert words in page
-    for title in ("Training step", "Memory of the training step", "What each saving is worth"):
+    for title in ("Training step", "Memory of the training step", "Ablations of the training step"):
         assert f"\n## {title}\n\n{markdown.NOTES[title]}\n\n|" in page
     assert "## Data" not in page
     markdown.main([str(path), "-o", str(tmp_path / "page.md")])

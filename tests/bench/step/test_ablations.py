@@ -10,8 +10,8 @@ from fastunit.common.errors import ConfigError
 
 
 def test_every_saving_can_be_switched_off_by_keys_that_exist():
-    for name in ablations.SAVINGS | ablations.GPU_SAVINGS:
-        keys = (ablations.SAVINGS | ablations.GPU_SAVINGS)[name].keys
+    for name in ablations.ABLATIONS | ablations.GPU_ABLATIONS:
+        keys = (ablations.ABLATIONS | ablations.GPU_ABLATIONS)[name].keys
         assert config.resolve({}, keys, {}) != config.from_dict({}) or not keys
     with pytest.raises(ConfigError):
         config.resolve({}, ["share_fake=false"], {})

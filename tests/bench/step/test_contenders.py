@@ -147,7 +147,7 @@ def fake(monkeypatch):
 def compare(*names: str, **options) -> dict:
     """Return the facts of a comparison, or raise what it raises with the facts beside it."""
     rounds = Rounds()
-    found = {name: contenders.Opponent(name, config.from_dict({})) for name in names}
+    found = {name: contenders.Contender(name, config.from_dict({})) for name in names}
     try:
         contenders.compare(rounds, "step", found, 2, seconds=1, **options)
     except WorkerError as error:
@@ -191,7 +191,7 @@ def test_what_is_left_out_has_its_reason(fake):
 
 def test_tiny_networks_keep_the_size_of_images():
     settings = config.from_dict({"crop_image_height": 64, "crop_image_width": 96})
-    tiny = contenders.Opponent("fastunit", settings, ("x",)).tiny()
+    tiny = contenders.Contender("fastunit", settings, ("x",)).tiny()
     assert tiny.settings.crop == (64, 96) and tiny.settings.gen.dim == 4 and tiny.without == ("x",)
 
 
@@ -199,9 +199,9 @@ def test_tiny_networks_keep_the_size_of_images():
 @pytest.mark.parametrize("together", [False, True])
 def test_opponents_take_turns_and_those_that_fail_are_named(together):
     settings = config.from_dict(SMALL)
-    found = {name: contenders.Opponent(name, settings) for name in ("fastunit", "baseline")}
+    found = {name: contenders.Contender(name, settings) for name in ("fastunit", "baseline")}
     # Reading a switch that does not exist fails in the process, as a compiler might.
-    found["broken"] = contenders.Opponent("fastunit", settings, without=("nothing",))
+    found["broken"] = contenders.Contender("fastunit", settings, without=("nothing",))
     rounds = Rounds()
     with pytest.raises(WorkerError, match=r"broken: begin: KeyError: 'nothing'"):
         contenders.compare(rounds, "step", found, 6, seconds=0.1, together=together)

@@ -81,7 +81,7 @@ def test_times_and_shares_are_those_of_a_step():
     page = "\n".join(profile.page(spans, 2, SETTINGS, None))
     # 60 us in 5 kernels of two steps that took 70 us, 15 of them idle.
     assert page.startswith(
-        "Per step, of 2, with the profiler on: 0.035 ms, 0.030 ms in 2 kernels or operators, "
+        "Per step, mean of 2, with the profiler on: 0.035 ms, 0.030 ms in 2 kernels or operators, "
         "0.007 ms idle."
     )
     first, second = below(page, "By total time")[:2]
@@ -94,13 +94,13 @@ def test_times_and_shares_are_those_of_a_step():
 def test_kernels_stand_beside_their_floor():
     spans, limits = spans_of(KERNELS, gpu=True), Ceilings(800, 3000)
     page = "\n".join(profile.page(spans, 2, SETTINGS, limits))
-    rows = {row[0]: [float(x) for x in row[1:4]] for row in below(page, "Beside the floor")}
+    rows = {row[0]: [float(x) for x in row[1:4]] for row in below(page, "Compared with the floor")}
     wanted = 1e3 * sum(
         limits.seconds(kernel.issued, kernel.bytes)
         for kernel in costs.step(SETTINGS)
         if kernel.name in ("fprop", "dgrad")
     )
-    products = rows["products, forward and dgrad"]
+    products = rows["GEMM, forward and dgrad"]
     assert products == pytest.approx([0.020, wanted, 0.020 - wanted], abs=1e-3)
     assert rows["Adam"][0] == pytest.approx(0.0025, abs=1e-3)
     floor = sum(row[1] for row in rows.values())

@@ -23,7 +23,7 @@ from fastunit.digits.step import SOURCE, TARGET
 from fastunit.digits.task import SHIFTED, Task, load_task
 
 with cli.needs("train"):
-    from fastunit.digits.session import SOURCE_ONLY, Session
+    from fastunit.digits.state import SOURCE_ONLY, AdaptationState
     from fastunit.digits.trainer import Trainer
     from fastunit.training import run_dir
     from fastunit.training.loop import stop_on_signals
@@ -94,14 +94,14 @@ def _run(args: argparse.Namespace) -> int:
         target = args.target or run.state.get("target", target)
         source_only = source_only or run.state.get("method") == SOURCE_ONLY
     task = load_task(args.data, source, target, settings, device)
-    session = Session(settings, task, device, source_only)
-    run.restore(session)
+    state = AdaptationState(settings, task, device, source_only)
+    run.restore(state)
     if args.dry_run:
         _print_plan(settings, task, run, device)
         return 0
     with run.claim() as folder:
         run_dir.describe(folder, settings, device)
-        trainer = Trainer(session, folder, started)
+        trainer = Trainer(state, folder, started)
         try:
             with stop_on_signals() as stop:
                 trainer.run(stop)
@@ -110,7 +110,7 @@ def _run(args: argparse.Namespace) -> int:
             return 1
         if stop.signal is not None:
             going_on = f"continue with --data {args.data} --resume {folder}"
-            print(f"stopped at iteration {session.iteration}; {going_on}")
+            print(f"stopped at iteration {state.iteration}; {going_on}")
             return 128 + stop.signal
         result = trainer.finish()
     print(

@@ -13,7 +13,7 @@ from fastunit import config
 from fastunit.common import environment, files
 from fastunit.digits.images import normalised
 from fastunit.digits.objective import Losses
-from fastunit.digits.session import ACCURACIES, Session
+from fastunit.digits.state import ACCURACIES, AdaptationState
 from fastunit.digits.step import SOURCE, TARGET
 from fastunit.report.grid import save_grid
 from fastunit.report.metrics import read_metrics
@@ -23,14 +23,14 @@ from fastunit.training.loss_monitor import LossMonitor, Record
 SHOWN = 12  # digits of each domain in the sample grid
 
 
-class Trainer(Loop[Session]):
-    """Drives a session to the end of its settings' iterations and keeps the run's folder."""
+class Trainer(Loop[AdaptationState]):
+    """Trains an `AdaptationState` for its settings' iterations and writes the run's folder."""
 
     title = "adapting"
 
-    def __init__(self, session: Session, run_dir: Path, started: float) -> None:
-        settings = session.settings
-        super().__init__(session, settings, settings.iterations, run_dir, started)
+    def __init__(self, state: AdaptationState, run_dir: Path, started: float) -> None:
+        settings = state.settings
+        super().__init__(state, settings, settings.iterations, run_dir, started)
         self._accuracies: dict[str, float] = {}  # measured last
 
     def finish(self) -> dict[str, Any]:
@@ -38,17 +38,17 @@ class Trainer(Loop[Session]):
 
         The accuracies are those of the last iterate.
         """
-        session, folder = self.session, self.run_dir
-        adaptation, task = session.adaptation, session.task
+        state, folder = self.state, self.run_dir
+        adaptation, task = state.adaptation, state.task
         _draw_curves(folder, task.names)
         if not adaptation.source_only:
-            save_grid(_sample_rows(session), folder / "samples.png")
+            save_grid(_sample_rows(state), folder / "samples.png")
         about = {
-            "method": session.method,
+            "method": state.method,
             "source": task.names[SOURCE],
             "target": task.names[TARGET],
-            "iteration": session.iteration,
-            "settings": config.to_dict(session.settings),
+            "iteration": state.iteration,
+            "settings": config.to_dict(state.settings),
         }
         networks = {"dis": adaptation.dis, "judge": adaptation.evaluated}
         networks |= {} if adaptation.source_only else {"gen": adaptation.gen}
@@ -56,29 +56,29 @@ class Trainer(Loop[Session]):
         files.save({**about, "channels": task.channels, **states}, folder / "checkpoint.pt")
         result = {
             **about,
-            **(self._accuracies or session.measure()),
+            **(self._accuracies or state.measure()),
             "source_tests": len(task.tests[SOURCE].labels),
             "target_tests": len(task.tests[TARGET].labels),
             **({"held_out_count": len(task.held_out.labels)} if task.held_out else {}),
             "seconds": self.seconds(),
-            "environment": environment.describe(session.device),
+            "environment": environment.describe(state.device),
         }
         files.write_json(result, folder / "result.json")
         return result
 
     def _advance(self) -> Losses:
-        return self.session.advance()
+        return self.state.advance()
 
     def _measure(self) -> dict[str, float] | None:
-        settings, now = self.session.settings, self.session.iteration
+        settings, now = self.state.settings, self.state.iteration
         if now == settings.iterations or self._due(settings.test_every):
-            self._accuracies = self.session.measure()
+            self._accuracies = self.state.measure()
             return self._accuracies
         return {} if now == settings.warmup or self._due(settings.log_every) else None
 
     def _read_losses(self) -> list[Record]:
         records = super()._read_losses()
-        if self.session.iteration == self.session.settings.warmup:
+        if self.state.iteration == self.state.settings.warmup:
             records += self._monitor.drain()
             self._monitor = LossMonitor()  # other losses follow, which one cannot mix with these
         return records
@@ -88,9 +88,9 @@ class Trainer(Loop[Session]):
 
 
 @torch.no_grad()
-def _sample_rows(session: Session) -> dict[str, Tensor]:
+def _sample_rows(state: AdaptationState) -> dict[str, Tensor]:
     """Return test digits of both domains, their reconstructions and translations, by label."""
-    gen, task = session.adaptation.gen, session.task
+    gen, task = state.adaptation.gen, state.task
     x_a, x_b = (normalised(task.tests[domain].images[:SHOWN]) for domain in (SOURCE, TARGET))
     x_aa, x_ba, x_ab, x_bb, _ = gen.eval()(x_a, x_b)
     gen.train()

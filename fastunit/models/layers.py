@@ -247,7 +247,12 @@ class Conv2dBlock(_Block):
         return self._run_fused(x, weights.weight, weights.bias, residual, options)
 
     def _run_fused(
-        self, x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None, options: dict[str, Any]
+        self,
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        residual: Tensor | None,
+        options: dict[str, Any],
     ) -> Tensor:
         if self.norm_name != "bn":
             return self._convolve(x, w, b, residual=residual, **options)

@@ -116,8 +116,9 @@ def find_run(output: str | None, resume: str | None, name: str | None) -> Run:
         output: the folder; None: runs/NAME. A new run takes the first unused one of NAME, NAME-2,
             ...
         resume: None starts a new run. "auto" continues the newest checkpoint of `output`, or of
-            NAME, NAME-2, ..., or if `name` is None of any folder in runs/ but the digits'; it starts a new run if
-            there is none. A path continues that run's folder, checkpoint or release's gen_*.pt.
+            NAME, NAME-2, ..., or if `name` is None of any folder in runs/ but the digits'; without
+            one it starts a new run. A path continues that run's folder, checkpoint or release's
+            gen_*.pt.
         name: NAME; None: the name of the run that the gen_*.pt lies in, else demo.
 
     Raises:

@@ -48,7 +48,7 @@ class Clock:
 
 
 class Trainer(Loop[TrainState]):
-    """Drives a session over its data and keeps the run's folder.
+    """Trains a `TrainState` on its data and keeps the run's folder.
 
     `shown` are the images of both domains for the sample grids; `started` is the
     time.perf_counter() at which the run began; `callback` takes the losses at every `log_iter`.
@@ -56,55 +56,53 @@ class Trainer(Loop[TrainState]):
 
     def __init__(
         self,
-        session: TrainState,
+        state: TrainState,
         domains: Domains,
         run_dir: Path,
         shown: tuple[Tensor, Tensor],
         started: float,
         callback: Callback | None = None,
     ) -> None:
-        self.config = session.config
-        super().__init__(session, self.config, self.config.max_iter, run_dir, started, callback)
+        self.config = state.config
+        super().__init__(state, self.config, self.config.max_iter, run_dir, started, callback)
         self.domains, self.shown = domains, shown
 
     def finish(self, pairs: held_out.Pairs) -> dict[str, Any]:
         """Measure, write result.json and the page; returns the result."""
-        session = self.session
-        result: dict[str, Any] = {"iteration": session.iteration}
+        state = self.state
+        result: dict[str, Any] = {"iteration": state.iteration}
         if pairs:
-            result |= measure(
-                session.generator_pair, pairs, self.domains, self.config, session.device
-            )
+            result |= measure(state.generator_pair, pairs, self.domains, self.config, state.device)
             result["pairs"] = len(pairs)
-        loop_seconds = session.spent["loop_seconds"]
-        images = sum(session.positions.values())
+        loop_seconds = state.spent["loop_seconds"]
+        images = sum(state.positions.values())
         result["images_per_s"] = images / loop_seconds if loop_seconds else 0.0
         result["seconds"] = self.seconds()
         files.write_json(result, self.run_dir / "result.json")
-        gallery.page(self.run_dir, self.config, session.iteration, result)
+        gallery.page(self.run_dir, self.config, state.iteration, result)
         return result
 
     def _run(self, stop: Stop) -> None:
-        self._loaders = self.session.loaders(self.domains)
+        self._loaders = self.state.loaders(self.domains)
         super()._run(stop)
 
     @contextmanager
     def _showing(self, metrics: Metrics) -> Iterator[None]:
-        session = self.session
+        state = self.state
         with Gallery(self.run_dir, self.config, self.shown) as self._shows:
-            self._shows.forget_after(session.iteration)
-            if session.iteration == 0:
-                self._shows.show(session.generator_pair, 0, keep=metrics)
+            self._shows.forget_after(state.iteration)
+            if state.iteration == 0:
+                self._shows.show(state.generator_pair, 0, keep=metrics)
             self._clock = Clock()
             yield
 
     def _advance(self) -> Losses:
-        return self.session.advance(*self._clock.next_batch(self._loaders))
+        return self.state.advance(*self._clock.next_batch(self._loaders))
 
     def _measure(self) -> dict[str, float] | None:
         if not self._due(self.config.log_iter):
             return None
-        return {"learning_rate": self.session.step.learning_rate} | self._clock.read()
+        return {"learning_rate": self.state.step.learning_rate} | self._clock.read()
 
     def _postfix(self, values: dict[str, float]) -> str:
         return (
@@ -113,8 +111,8 @@ class Trainer(Loop[TrainState]):
         )
 
     def _after_iteration(self, metrics: Metrics) -> None:
-        session = self.session
+        state = self.state
         if self._due(self.config.image_save_iter):
-            self._shows.show(session.generator_pair, session.iteration, keep=metrics)
+            self._shows.show(state.generator_pair, state.iteration, keep=metrics)
         elif self._due(self.config.image_display_iter):
-            self._shows.show(session.generator_pair, session.iteration)
+            self._shows.show(state.generator_pair, state.iteration)

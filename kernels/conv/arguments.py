@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from fastunit.kernels.common import checks
@@ -20,7 +22,7 @@ def result(
     gamma: Form | None,
     beta: Form | None,
     slope: float | Form,
-    *settings: object,
+    *settings: Any,
 ) -> Form:
     """Check the arguments of `conv_block`; `settings` are a Plan's. Return the result's form."""
     plan = Plan(*settings)

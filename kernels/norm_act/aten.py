@@ -138,7 +138,7 @@ def _normalise(x: Tensor, scale: Tensor | None, tail: Tail) -> tuple[Tensor, Ten
     else:
         rstd = 1 / ((m2 / (count - 1)).sqrt() + tail.eps)
     y.mul_(rstd if scale is None else rstd * scale)
-    return y, *(_of_channels(value, x.shape[1]) for value in (mean, rstd))
+    return y, _of_channels(mean, x.shape[1]), _of_channels(rstd, x.shape[1])
 
 
 def _of_channels(value: Tensor, channels: int) -> Tensor:

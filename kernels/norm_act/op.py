@@ -213,13 +213,13 @@ def arguments_of(module: nn.InstanceNorm2d) -> dict[str, Tensor | float | None]:
 
 
 def _fprop(
+    tail: Tail,
+    impl: str,
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
     slope: Tensor | None,
     residual: Tensor | None,
-    tail: Tail,
-    impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y and the statistics mean, rstd [N, C], which are empty for norm "none"."""
     if impl == "triton":
@@ -232,7 +232,7 @@ def _fprop(
 
 _norm_act = torch.library.custom_op(
     "fastunit::norm_act",
-    lambda *args: _fprop(*args[:5], Tail(*args[5:11]), args[11]),
+    lambda *args: _fprop(Tail(*args[5:11]), args[11], *args[:5]),
     mutates_args=(),
     schema=f"(Tensor x, {_PARAMETERS}, Tensor? residual, {_OPTIONS})"
     " -> (Tensor y, Tensor mean, Tensor rstd)",
@@ -250,6 +250,8 @@ def _(x, gamma, beta, slope, residual, norm, eps, act, negative, halo, pad_mode,
 
 
 def _bprop(
+    tail: Tail,
+    impl: str,
     dy: Tensor,
     x: Tensor,
     mean: Tensor,
@@ -259,8 +261,6 @@ def _bprop(
     slope: Tensor | None,
     residual: bool,
     sums: bool,
-    tail: Tail,
-    impl: str,
 ) -> tuple[Tensor | None, ...]:
     """Return dx, dresidual, dgamma, dbeta and dslope; None where there is none."""
     saved = (mean, rstd, gamma, beta, slope, tail)
@@ -287,7 +287,7 @@ def _filled(tensors: Iterable[Tensor | None], like: Tensor) -> tuple[Tensor, ...
 
 _norm_act_backward = torch.library.custom_op(
     "fastunit::norm_act_backward",
-    lambda *args: _filled(_bprop(*args[:9], Tail(*args[9:15]), args[15]), args[1]),
+    lambda *args: _filled(_bprop(Tail(*args[9:15]), args[15], *args[:9]), args[0]),
     mutates_args=(),
     schema=f"(Tensor dy, Tensor x, Tensor mean, Tensor rstd, {_PARAMETERS}, bool residual, "
     f"bool sums, {_OPTIONS})"
@@ -320,7 +320,8 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     tail, needs, saved = ctx.tail, ctx.needs_input_grad[:5], ctx.saved_tensors
     wanted = needs[4] and tail.halo > 0, any(needs[1:4])
     if eager.hides_backward(dy, *saved):
-        dx, dresidual, *parameters = _bprop(dy, *saved, *wanted, tail, ctx.impl)
+        given: Any = (dy, *saved, *wanted)
+        dx, dresidual, *parameters = _bprop(tail, ctx.impl, *given)
     else:
         dx, dresidual, *parameters = _norm_act_backward(dy, *saved, *wanted, *tail, ctx.impl)
     found = dx, *parameters, dresidual if tail.halo else dy
@@ -345,7 +346,8 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        found = _fprop(*args)
+        *tensors, tail, impl = args
+        found = _fprop(tail, impl, *tensors)
         _save(ctx, args, found)
         return found[0]
 

@@ -85,7 +85,8 @@ def reparameterize(
         source = _normals(mu)
     tensors = mu, raw_sigma, source
     if chosen == "plain":
-        return aten.fprop(*tensors, sigma, _scale(mu, kl))
+        assert source is not None
+        return aten.fprop(mu, raw_sigma, source, sigma, _scale(mu, kl))
     apply = _Eager.apply if eager.is_plain(*tensors) else _reparameterize
     return apply(*tensors, sigma, kl, chosen)
 

@@ -15,7 +15,7 @@ import torch
 
 from fastunit import train
 from fastunit.common import files
-from fastunit.digits.session import TrainState
+from fastunit.digits.state import AdaptationState
 from fastunit.training import checkpoint
 from fastunit.training.run_dir import find_run
 
@@ -56,7 +56,7 @@ def cut(command, monkeypatch):
     """Return a function that has a run in "cut" stopped by a signal in an iteration."""
 
     def run(number: int, iteration: int, *args: object) -> tuple[int, str, str]:
-        advance = TrainState.advance
+        advance = AdaptationState.advance
 
         def interrupted(self):
             if self.iteration == iteration - 1:
@@ -64,7 +64,7 @@ def cut(command, monkeypatch):
             return advance(self)
 
         with monkeypatch.context() as patch:
-            patch.setattr(TrainState, "advance", interrupted)
+            patch.setattr(AdaptationState, "advance", interrupted)
             return command("--output", "cut", *args)
 
     return run

@@ -22,7 +22,7 @@ KEPT = ("seed", "holdout", "geometry")  # settings that a run keeps: the data ar
 _logger = logging.getLogger(__name__)
 
 
-class Session:
+class AdaptationState:
     """Everything that a run of adaptation changes, and its way to and from a checkpoint.
 
     Seeds PyTorch's default generators with `settings.seed`. Args are those of `Adaptation`, but

@@ -1,4 +1,4 @@
-"""Fused operations on images: Triton kernels with plain ATen twins.
+"""Fused operations on images: Triton kernels, and the same operations on PyTorch's kernels.
 
 `noise_state` makes the state that `reparameterize` draws from. With `weight_cache.keep_filters`
 the operations make casts, layouts and phases of weights once for as long as the weights stay.

@@ -1,7 +1,7 @@
-"""Which derivatives the operations have: reverse mode, once. Any other is refused by name.
+"""Which derivatives the operations have: reverse mode, once. Others raise, naming the operation.
 
-PyTorch asks an operator without a rule of its own for forward mode in silence: the tangents are
-lost and the derivative is zero. So the public functions ask first.
+Without a check PyTorch would silently return zero tangents in forward mode for an operator that has
+no rule for it. impl="plain" has every derivative.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch._C._functorch as _functorch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-REMEDY = "use reverse mode, torch.autograd.grad or backward(), or PyTorch's own operations"
-TWICE = "for gradient penalties and Hessians use PyTorch's own operations"
+REMEDY = 'use impl="plain", or reverse mode, torch.autograd.grad or backward()'
+TWICE = 'use impl="plain" for gradient penalties and Hessians'
 
 
 def only_reverse(operation: str, *tensors: object) -> None:

@@ -1,11 +1,14 @@
 """The public convolutions: blocks of padding, convolution, normalisation and activation.
 
-Forward is three or four launches: the haloed input, the product with the norm's per-tile
-statistics, their merge, and one pass for everything after them. A bias and an activation alone
-are the product's epilogue. Backward: two passes over pixels for the tail, the product's two
-gradients, and one pass that folds the halo. Saved: the haloed input, the raw product, mean and
-rstd; without a norm the haloed input and the result, which then may not be changed in place
-before backward; of a bare convolution the haloed input alone.
+Forward is three or four launches: the haloed input, the GEMM with the norm's per-tile statistics,
+their merge, and one pass for everything after them. A bias and an activation alone are the GEMM's
+epilogue. Backward: two passes over pixels for norm and activation, the GEMM's two gradients, and
+one pass that folds the halo. Saved: the haloed input, the GEMM's result, mean and rstd; without a
+norm the haloed input and the block's result, which then may not be changed in place before
+backward; of a bare convolution the haloed input alone.
+
+On a CPU in eager mode blocks of small images are padding, convolution and norm one after the other
+(`plain.split_block`): a call costs less, and one image more is saved.
 """
 
 from __future__ import annotations
@@ -61,15 +64,15 @@ def conv_norm_act(
         halo: pixels then added on each side of the result, for a convolution that follows with
             padding=0.
         halo_mode: what they hold; as pad_mode.
-        impl: "auto", "triton" or "aten"; see `fastunit.kernels.common.runtime`.
+        impl: "auto", "triton", "aten" or "plain"; see `fastunit.kernels.common.runtime`.
 
     Returns:
         [N, K, P, Q] with P = (H + 2 * padding - R) // stride + 1, likewise Q, both enlarged by
             2 * halo; x's dtype (autocast's where that is on). channels_last from Triton, else in
             x's memory format. Sums and statistics are accumulated in fp32 or wider.
 
-    Differentiable, once and in reverse mode, in every tensor argument; gradients have the dtypes
-    of their tensors.
+    Differentiable in every tensor argument, once and in reverse mode ("plain": any number of times,
+    in both modes, and under torch.func); gradients have the dtypes of their tensors.
     Same bits for same inputs. Compiles with ``fullgraph=True``; may be captured in a CUDA graph.
 
     Raises:
@@ -107,7 +110,7 @@ def conv_gemm(
         stride: of the convolution, both axes.
         act: "none", "relu", "lrelu", "selu" or "tanh".
         slope: negative slope of lrelu.
-        impl: "auto", "triton" or "aten"; see `fastunit.kernels.common.runtime`.
+        impl: "auto", "triton", "aten" or "plain"; see `fastunit.kernels.common.runtime`.
 
     Returns:
         [N, K, P, Q] with P = (H - R) // stride + 1, likewise Q. Otherwise as `conv_norm_act`.
@@ -159,7 +162,7 @@ def upsample_conv(
         eps: added to the variance ("in") or the standard deviation ("ln").
         act: as in `conv_norm_act`.
         slope: negative slope; a float for lrelu, a tensor [1] or [K] for prelu.
-        impl: "auto", "triton" or "aten"; see `fastunit.kernels.common.runtime`.
+        impl: "auto", "triton", "aten" or "plain"; see `fastunit.kernels.common.runtime`.
 
     Returns:
         [N, K, P, Q] with P = 2 * H + 2 * padding - R + 1, likewise Q. Otherwise as
@@ -220,7 +223,7 @@ def conv_transpose(
         act: as in `conv_norm_act`.
         slope: negative slope; a float for lrelu, a tensor [1] or [K] for prelu.
         residual: [N, K, P, Q], of x's dtype, added after the activation.
-        impl: "auto", "triton" or "aten"; see `fastunit.kernels.common.runtime`.
+        impl: "auto", "triton", "aten" or "plain"; see `fastunit.kernels.common.runtime`.
 
     Returns:
         [N, K, P, Q] with P = (H - 1) * stride - 2 * padding + R + output_padding, likewise Q.

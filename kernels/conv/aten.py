@@ -13,8 +13,13 @@ from fastunit.kernels.common.eager import cached
 from fastunit.kernels.common.frame import laid_out_as, memory_format, owned
 from fastunit.kernels.common.weight_cache import kept
 from fastunit.kernels.conv import phases
-from fastunit.kernels.conv.plan import Gradients, Plan, Wants
-from fastunit.kernels.norm_act.aten import Tail, fold_halo, tail_aten, tail_backward_aten
+from fastunit.kernels.conv.plan import Gradients, NeededGradients, Plan
+from fastunit.kernels.norm_act.aten import (
+    NormActOptions,
+    fold_halo,
+    norm_act_aten,
+    norm_act_backward_aten,
+)
 
 # Pixels of a result (N * P * Q) up to which the filters' gradient is one product of matrices on a
 # CPU. oneDNN (torch 2.13, a Xeon with AVX-512, one thread) reached 14 GFLOP/s for 32 pixels, 33 for
@@ -27,7 +32,7 @@ class Direct:
 
     def __init__(self, plan: Plan) -> None:
         inside = plan.kind == "transpose" or plan.pad_mode == "zero"
-        self.halo = Tail(halo=0 if inside else plan.padding, pad_mode=plan.pad_mode)
+        self.halo = NormActOptions(halo=0 if inside else plan.padding, pad_mode=plan.pad_mode)
         self._options = {
             "stride": [plan.stride] * 2,
             "padding": [plan.padding if inside else 0] * 2,
@@ -73,7 +78,7 @@ class Phases:
         self._whole = [2 * (length + 2 * pad - reach + 1) for length, reach, _ in axes]
         self._first = [2 * (pad - reach + 1) + before for _, reach, before in axes]
         mode = "zero" if plan.pad_mode == "zero" else "replicate"
-        self.halo = Tail(halo=pad, pad_mode=mode)
+        self.halo = NormActOptions(halo=pad, pad_mode=mode)
 
     def fprop(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         b = None if b is None else b.repeat_interleave(4)
@@ -150,16 +155,16 @@ def fprop(
     haloed form.
     """
     conv, form = convolution(plan, x.shape[2:], w), result_format(x, w)
-    haloed = tail_aten(x, None, None, None, None, conv.halo)[0] if conv.halo.halo else x
+    haloed = norm_act_aten(x, None, None, None, None, conv.halo)[0] if conv.halo.halo else x
     haloed = haloed.contiguous(memory_format=form)
     groups = len(w)
     bias = b.to(x.dtype).unbind() if b is not None and plan.norm != "in" else [None] * groups
     parts = zip(_split(haloed, groups), w.unbind(), bias, strict=True)
     raw = _joined([conv.fprop(*part) for part in parts])
-    if plan.has_ring:
-        phases.add_ring(raw, phases.ring(x, w))
+    if plan.corrects_border:
+        phases.add_border_correction(raw, phases.border_correction(x, w))
     raw = raw.contiguous(memory_format=form)
-    y, mean, rstd = tail_aten(raw, gamma, beta, slope, residual, plan.tail)
+    y, mean, rstd = norm_act_aten(raw, gamma, beta, slope, residual, plan.norm_act)
     saved = haloed if conv.halo.halo else None
     if plan.fuses_activation(residual is not None, gamma, beta, slope):
         raw = None
@@ -191,47 +196,52 @@ def backward(
     gamma: Tensor | None,
     beta: Tensor | None,
     slope: Tensor | None,
-    wants: Wants,
+    needed: NeededGradients,
 ) -> Gradients:
-    """Return the gradients that `wants` names; others are None.
+    """Return the gradients that `needed` names; others are None.
 
     `source` is the haloed input, or the input where that is the same; `raw` the result where
     the activation was fused, and anything where backward does without.
     """
     if not plan.keeps_product(gamma):
         raw = plan.without_halo(dy, (2, 3))
-    tail = tail_backward_aten(
-        dy, raw, mean, rstd, gamma, beta, slope, plan.tail,
-        from_output=plan.fuses_activation(wants.residual, gamma, beta, slope),
-        sums=wants.sums, residual=wants.residual,
+    gradients = norm_act_backward_aten(
+        dy, raw, mean, rstd, gamma, beta, slope, plan.norm_act,
+        from_output=plan.fuses_activation(needed.residual, gamma, beta, slope),
+        sums=needed.sums, residual=needed.residual,
     )  # fmt: skip
-    dx, dw = _conv_backward(plan, x_shape, tail.dx, source, w, wants)
+    dx, dw = _conv_backward(plan, x_shape, gradients.dx, source, w, needed)
     form = result_format(source, w)
-    dresidual = tail.dresidual
+    dresidual = gradients.dresidual
     if dresidual is not None:
         dresidual = owned(dresidual, form, dy)  # an operator may not return its argument
     found = None, None, None, None
-    if wants.sums:
-        found = plan.parameter_gradients(tail, b, gamma, beta, slope)
+    if needed.sums:
+        found = plan.parameter_gradients(gradients, b, gamma, beta, slope)
     return Gradients(dx, dw, *found, dresidual)
 
 
 def _conv_backward(
-    plan: Plan, x_shape: Sequence[int], dy: Tensor, haloed: Tensor, w: Tensor, wants: Wants
+    plan: Plan,
+    x_shape: Sequence[int],
+    dy: Tensor,
+    haloed: Tensor,
+    w: Tensor,
+    needed: NeededGradients,
 ) -> tuple[Tensor | None, Tensor | None]:
     conv, dx, dw = convolution(plan, x_shape[2:], w), None, None
     parts = zip(_split(dy, len(w)), _split(haloed, len(w)), w.unbind(), strict=True)
-    found = [conv.backward(*part, [wants.x, wants.w]) for part in parts]
-    if wants.x:
+    found = [conv.backward(*part, [needed.x, needed.w]) for part in parts]
+    if needed.x:
         dx = fold_halo(_joined([dx for dx, _ in found]), conv.halo)
         dx = dx.contiguous(memory_format=result_format(haloed, w))
-    if wants.w:
+    if needed.w:
         dws = [dw for _, dw in found]
         dw = torch.stack(dws) if len(dws) > 1 else dws[0][None]
-    if plan.has_ring:
+    if plan.corrects_border:
         halo, (rows, columns) = conv.halo.halo, x_shape[2:]
         x = haloed[:, :, halo : halo + rows, halo : halo + columns]
-        phases.add_ring_backward(dy, x, w, dx, dw)
+        phases.add_border_correction_backward(dy, x, w, dx, dw)
     return dx, None if dw is None else laid_out_as(w, dw)
 
 

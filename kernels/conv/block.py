@@ -18,7 +18,7 @@ from fastunit.kernels.common.checks import Activation, Norm, PadMode
 from fastunit.kernels.common.runtime import Impl
 from fastunit.kernels.conv import arguments, aten, launch
 from fastunit.kernels.conv.plain import block_plain, is_small, split_block
-from fastunit.kernels.conv.plan import Gradients, Kind, Plan, Wants
+from fastunit.kernels.conv.plan import Gradients, Kind, NeededGradients, Plan
 
 _IMPLEMENTATIONS = {"aten": aten, "triton": launch}
 
@@ -113,7 +113,9 @@ def _filled(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...
 
 def _bprop(plan: Plan, dy: Tensor, *given: Any) -> Gradients:
     with runtime.no_autocast(dy):
-        return _IMPLEMENTATIONS[plan.impl].backward(plan, dy, *given[:-4], Wants(*given[-4:]))
+        return _IMPLEMENTATIONS[plan.impl].backward(
+            plan, dy, *given[:-4], NeededGradients(*given[-4:])
+        )
 
 
 _forward = torch.library.custom_op(
@@ -193,25 +195,25 @@ def _gradients(ctx: Any, dy: Tensor | None) -> Sequence[Tensor | None]:
     """Return the gradients of the tensors that the forward operator was given."""
     if dy is None:
         return (None,) * _TENSORS
-    plan, needed = ctx.plan, ctx.needs_input_grad[:_TENSORS]
-    wants = needed[0], needed[1], any(needed[2:6]), ctx.has_residual
+    plan, of_inputs = ctx.plan, ctx.needs_input_grad[:_TENSORS]
+    needed = *of_inputs[:2], any(of_inputs[2:6]), ctx.has_residual
     source, product, mean, rstd, *parameters, prelu = ctx.saved_tensors
     if ctx.saves_x and plan.impl == "triton":
         # Hooks that keep saved tensors elsewhere (save_on_cpu) may return them in other strides.
         source = source.contiguous(memory_format=torch.channels_last)
     saved = [product, mean, rstd, *_grouped(*parameters), prelu]
     if eager.hides_backward(dy, source, *saved):
-        found = list(_bprop(plan, dy, ctx.x_shape, source, *saved, *wants))
+        found = list(_bprop(plan, dy, ctx.x_shape, source, *saved, *needed))
     else:
         saved[:3] = _filled(saved[:3], dy)
-        found = list(_backward(dy, ctx.x_shape, source, *saved, *wants, *plan))
+        found = list(_backward(dy, ctx.x_shape, source, *saved, *needed, *plan))
     for place, parameter in enumerate(parameters, start=1):
         gradient = found[place]
         if gradient is not None and parameter is not None and gradient.dim() > parameter.dim():
             found[place] = gradient[0]
     if plan.halo == 0:
         found[-1] = dy  # an operator may not return its argument
-    return [g if need else None for g, need in zip(found, needed, strict=True)]
+    return [g if need else None for g, need in zip(found, of_inputs, strict=True)]
 
 
 def _backpropagate(ctx: Any, dy: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:

@@ -25,12 +25,12 @@ from fastunit.kernels.conv.tiles import Tile
 class Epilogue(NamedTuple):
     """What happens to a product before it is stored, in this order.
 
-    bias: contiguous [G, K]; ring: fp32 values added along the border; then act. `statistics` asks
+    bias: contiguous [G, K]; border: fp32 values added along the border; then act. `statistics` asks
     for the per-tile (mean, M2, count) that an instance or layer norm merges.
     """
 
     bias: Tensor | None = None
-    ring: Tensor | None = None
+    border: Tensor | None = None
     act: str = "none"
     slope: float = 0.0
     statistics: bool = False
@@ -106,7 +106,7 @@ def _gemm(
             partial = x.new_empty(shape, dtype=torch.float32)
         runtime.launch(
             conv_gemm_kernel, (samples * tiles_m * tiles_n * phases,),
-            x, filters, epilogue.bias, epilogue.ring, y, partial,
+            x, filters, epilogue.bias, epilogue.border, y, partial,
             tiles_m, tiles_n, count, windows.columns, *out, channels, taps, run // vec,
             windows.shift * pitch // vec,
             rows * columns * pitch // vec,
@@ -121,7 +121,7 @@ def _gemm(
         )  # fmt: skip
         return partial
 
-    fused = (epilogue.bias is not None, epilogue.ring is not None, *epilogue[2:])
+    fused = (epilogue.bias is not None, epilogue.border is not None, *epilogue[2:])
     shape = (samples, groups, *windows, *out, taps, run, channels, up)
     key = ("conv_gemm", x.dtype, _precision(), *shape, *fused)
     candidates = tiles.gemm_candidates(x, samples * phases, count, channels, ld_w, run)

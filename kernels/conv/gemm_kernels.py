@@ -26,7 +26,7 @@ def conv_gemm_kernel(
     x_ptr,  # [N, rows, columns, pitch], haloed
     w_ptr,  # [G, UP * UP, R, run, ld_w]
     b_ptr,  # [G, K], or None
-    ring_ptr,  # [N, 2 * Q + 2 * P, K] fp32 to add on the border of the output, or None
+    border_ptr,  # [N, 2 * Q + 2 * P, K] fp32 to add on the border of the output, or None
     y_ptr,  # [N, P, Q, K]
     partial_ptr,  # [N, UP * UP * tiles_m, 3, K] fp32: mean, M2 and count per tile, or None
     tiles_m,
@@ -108,14 +108,14 @@ def conv_gemm_kernel(
     out_column = column * UP + phase % UP - crop
     inside = inside & (out_row >= 0) & (out_row < P) & (out_column >= 0) & (out_column < Q)
     mask = inside[:, None] & (offs_n < K)[None, :]
-    if ring_ptr is not None:
-        ring = tl.where(out_column == 0, 2 * Q + out_row, 2 * Q + P + out_row)
-        ring = tl.where(out_row == P - 1, Q + out_column, ring)
-        ring = tl.where(out_row == 0, out_column, ring)
+    if border_ptr is not None:
+        place = tl.where(out_column == 0, 2 * Q + out_row, 2 * Q + P + out_row)
+        place = tl.where(out_row == P - 1, Q + out_column, place)
+        place = tl.where(out_row == 0, out_column, place)
         border = (out_row == 0) | (out_row == P - 1) | (out_column == 0) | (out_column == Q - 1)
-        ring_sample = ring_ptr + sample.to(tl.int64) * (2 * Q + 2 * P) * K
-        ring_ptrs = ring_sample + ring[:, None] * K + offs_n[None, :]
-        acc += tl.load(ring_ptrs, mask=mask & border[:, None], other=0.0)
+        border_sample = border_ptr + sample.to(tl.int64) * (2 * Q + 2 * P) * K
+        border_ptrs = border_sample + place[:, None] * K + offs_n[None, :]
+        acc += tl.load(border_ptrs, mask=mask & border[:, None], other=0.0)
 
     # Storing before the statistics takes 128 registers, after them 238.
     y_sample = y_ptr + sample.to(tl.int64) * P * Q * K

@@ -5,8 +5,8 @@ one with (R+1) x (S+1) filters: four phases of ceil((R+1)/2) x ceil((S+1)/2) tap
 image, 36 products for 4 pixels where 5x5 filters take 100. Zero and replicate padding of the
 large image are the same padding of the small one. So is reflect padding by 1; by 2, a pixel off
 the border is the repeated neighbour of the one that replication gives, and the difference is
-four lines of the result, the *ring*: a convolution along each border of upsampled differences
-with the filters' first or last row or column.
+four lines of the result, the *border correction*: a convolution along each border of upsampled
+differences with the filters' first or last row or column.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastunit.kernels.common.frame import channels_last
 
-REFLECT_LIMIT = 2  # pixels of reflect padding for which the ring is exact
+REFLECT_LIMIT = 2  # pixels of reflect padding for which the border correction is exact
 
 
 def combined_filters(w: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def phases(w: Tensor, up: int) -> Tensor:
     return w.unflatten(4, (columns, up)).unflatten(3, (rows, up)).flip(3, 5)
 
 
-def ring(x: Tensor, w: Tensor) -> Tensor:
+def border_correction(x: Tensor, w: Tensor) -> Tensor:
     """Return what reflect padding by 2 adds along the border: [N, 2 * Q + 2 * P, K].
 
     x is [N, C, H, W] with H and W at least 2, w [G, K, C, R, S]. The order is top row, bottom
@@ -100,8 +100,8 @@ def ring(x: Tensor, w: Tensor) -> Tensor:
     return torch.cat([rows.flatten(1, 2), columns.flatten(1, 2)], 1)
 
 
-def add_ring(y: Tensor, values: Tensor) -> None:
-    """Add the values of `ring` to the border of y [N, K, P, Q], in place."""
+def add_border_correction(y: Tensor, values: Tensor) -> None:
+    """Add the values of `border_correction` to the border of y [N, K, P, Q], in place."""
     rows, columns = y.shape[2:]
     values = values.to(y.dtype).transpose(1, 2)
     top, bottom, left, right = values.split((columns, columns, rows, rows), 2)
@@ -111,10 +111,10 @@ def add_ring(y: Tensor, values: Tensor) -> None:
     y[:, :, 1:-1, -1] += right[..., 1:-1]
 
 
-def add_ring_backward(
+def add_border_correction_backward(
     dy: Tensor, x: Tensor, w: Tensor, dx: Tensor | None, dw: Tensor | None
 ) -> None:
-    """Add the ring's share to the gradients of x and w, in place.
+    """Add the border correction's share to the gradients of x and w, in place.
 
     dy is [N, K, P, Q], the gradient of the whole result; dx of x's shape and dw of w's,
     or None for either.

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fastunit.kernels.norm_act.aten import Tail, TailGradients, per_row
+from fastunit.kernels.norm_act.aten import NormActGradients, NormActOptions, per_row
 
 Kind = Literal["conv", "transpose", "upsample"]
 
@@ -30,18 +30,18 @@ class Plan(NamedTuple):
     impl: str
 
     @property
-    def tail(self) -> Tail:
-        return Tail(self.norm, self.eps, self.act, self.slope, self.halo, self.halo_mode)
+    def norm_act(self) -> NormActOptions:
+        return NormActOptions(self.norm, self.eps, self.act, self.slope, self.halo, self.halo_mode)
 
     @property
-    def has_ring(self) -> bool:
+    def corrects_border(self) -> bool:
         """Return whether upsampling's border needs corrections; see phases.py."""
         return self.kind == "upsample" and self.pad_mode == "reflect" and self.padding == 2
 
     def fuses_activation(self, residual: bool, *others: Tensor | None) -> bool:
-        """Return whether bias and activation are the whole tail, undone from the result alone.
+        """Return whether bias and activation are the only epilogue, invertible from the result.
 
-        `others` are the other tensors of a tail: gamma, beta, prelu's slope.
+        `others` are the other tensors of `norm_act`: gamma, beta, prelu's slope.
         """
         plain = self.norm == "none" and self.halo == 0 and not residual
         undone = not (self.act == "lrelu" and self.slope < 0)
@@ -59,14 +59,14 @@ class Plan(NamedTuple):
 
     def parameter_gradients(
         self,
-        tail: TailGradients,
+        gradients: NormActGradients,
         b: Tensor | None,
         gamma: Tensor | None,
         beta: Tensor | None,
         prelu: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """Return the gradients of the four, from the samples' sums."""
-        sums = tail.dshift, tail.dgamma, tail.dbeta, tail.dslope
+        sums = gradients.dshift, gradients.dgamma, gradients.dbeta, gradients.dslope
         parameters = b, gamma, beta, prelu
         db, dgamma, dbeta, dprelu = (
             None if parameter is None or of_samples is None else per_row(of_samples, parameter)
@@ -94,7 +94,7 @@ class Plan(NamedTuple):
         return (size - 1) * self.stride - 2 * self.padding + taps + self.output_padding
 
 
-class Wants(NamedTuple):
+class NeededGradients(NamedTuple):
     """What a backward pass must compute."""
 
     x: bool
@@ -104,7 +104,7 @@ class Wants(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What a backward pass returns; None is for what nobody wants."""
+    """What a backward pass returns; None is for what nobody needed."""
 
     x: Tensor | None  # [N, C, H, W]
     w: Tensor | None  # as w

@@ -1,8 +1,8 @@
-"""The tail of a block, ``pad(act(gamma * norm(x) + beta) + residual)``: its options and ATen twin.
+"""``pad(act(gamma * norm(x) + beta) + residual)`` on PyTorch's (ATen's) kernels, and its options.
 
-`Tail` describes it; the Triton kernels are in `norm_act_triton`, the public operation in
-`norm_act`. The twin takes every floating dtype and computes in at least fp32. Its backward is
-derived by hand: with dpre the gradient before the activation, xhat the normalised x and sums
+`NormActOptions` holds the options; the Triton kernels are in `launch`, the public operation in
+`op`. Takes every floating dtype and computes in at least fp32. The backward pass is derived by
+hand: with dpre the gradient before the activation, xhat the normalised x and sums
 over the pixels of a channel ("in") or of a sample ("ln"),
 
     dx = a * dpre - b - c * xhat        a = rstd * gamma
@@ -32,7 +32,7 @@ _UNPAD = {
 }
 
 
-class Tail(NamedTuple):
+class NormActOptions(NamedTuple):
     """The options of the operation. `slope` is lrelu's; prelu's is a tensor beside x."""
 
     norm: str = "none"
@@ -52,8 +52,8 @@ class Tail(NamedTuple):
         return 4 * torch.finfo(dtype).eps * self.eps
 
 
-class TailGradients(NamedTuple):
-    """Gradients of a tail; those of parameters per sample: see `per_row` for their sum."""
+class NormActGradients(NamedTuple):
+    """Gradients of a options; those of parameters per sample: see `per_row` for their sum."""
 
     dx: Tensor  # as x; in a frame on the Triton path
     dresidual: Tensor | None  # as x; None without a residual or halo, where it is dy itself
@@ -73,13 +73,13 @@ def per_row(sums: Tensor, parameter: Tensor) -> Tensor:
     return grouped.sum(1).to(parameter.dtype).view(parameter.shape)
 
 
-def tail_aten(
+def norm_act_aten(
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
     slope: Tensor | None,
     residual: Tensor | None,
-    tail: Tail,
+    options: NormActOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y [N, C, H + 2 * halo, W + 2 * halo] and mean, rstd [N, C] in at least fp32.
 
@@ -91,19 +91,19 @@ def tail_aten(
     mean, rstd = wide.new_empty(0), wide.new_empty(0)
     y = wide
     # A normalised y is a new tensor, free to be changed: half the time of making another.
-    own = tail.norm != "none"
+    own = options.norm != "none"
     if own:
-        y, mean, rstd = _normalise(wide, scale, tail)
+        y, mean, rstd = _normalise(wide, scale, options)
     elif scale is not None:
         y = wide * scale
     if shift is not None:
         y = y.add_(shift) if own else y + shift
-    y = activate(y, tail, planes(slope, wide), own)
+    y = activate(y, options, planes(slope, wide), own)
     if residual is not None:
         y = y.add_(residual) if own else y + residual
-    if tail.halo:
-        mode = "constant" if tail.pad_mode == "zero" else tail.pad_mode
-        y = F.pad(y, (tail.halo,) * 4, mode=mode)
+    if options.halo:
+        mode = "constant" if options.pad_mode == "zero" else options.pad_mode
+        y = F.pad(y, (options.halo,) * 4, mode=mode)
     return y.to(x.dtype), mean, rstd
 
 
@@ -122,21 +122,23 @@ def _over_pixels(rows: Tensor) -> Tensor:
     return rows.view(*rows.shape, 1, 1)
 
 
-def _normalise(x: Tensor, scale: Tensor | None, tail: Tail) -> tuple[Tensor, Tensor, Tensor]:
+def _normalise(
+    x: Tensor, scale: Tensor | None, options: NormActOptions
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return scale * norm(x) as a new tensor, and the statistics."""
     # In passes of its own: as accurate as var_mean, and vectorised on the CPU, which it is not.
-    over = PIXELS if tail.norm == "in" else (1, *PIXELS)
-    count = x.shape[2] * x.shape[3] * (1 if tail.norm == "in" else x.shape[1])
+    over = PIXELS if options.norm == "in" else (1, *PIXELS)
+    count = x.shape[2] * x.shape[3] * (1 if options.norm == "in" else x.shape[1])
     mean = x.mean(over, keepdim=True)
     y = x - mean
     rest = y.mean(over, keepdim=True)  # the mean's rounding, where that dwarfs the spread
     y.sub_(rest)
     mean = mean + rest
     m2 = y.square().sum(over, keepdim=True)
-    if tail.norm == "in":
-        rstd = (m2 / count + tail.eps).rsqrt()
+    if options.norm == "in":
+        rstd = (m2 / count + options.eps).rsqrt()
     else:
-        rstd = 1 / ((m2 / (count - 1)).sqrt() + tail.eps)
+        rstd = 1 / ((m2 / (count - 1)).sqrt() + options.eps)
     y.mul_(rstd if scale is None else rstd * scale)
     return y, _of_channels(mean, x.shape[1]), _of_channels(rstd, x.shape[1])
 
@@ -147,22 +149,22 @@ def _of_channels(value: Tensor, channels: int) -> Tensor:
     return rows if rows.shape[1] == channels else rows.expand(-1, channels).contiguous()
 
 
-def activate(x: Tensor, tail: Tail, slope: Tensor | None, inplace: bool) -> Tensor:
+def activate(x: Tensor, options: NormActOptions, slope: Tensor | None, inplace: bool) -> Tensor:
     """Apply the activation; `slope` is prelu's, [1 or N, 1 or C, 1, 1]."""
-    if tail.act == "relu":
+    if options.act == "relu":
         return F.relu(x, inplace)
-    if tail.act == "lrelu":
-        return F.leaky_relu(x, tail.slope, inplace)
-    if tail.act == "prelu":
+    if options.act == "lrelu":
+        return F.leaky_relu(x, options.slope, inplace)
+    if options.act == "prelu":
         return torch.ops.aten._prelu_kernel(x, slope)  # which autocast leaves in x's dtype
-    if tail.act == "selu":
+    if options.act == "selu":
         return F.selu(x, inplace)
-    if tail.act == "tanh":
+    if options.act == "tanh":
         return x.tanh_() if inplace else x.tanh()
     return x
 
 
-def tail_backward_aten(
+def norm_act_backward_aten(
     dy: Tensor,
     x: Tensor,
     mean: Tensor,
@@ -170,11 +172,11 @@ def tail_backward_aten(
     gamma: Tensor | None,
     beta: Tensor | None,
     slope: Tensor | None,
-    tail: Tail,
+    options: NormActOptions,
     from_output: bool = False,
     residual: bool = False,
     sums: bool = True,
-) -> TailGradients:
+) -> NormActGradients:
     """Return the gradients for dy [N, C, H + 2 * halo, W + 2 * halo], that of the haloed y.
 
     Args:
@@ -183,87 +185,89 @@ def tail_backward_aten(
         residual: return dresidual.
         sums: return the gradients of the parameters and dshift.
     """
-    g = fold_halo(dy.to(torch.promote_types(x.dtype, torch.float32)), tail)
+    g = fold_halo(dy.to(torch.promote_types(x.dtype, torch.float32)), options)
     xhat = x.to(g.dtype)
-    if tail.norm == "in" and len(x) == 1 and gamma is beta is slope is None and not x.is_cuda:
-        dx = _of_one_image(g, xhat, mean, rstd, tail).to(x.dtype)
-        dresidual = g.to(x.dtype) if residual and tail.halo else None
-        return TailGradients(dx, dresidual, None, None, None, None)
-    if tail.norm != "none":
+    if options.norm == "in" and len(x) == 1 and gamma is beta is slope is None and not x.is_cuda:
+        dx = _of_one_image(g, xhat, mean, rstd, options).to(x.dtype)
+        dresidual = g.to(x.dtype) if residual and options.halo else None
+        return NormActGradients(dx, dresidual, None, None, None, None)
+    if options.norm != "none":
         xhat = (xhat - _over_pixels(mean)).mul_(_over_pixels(rstd))
     scale, shift = planes(gamma, xhat), planes(beta, xhat)
     pre = xhat if scale is None else xhat * scale
     if shift is not None:
         pre = pre + shift
-    dpre, dslope = _activate_backward(g, pre, tail, planes(slope, xhat), from_output)
+    dpre, dslope = _activate_backward(g, pre, options, planes(slope, xhat), from_output)
     del pre  # the size of x
-    if tail.norm != "none":
+    if options.norm != "none":
         total, total_xhat = dpre.sum(PIXELS), (dpre * xhat).sum(PIXELS)
-        dx = _normalise_backward(dpre, xhat, rstd, scale, total, total_xhat, tail)
+        dx = _normalise_backward(dpre, xhat, rstd, scale, total, total_xhat, options)
     else:
         total = dpre.sum(PIXELS) if sums else None
         total_xhat = (dpre * xhat).sum(PIXELS) if sums and gamma is not None else None
         dx = dpre if scale is None else dpre * scale
-    return TailGradients(
+    return NormActGradients(
         dx=dx.to(x.dtype),
-        dresidual=g.to(x.dtype) if residual and tail.halo else None,
+        dresidual=g.to(x.dtype) if residual and options.halo else None,
         dgamma=total_xhat if sums and gamma is not None else None,
         dbeta=total if sums and beta is not None else None,
         dslope=dslope.sum(PIXELS) if sums and dslope is not None else None,
-        dshift=dx.sum(PIXELS) if sums and tail.norm != "in" else None,
+        dshift=dx.sum(PIXELS) if sums and options.norm != "in" else None,
     )
 
 
-def _of_one_image(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, tail: Tail) -> Tensor:
+def _of_one_image(
+    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, options: NormActOptions
+) -> Tensor:
     """Return dx of an activated instance norm of one image, which is its batch norm.
 
     PyTorch's kernel takes 0.6 of the time of passes of ours on a CPU (64 channels, 128x128).
     """
-    if tail.act != "none":
+    if options.act != "none":
         pre = x - _over_pixels(mean)
-        if tail.act not in ("relu", "lrelu"):  # these ask for the sign alone
+        if options.act not in ("relu", "lrelu"):  # these ask for the sign alone
             pre.mul_(_over_pixels(rstd))
-        g, _ = _activate_backward(g, pre, tail, None, from_output=False)
+        g, _ = _activate_backward(g, pre, options, None, from_output=False)
     nones, mask = (None, None, None), [True, False, False]  # weight, running mean and variance
     kernel = torch.ops.aten.native_batch_norm_backward
-    return kernel(g, x, *nones, mean[0], rstd[0], True, tail.eps, mask)[0]
+    return kernel(g, x, *nones, mean[0], rstd[0], True, options.eps, mask)[0]
 
 
-def fold_halo(dy: Tensor, tail: Tail) -> Tensor:
+def fold_halo(dy: Tensor, options: NormActOptions) -> Tensor:
     """Return the gradient [N, C, H, W] of an image from that of its haloed form."""
-    if tail.folds and dy.device.type == "cpu":
-        inside = dy[:, :, tail.halo : -tail.halo, tail.halo : -tail.halo]
-        return _UNPAD[tail.pad_mode](dy, inside, [tail.halo] * 4)
+    if options.folds and dy.device.type == "cpu":
+        inside = dy[:, :, options.halo : -options.halo, options.halo : -options.halo]
+        return _UNPAD[options.pad_mode](dy, inside, [options.halo] * 4)
     # On a GPU PyTorch's own adjoint of padding is not deterministic.
     own = False
-    for axis in PIXELS if tail.halo else ():
-        size = dy.shape[axis] - 2 * tail.halo
-        before, dy, after = dy.split((tail.halo, size, tail.halo), axis)
-        if tail.folds and not own:
+    for axis in PIXELS if options.halo else ():
+        size = dy.shape[axis] - 2 * options.halo
+        before, dy, after = dy.split((options.halo, size, options.halo), axis)
+        if options.folds and not own:
             dy, own = dy.clone(), True
-        if tail.pad_mode == "reflect":
-            dy.narrow(axis, 1, tail.halo).add_(before.flip(axis))
-            dy.narrow(axis, size - 1 - tail.halo, tail.halo).add_(after.flip(axis))
-        elif tail.pad_mode == "replicate":
+        if options.pad_mode == "reflect":
+            dy.narrow(axis, 1, options.halo).add_(before.flip(axis))
+            dy.narrow(axis, size - 1 - options.halo, options.halo).add_(after.flip(axis))
+        elif options.pad_mode == "replicate":
             dy.narrow(axis, 0, 1).add_(before.sum(axis, keepdim=True))
             dy.narrow(axis, size - 1, 1).add_(after.sum(axis, keepdim=True))
     return dy
 
 
 def _activate_backward(
-    dy: Tensor, pre: Tensor, tail: Tail, slope: Tensor | None, from_output: bool
+    dy: Tensor, pre: Tensor, options: NormActOptions, slope: Tensor | None, from_output: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return dy * act'(pre) and, for prelu, dslope per pixel. ATen's own, fused, not where()."""
     aten = torch.ops.aten
-    if tail.act == "relu":
+    if options.act == "relu":
         return aten.threshold_backward(dy, pre, 0), None
-    if tail.act == "lrelu":
-        return aten.leaky_relu_backward(dy, pre, tail.slope, False), None
-    if tail.act == "prelu":
+    if options.act == "lrelu":
+        return aten.leaky_relu_backward(dy, pre, options.slope, False), None
+    if options.act == "prelu":
         return aten._prelu_kernel_backward(dy, pre, slope)
-    if tail.act == "selu":
+    if options.act == "selu":
         return aten.elu_backward(dy, ALPHA, SCALE, 1, from_output, pre), None
-    if tail.act == "tanh":
+    if options.act == "tanh":
         return aten.tanh_backward(dy, pre if from_output else pre.tanh()), None
     return dy, None
 
@@ -275,18 +279,18 @@ def _normalise_backward(
     scale: Tensor | None,
     total: Tensor,
     total_xhat: Tensor,
-    tail: Tail,
+    options: NormActOptions,
 ) -> Tensor:
     """Return dx = a * dpre - b - c * xhat, made in xhat's memory; the totals are [N, C]."""
     gamma = 1 if scale is None else scale[..., 0, 0]
     a, pixels = rstd if scale is None else rstd * gamma, dpre.shape[2] * dpre.shape[3]
-    if tail.norm == "in":
+    if options.norm == "in":
         b, c = a * total / pixels, a * total_xhat / pixels
     else:
         count = dpre.shape[1] * pixels
-        std = 1 / rstd - tail.eps
+        std = 1 / rstd - options.eps
         b = rstd * (gamma * total).sum(1, keepdim=True) / count
         c = (gamma * total_xhat).sum(1, keepdim=True) / ((count - 1) * std)
-        c = torch.where(std > tail.tiny(std.dtype), c, 0)
+        c = torch.where(std > options.tiny(std.dtype), c, 0)
     a, b, c = map(_over_pixels, (a, b, -c))
     return xhat.mul_(c).sub_(b).addcmul_(dpre, a)

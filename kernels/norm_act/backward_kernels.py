@@ -1,4 +1,4 @@
-"""Backward kernels of a block's tail on channels-last images.
+"""Backward kernels of a block's options on channels-last images.
 
 Sums over tiles of pixels, their merge into the coefficients of ``dx = a * dpre - b - c * xhat``
 (derived in `norm_act_aten`), and one pass that writes dx. The halo's gradient is folded where it

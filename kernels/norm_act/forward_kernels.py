@@ -1,4 +1,4 @@
-"""Forward kernels of a block's tail on channels-last images, and what the backward ones share.
+"""Forward kernels of a block's options on channels-last images, and what the backward ones share.
 
 Statistics of tiles of pixels (unless a convolution's epilogue made them), their merge, and one
 pass that normalises, activates, adds the residual and writes the halo that the next convolution

@@ -1,4 +1,4 @@
-"""Launchers of a block's tail on channels-last images: tiles, buffers and arguments."""
+"""Launchers of a block's options on channels-last images: tiles, buffers and arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastunit.kernels.common.frame import Frame, check_offsets, vector
 from fastunit.kernels.common.runtime import cdiv, launch, next_power_of_2
 from fastunit.kernels.norm_act import backward_kernels
 from fastunit.kernels.norm_act import forward_kernels as kernels
-from fastunit.kernels.norm_act.aten import Tail, TailGradients
+from fastunit.kernels.norm_act.aten import NormActGradients, NormActOptions
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class MergeConfig:
         return MergeConfig(block_t, block_c)
 
 
-def tail_triton(
+def norm_act_triton(
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
     slope: Tensor | None,
     residual: Tensor | None,
-    tail: Tail,
+    options: NormActOptions,
     partial: Tensor | None = None,
     frame: Frame | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,21 +75,21 @@ def tail_triton(
         beta: likewise.
         slope: prelu's, likewise.
         residual: of x's shape, with any strides.
-        tail: the options.
+        options: the options.
         partial: statistics [N, T, 3, C] fp32 of disjoint parts of x that cover it: mean, M2 and
             count, which may be 0; None computes them.
         frame: where y goes; dense without one. Line i of the result is at lead + i; what is
             neither image nor halo is written as zero, as are channels from C on.
     """
     samples, height, width, channels = x.shape
-    frame = frame or _dense_frame(x, tail.halo)
+    frame = frame or _dense_frame(x, options.halo)
     mean, rstd = (x.new_empty(0, dtype=torch.float32) for _ in range(2))
-    if tail.norm != "none":
-        mean, rstd = _merge(_statistics(x) if partial is None else partial, tail)
+    if options.norm != "none":
+        mean, rstd = _merge(_statistics(x) if partial is None else partial, options)
     y = frame.empty(samples, like=x)
     check_offsets(x, y, *([] if residual is None else [residual]))
     config, place, tiles = _tiled(frame)
-    pointers, scalars = _parameters(mean, rstd, gamma, beta, slope, tail, samples)
+    pointers, scalars = _parameters(mean, rstd, gamma, beta, slope, options, samples)
     launch(
         kernels.fprop_kernel,
         (samples * math.prod(tiles),),
@@ -103,11 +103,11 @@ def tail_triton(
         *x.stride(),
         *(x if residual is None else residual).stride(),
         *scalars,
-        tail.halo,
+        options.halo,
         *place,
         *tiles,
-        PAD_MODE=tail.pad_mode,
-        ACT=tail.act,
+        PAD_MODE=options.pad_mode,
+        ACT=options.act,
         VEC=vector(frame.pitch),
         **config.launch_options(),
     )
@@ -137,10 +137,10 @@ def _statistics(x: Tensor) -> Tensor:
     return partial
 
 
-def _merge(partial: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
+def _merge(partial: Tensor, options: NormActOptions) -> tuple[Tensor, Tensor]:
     """Return mean and rstd [N, C] fp32."""
     samples, tiles, _, channels = partial.shape
-    config = MergeConfig.of(tiles, channels, tail.norm)
+    config = MergeConfig.of(tiles, channels, options.norm)
     tiles_c = cdiv(channels, config.block_c)
     mean, rstd = (partial.new_empty((samples, channels)) for _ in range(2))
     launch(
@@ -152,15 +152,15 @@ def _merge(partial: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
         tiles,
         channels,
         tiles_c,
-        tail.eps,
-        NORM=tail.norm,
+        options.eps,
+        NORM=options.norm,
         BLOCK_T=config.block_t,
         BLOCK_C=config.block_c,
     )
     return mean, rstd
 
 
-def tail_backward_triton(
+def norm_act_backward_triton(
     dy: Tensor,
     x: Tensor,
     mean: Tensor | None,
@@ -168,56 +168,56 @@ def tail_backward_triton(
     gamma: Tensor | None,
     beta: Tensor | None,
     slope: Tensor | None,
-    tail: Tail,
+    options: NormActOptions,
     frame: Frame | None = None,
     from_output: bool = False,
     residual: bool = False,
     sums: bool = True,
-) -> TailGradients:
+) -> NormActGradients:
     """Return the gradients for dy, that of the haloed y.
 
     Args:
         dy: [N, H + 2 * halo, W + 2 * halo, C], channel stride 1, any other strides.
         x: [N, H, W, C] with any strides; contiguous ones are fast.
-        mean: as `tail_triton` gave it; without a norm it is not read.
+        mean: as `norm_act_triton` gave it; without a norm it is not read.
         rstd: likewise.
-        gamma: as `tail_triton` took it.
-        beta: as `tail_triton` took it.
-        slope: as `tail_triton` took it.
-        tail: the options.
+        gamma: as `norm_act_triton` took it.
+        beta: as `norm_act_triton` took it.
+        slope: as `norm_act_triton` took it.
+        options: the options.
         frame: where dx goes, surrounded by zeros whatever the padding mode; dense without one.
-        from_output: as in `tail_backward_aten`.
-        residual: as in `tail_backward_aten`; dresidual is [N, H, W, C].
-        sums: as in `tail_backward_aten`.
+        from_output: as in `norm_act_backward_aten`.
+        residual: as in `norm_act_backward_aten`; dresidual is [N, H, W, C].
+        sums: as in `norm_act_backward_aten`.
     """
     samples, height, width, _ = x.shape
-    if tail.halo and not tail.folds:
-        dy = dy[:, tail.halo : -tail.halo, tail.halo : -tail.halo]
-    pointers, scalars = _parameters(mean, rstd, gamma, beta, slope, tail, samples)
-    scalars = (*scalars, tail.halo if tail.folds else 0)
-    pad_mode = tail.pad_mode if tail.folds else "zero"
-    modes = {"PAD_MODE": pad_mode, "ACT": tail.act, "FROM_OUTPUT": from_output}
+    if options.halo and not options.folds:
+        dy = dy[:, options.halo : -options.halo, options.halo : -options.halo]
+    pointers, scalars = _parameters(mean, rstd, gamma, beta, slope, options, samples)
+    scalars = (*scalars, options.halo if options.folds else 0)
+    pad_mode = options.pad_mode if options.folds else "zero"
+    modes = {"PAD_MODE": pad_mode, "ACT": options.act, "FROM_OUTPUT": from_output}
     check_offsets(x, dy)
     total = coefficient = None
-    if sums or tail.norm != "none":
-        tile_sums = _sum_over_tiles(dy, x, pointers, scalars, modes, tail.norm)
-        total, coefficient = _merge_sums(tile_sums, pointers, scalars, height * width, tail)
+    if sums or options.norm != "none":
+        tile_sums = _sum_over_tiles(dy, x, pointers, scalars, modes, options.norm)
+        total, coefficient = _merge_sums(tile_sums, pointers, scalars, height * width, options)
 
     frame = frame or _dense_frame(x, 0)
     dx = frame.empty(samples, like=x)
     check_offsets(dx)
-    dresidual = x.new_empty(x.shape) if residual and tail.halo else None
-    pointers = (*pointers, None if tail.norm == "none" else coefficient, dx, dresidual)
+    dresidual = x.new_empty(x.shape) if residual and options.halo else None
+    pointers = (*pointers, None if options.norm == "none" else coefficient, dx, dresidual)
     _apply(dy, x, pointers, scalars, modes, frame)
     if not sums or total is None or coefficient is None:
-        return TailGradients(dx, dresidual, None, None, None, None)
-    return TailGradients(
+        return NormActGradients(dx, dresidual, None, None, None, None)
+    return NormActGradients(
         dx=dx,
         dresidual=dresidual,
         dgamma=None if gamma is None else total[:, 1],
         dbeta=None if beta is None else total[:, 0],
         dslope=None if slope is None else total[:, -1],
-        dshift=None if tail.norm == "in" else coefficient[:, 2],
+        dshift=None if options.norm == "in" else coefficient[:, 2],
     )
 
 
@@ -264,11 +264,11 @@ def _merge_sums(
     pointers: tuple[Tensor | None, ...],
     scalars: tuple[float, ...],
     pixels: int,
-    tail: Tail,
+    options: NormActOptions,
 ) -> tuple[Tensor, Tensor]:
     """Return the sums over samples [N, SUMS, C], and b, c and the sum of dx [N, 3, C]."""
     samples, tiles, count, channels = tile_sums.shape
-    config = MergeConfig.of(tiles, channels, tail.norm)
+    config = MergeConfig.of(tiles, channels, options.norm)
     tiles_c = cdiv(channels, config.block_c)
     total = tile_sums.new_empty((samples, count, channels))
     coefficient = tile_sums.new_empty((samples, 3, channels))
@@ -285,10 +285,10 @@ def _merge_sums(
         channels,
         pixels,
         scalars[0],
-        tail.eps,
-        tail.tiny(torch.float32),
+        options.eps,
+        options.tiny(torch.float32),
         tiles_c,
-        NORM=tail.norm,
+        NORM=options.norm,
         SUMS=count,
         BLOCK_T=config.block_t,
         BLOCK_C=config.block_c,
@@ -349,16 +349,16 @@ def _parameters(
     gamma: Tensor | None,
     beta: Tensor | None,
     slope: Tensor | None,
-    tail: Tail,
+    options: NormActOptions,
     samples: int,
 ) -> tuple[tuple[Tensor | None, ...], tuple[float, ...]]:
     """Return the kernels' pointers, mean to slope, and scalars, samples_per_gamma to slope."""
     affine_rows = [None if value is None else value.contiguous() for value in (gamma, beta)]
-    statistics = (None, None) if tail.norm == "none" else (mean, rstd)
+    statistics = (None, None) if options.norm == "none" else (mean, rstd)
     pointers = (*statistics, *affine_rows, None if slope is None else slope.contiguous())
     slope_step = 0 if slope is None or slope.shape[0] == 1 else 1
     per_row = (_samples_per_row(value, samples) for value in (gamma, beta))
-    return pointers, (*per_row, slope_step, float(tail.slope))
+    return pointers, (*per_row, slope_step, float(options.slope))
 
 
 def _samples_per_row(parameter: Tensor | None, samples: int) -> int:

@@ -6,8 +6,9 @@ deviation and eps added to it. With gamma and beta per sample, "in" is AdaIN (Hu
 2017). On a GPU forward is three launches (statistics, their merge, everything else; the last
 alone without a norm), backward too. Backward saves x and the statistics and recomputes the rest.
 
-The pieces, which the convolution blocks use too: `Tail` holds the options, `tail_aten` and
-`tail_backward_aten` are plain PyTorch, `tail_triton` and `tail_backward_triton` launch kernels.
+The pieces, which the convolution blocks use too: `NormActOptions` holds the options;
+`norm_act_aten` and `norm_act_backward_aten` run on PyTorch's kernels, `norm_act_triton` and
+`norm_act_backward_triton` on ours.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ from fastunit.kernels.common.checks import Activation, Form, Norm, PadMode
 from fastunit.kernels.common.frame import channels_last, dense, memory_format, owned
 from fastunit.kernels.common.runtime import Impl, choose_impl, is_auto
 from fastunit.kernels.norm_act.aten import (
-    Tail,
-    TailGradients,
+    NormActGradients,
+    NormActOptions,
+    norm_act_aten,
+    norm_act_backward_aten,
     per_row,
-    tail_aten,
-    tail_backward_aten,
 )
-from fastunit.kernels.norm_act.launch import tail_backward_triton, tail_triton
+from fastunit.kernels.norm_act.launch import norm_act_backward_triton, norm_act_triton
 from fastunit.kernels.norm_act.plain import is_small, norm_act_plain
 
 __all__ = [
-    "Tail",
-    "TailGradients",
+    "NormActGradients",
+    "NormActOptions",
     "norm_act",
+    "norm_act_aten",
+    "norm_act_backward_aten",
+    "norm_act_backward_triton",
+    "norm_act_triton",
     "per_row",
-    "tail_aten",
-    "tail_backward_aten",
-    "tail_backward_triton",
-    "tail_triton",
 ]
 
 
@@ -77,7 +78,7 @@ def norm_act(
         residual: of x's shape and dtype, added after the activation. Under autocast it is cast.
         halo: pixels to add on each side of the result.
         pad_mode: what they hold: "zero", "reflect" or "replicate".
-        impl: "auto", "triton" or "aten"; see `fastunit.kernels.common.runtime`.
+        impl: "auto", "triton", "aten" or "plain"; see `fastunit.kernels.common.runtime`.
 
     Returns:
         [N, C, H + 2 * halo, W + 2 * halo] of x's dtype; channels_last from Triton, else in x's
@@ -106,18 +107,18 @@ def norm_act(
     if norm == act == "none" and gamma is beta is residual is None and not halo:
         return x
     fixed = float(slope) if act == "lrelu" else 0.0
-    tail = Tail(norm, float(eps), act, fixed, halo, pad_mode)
+    options = NormActOptions(norm, float(eps), act, fixed, halo, pad_mode)
     if chosen == "plain":
-        return norm_act_plain(*tensors, tail)
+        return norm_act_plain(*tensors, options)
     if chosen == "aten" and norm == "none" and not halo:
         # Nothing to fuse and nothing to recompute: PyTorch's autograd saves the operator's cost.
-        return norm_act_plain(*tensors, tail)
+        return norm_act_plain(*tensors, options)
     derivatives.only_reverse("norm_act", *tensors)
     if eager.is_plain(*tensors):
         if is_auto(impl) and chosen == "aten" and is_small(x, norm):
-            return norm_act_plain(*tensors, tail)
-        return _Eager.apply(*tensors, tail, chosen)
-    return _norm_act(*tensors, *tail, chosen)[0]
+            return norm_act_plain(*tensors, options)
+        return _Eager.apply(*tensors, options, chosen)
+    return _norm_act(*tensors, *options, chosen)[0]
 
 
 @eager.cached
@@ -166,7 +167,7 @@ def instance_norm_act(
         act: "none", "relu", "lrelu", "prelu", "selu" or "tanh".
         slope: negative slope; a float for lrelu, a tensor [1] or [C] for prelu.
         residual: of x's shape and dtype, added after the activation.
-        impl: "auto", "triton" or "aten"; see `fastunit.kernels.common.runtime`.
+        impl: "auto", "triton", "aten" or "plain"; see `fastunit.kernels.common.runtime`.
 
     Returns:
         [N, C, H, W] of x's dtype. Memory format, derivatives and determinism are those of
@@ -213,7 +214,7 @@ def arguments_of(module: nn.InstanceNorm2d) -> dict[str, Tensor | float | None]:
 
 
 def _fprop(
-    tail: Tail,
+    options: NormActOptions,
     impl: str,
     x: Tensor,
     gamma: Tensor | None,
@@ -224,15 +225,15 @@ def _fprop(
     """Return y and the statistics mean, rstd [N, C], which are empty for norm "none"."""
     if impl == "triton":
         skip = None if residual is None else _pixels(residual)
-        y, mean, rstd = tail_triton(_pixels(x), gamma, beta, slope, skip, tail)
+        y, mean, rstd = norm_act_triton(_pixels(x), gamma, beta, slope, skip, options)
         return channels_last(y), mean, rstd
-    y, mean, rstd = tail_aten(x, gamma, beta, slope, residual, tail)
+    y, mean, rstd = norm_act_aten(x, gamma, beta, slope, residual, options)
     return y.contiguous(memory_format=_result_format(x, impl)), mean, rstd
 
 
 _norm_act = torch.library.custom_op(
     "fastunit::norm_act",
-    lambda *args: _fprop(Tail(*args[5:11]), args[11], *args[:5]),
+    lambda *args: _fprop(NormActOptions(*args[5:11]), args[11], *args[:5]),
     mutates_args=(),
     schema=f"(Tensor x, {_PARAMETERS}, Tensor? residual, {_OPTIONS})"
     " -> (Tensor y, Tensor mean, Tensor rstd)",
@@ -250,7 +251,7 @@ def _(x, gamma, beta, slope, residual, norm, eps, act, negative, halo, pad_mode,
 
 
 def _bprop(
-    tail: Tail,
+    options: NormActOptions,
     impl: str,
     dy: Tensor,
     x: Tensor,
@@ -263,14 +264,14 @@ def _bprop(
     sums: bool,
 ) -> tuple[Tensor | None, ...]:
     """Return dx, dresidual, dgamma, dbeta and dslope; None where there is none."""
-    saved = (mean, rstd, gamma, beta, slope, tail)
+    saved = (mean, rstd, gamma, beta, slope, options)
     wanted: dict[str, Any] = {"residual": residual, "sums": sums}
     if impl == "triton":
-        found = tail_backward_triton(dense(dy), _pixels(x), *saved, **wanted)
+        found = norm_act_backward_triton(dense(dy), _pixels(x), *saved, **wanted)
         dx = channels_last(found.dx)
         dresidual = None if found.dresidual is None else channels_last(found.dresidual)
     else:
-        found = tail_backward_aten(dy, x, *saved, **wanted)
+        found = norm_act_backward_aten(dy, x, *saved, **wanted)
         dx = owned(found.dx, memory_format(x), dy)
         dresidual = found.dresidual
         if dresidual is not None:
@@ -287,7 +288,7 @@ def _filled(tensors: Iterable[Tensor | None], like: Tensor) -> tuple[Tensor, ...
 
 _norm_act_backward = torch.library.custom_op(
     "fastunit::norm_act_backward",
-    lambda *args: _filled(_bprop(Tail(*args[9:15]), args[15], *args[:9]), args[0]),
+    lambda *args: _filled(_bprop(NormActOptions(*args[9:15]), args[15], *args[:9]), args[0]),
     mutates_args=(),
     schema=f"(Tensor dy, Tensor x, Tensor mean, Tensor rstd, {_PARAMETERS}, bool residual, "
     f"bool sums, {_OPTIONS})"
@@ -306,30 +307,30 @@ def _(dy, x, mean, rstd, gamma, beta, slope, residual, sums, *options):
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _save(ctx, (*inputs[:5], Tail(*inputs[5:11]), inputs[11]), output)
+    _save(ctx, (*inputs[:5], NormActOptions(*inputs[5:11]), inputs[11]), output)
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, gamma, beta, slope, _, ctx.tail, ctx.impl = inputs
+    x, gamma, beta, slope, _, ctx.norm_act, ctx.impl = inputs
     ctx.save_for_backward(x, *output[1:], gamma, beta, slope)
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients of the forward operator's tensors."""
-    tail, needs, saved = ctx.tail, ctx.needs_input_grad[:5], ctx.saved_tensors
-    wanted = needs[4] and tail.halo > 0, any(needs[1:4])
+    options, needs, saved = ctx.norm_act, ctx.needs_input_grad[:5], ctx.saved_tensors
+    wanted = needs[4] and options.halo > 0, any(needs[1:4])
     if eager.hides_backward(dy, *saved):
         given: Any = (dy, *saved, *wanted)
-        dx, dresidual, *parameters = _bprop(tail, ctx.impl, *given)
+        dx, dresidual, *parameters = _bprop(options, ctx.impl, *given)
     else:
-        dx, dresidual, *parameters = _norm_act_backward(dy, *saved, *wanted, *tail, ctx.impl)
-    found = dx, *parameters, dresidual if tail.halo else dy
+        dx, dresidual, *parameters = _norm_act_backward(dy, *saved, *wanted, *options, ctx.impl)
+    found = dx, *parameters, dresidual if options.halo else dy
     return tuple(g if needed else None for g, needed in zip(found, needs, strict=True))
 
 
 def _backward(ctx: Any, dy: Tensor, *unused: Tensor) -> tuple:
-    return *_gradients(ctx, dy), *(None,) * (len(Tail._fields) + 1)
+    return *_gradients(ctx, dy), *(None,) * (len(NormActOptions._fields) + 1)
 
 
 def _refuse(ctx: Any, *gradients: Tensor) -> tuple:
@@ -337,7 +338,7 @@ def _refuse(ctx: Any, *gradients: Tensor) -> tuple:
 
 
 def norm_act_eager(*args: Any) -> Tensor:
-    """Apply the operator in eager mode to checked arguments: its tensors, a Tail, "aten"."""
+    """Apply the operator to checked arguments: its tensors, the options and the implementation."""
     return _Eager.apply(*args)
 
 
@@ -346,8 +347,8 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        *tensors, tail, impl = args
-        found = _fprop(tail, impl, *tensors)
+        *tensors, options, impl = args
+        found = _fprop(options, impl, *tensors)
         _save(ctx, args, found)
         return found[0]
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastunit.kernels.norm_act.aten import PIXELS, Tail, activate, planes
+from fastunit.kernels.norm_act.aten import PIXELS, NormActOptions, activate, planes
 
 # Values of an image, and samples, up to which it is the faster on a CPU. An instance norm of 16
 # channels and 4x4 pixels takes a third of the operator's time, of 64 channels and 32x32 the same.
@@ -25,7 +25,7 @@ def norm_act_plain(
     beta: Tensor | None,
     slope: Tensor | None,
     residual: Tensor | None,
-    tail: Tail,
+    options: NormActOptions,
 ) -> Tensor:
     """Return ``pad(act(gamma * norm(x) + beta) + residual)`` of x's dtype, in fp32 or wider.
 
@@ -33,25 +33,25 @@ def norm_act_plain(
     result may be changed in place, but for that of a tanh, which PyTorch saves.
     """
     y = wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    if tail.norm == "in":
-        y = _instance_norm(wide, tail.eps)
-    elif tail.norm == "ln":
+    if options.norm == "in":
+        y = _instance_norm(wide, options.eps)
+    elif options.norm == "ln":
         std, mean = torch.std_mean(wide, (1, *PIXELS), keepdim=True)
-        y = (wide - mean) / (std + tail.eps)
+        y = (wide - mean) / (std + options.eps)
     scale, shift = planes(gamma, wide), planes(beta, wide)
     if scale is not None:
         y = y * scale
     if shift is not None:
         y = y + shift
-    if tail.act == "relu":
+    if options.act == "relu":
         y = F.threshold(y, 0.0, 0.0)  # F.relu saves its result
     else:
-        y = activate(y, tail, planes(slope, wide), inplace=False)
+        y = activate(y, options, planes(slope, wide), inplace=False)
     if residual is not None:
         y = y + residual
-    if tail.halo:
-        mode = "constant" if tail.pad_mode == "zero" else tail.pad_mode
-        y = F.pad(y, (tail.halo,) * 4, mode=mode)
+    if options.halo:
+        mode = "constant" if options.pad_mode == "zero" else options.pad_mode
+        y = F.pad(y, (options.halo,) * 4, mode=mode)
     return y.to(x.dtype)
 
 

@@ -49,7 +49,7 @@ def reparameterize(
             multiple of the divergence, to which its weights apply. "normal" is
             KL(N(mu, sigma^2) || N(0, I)) = sum(mu^2 + sigma^2 - log(sigma^2) - 1) / 2, the sum
             over the code and the mean over the batch, which is mu's first dimension.
-        impl: "auto", "triton" or "aten"; see `fastunit.kernels.common.runtime`.
+        impl: "auto", "triton", "aten" or "plain"; see `fastunit.kernels.common.runtime`.
 
     Returns:
         z of mu's shape, dtype and memory format, and the scalar kl, of float32 or mu's dtype,

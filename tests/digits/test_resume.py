@@ -134,7 +134,7 @@ def test_old_checkpoints_are_pruned(command):
 
 def test_resume_auto_takes_the_newest_run_of_its_data_sets(command):
     code, _, err = command("--resume")
-    assert code == 0 and "starting afresh" in err
+    assert code == 0 and "starting a new run" in err
     code, _, err = command("--resume", "auto", "--iterations", 4)
     assert code == 0 and "runs/adapt-mnist-usps/checkpoints/00000003.pt" in err
     assert command("--resume", "--target", "svhn")[0] == 0

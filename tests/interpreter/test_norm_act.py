@@ -7,12 +7,12 @@ import torch
 
 from fastunit.kernels.common.frame import Frame, channels_last
 from fastunit.kernels.norm_act.op import (
-    Tail,
+    NormActOptions,
     norm_act,
-    tail_aten,
-    tail_backward_aten,
-    tail_backward_triton,
-    tail_triton,
+    norm_act_aten,
+    norm_act_backward_aten,
+    norm_act_backward_triton,
+    norm_act_triton,
 )
 
 NORMS = ("none", "in", "ln")
@@ -55,9 +55,9 @@ def check(shape, tail, *, rows=1, slope=None, frames=True, dtype=torch.float32):
     halo, size = tail.halo, (height + 2 * tail.halo, width + 2 * tail.halo)
     pitch = -(-channels // 8) * 8
     frame = Frame(halo, size[0] + 1, size[1] + 2, pitch, 3) if frames else None
-    y, mean, rstd = tail_triton(nhwc(x), gamma, beta, slope, nhwc(residual), tail, frame=frame)
+    y, mean, rstd = norm_act_triton(nhwc(x), gamma, beta, slope, nhwc(residual), tail, frame=frame)
     exact = double(x, gamma, beta, slope)
-    wanted, *statistics = tail_aten(*exact, residual.double(), tail)
+    wanted, *statistics = norm_act_aten(*exact, residual.double(), tail)
     frame = frame or Frame(halo, *size, channels)
     assert_in_frame(y, frame, wanted, 0, "y")
     assert_near(mean, statistics[0], "mean")
@@ -67,11 +67,11 @@ def check(shape, tail, *, rows=1, slope=None, frames=True, dtype=torch.float32):
     dy = torch.randn(samples, size[0] + 1, size[1] + 3, pitch, dtype=dtype)
     dy = dy[:, 1:, 1 : size[1] + 1, :channels]
     frame = Frame(1, height + 2, width + 3, pitch, 3) if frames else None
-    found = tail_backward_triton(
+    found = norm_act_backward_triton(
         dy, nhwc(x), mean, rstd, gamma, beta, slope, tail, frame=frame, residual=True
     )
     x, *parameters = exact
-    wanted = tail_backward_aten(
+    wanted = norm_act_backward_aten(
         channels_last(dy).double(), x, *statistics, *parameters, tail, residual=True
     )
     lead, frame = (1, frame) if frame else (0, Frame(0, height, width, channels))
@@ -87,37 +87,37 @@ def check(shape, tail, *, rows=1, slope=None, frames=True, dtype=torch.float32):
 @pytest.mark.parametrize("act", ["none", "relu", "prelu"])
 def test_every_norm_and_halo(norm, act, halo, pad_mode):
     slope = torch.rand(4) if act == "prelu" else None
-    check((2, 4, 5, 7), Tail(norm, 1e-3, act, 0.0, halo, pad_mode), rows=2, slope=slope)
+    check((2, 4, 5, 7), NormActOptions(norm, 1e-3, act, 0.0, halo, pad_mode), rows=2, slope=slope)
 
 
 @pytest.mark.parametrize("act", ["lrelu", "selu", "tanh"])
 def test_every_activation_and_one_slope_for_all(act):
-    check((3, 3, 6, 4), Tail("in", 1e-5, act, 0.3, 1, "reflect"), rows=3)
-    check((2, 3, 4, 4), Tail("ln", 1e-5, "prelu"), slope=torch.rand(1))
+    check((3, 3, 6, 4), NormActOptions("in", 1e-5, act, 0.3, 1, "reflect"), rows=3)
+    check((2, 3, 4, 4), NormActOptions("ln", 1e-5, "prelu"), slope=torch.rand(1))
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_many_tiles_of_pixels_and_of_channels(norm):
-    check((1, 72, 18, 15), Tail(norm, 1e-5, "relu", 0.0, 3, "reflect"), frames=False)
+    check((1, 72, 18, 15), NormActOptions(norm, 1e-5, "relu", 0.0, 3, "reflect"), frames=False)
 
 
 def test_a_row_of_several_tiles_and_a_halo_as_wide_as_the_image():
-    check((1, 64, 2, 300), Tail("in", 1e-5, "relu", 0.0, 1, "reflect"), frames=False)
-    check((1, 64, 1, 300), Tail("in", 1e-5, "relu", 0.0, 3, "replicate"), frames=False)
-    check((1, 2, 3, 3), Tail("none", 1e-5, "relu", 0.0, 2, "reflect"), frames=False)
+    check((1, 64, 2, 300), NormActOptions("in", 1e-5, "relu", 0.0, 1, "reflect"), frames=False)
+    check((1, 64, 1, 300), NormActOptions("in", 1e-5, "relu", 0.0, 3, "replicate"), frames=False)
+    check((1, 2, 3, 3), NormActOptions("none", 1e-5, "relu", 0.0, 2, "reflect"), frames=False)
 
 
 @pytest.mark.parametrize("act", ["none", "relu", "lrelu", "selu", "tanh"])
 def test_derivatives_from_the_result(act):
     pre, dy = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 6, 7)
     pre[0, 0, 0, :2] = 0  # where the derivatives have their corner
-    tail = Tail("none", 0.0, act, 0.2, 1, "reflect")
-    y, *nothing = tail_aten(pre, None, None, None, None, Tail("none", 0.0, act, 0.2))
-    found = tail_backward_triton(
+    tail = NormActOptions("none", 0.0, act, 0.2, 1, "reflect")
+    y, *nothing = norm_act_aten(pre, None, None, None, None, NormActOptions("none", 0.0, act, 0.2))
+    found = norm_act_backward_triton(
         nhwc(dy), nhwc(y), *nothing, None, None, None, tail, from_output=True, sums=True
     )
     for source, from_output in ((pre, False), (y, True)):
-        wanted = tail_backward_aten(
+        wanted = norm_act_backward_aten(
             *double(dy, source), *nothing, None, None, None, tail, from_output=from_output
         )
         assert_near(channels_last(found.dx), wanted.dx, "dx")
@@ -128,9 +128,9 @@ def test_statistics_of_a_mean_of_a_thousand_spreads():
     x = torch.randn(1, 8, 40, 40, dtype=torch.float64) + 1000
     x = x.float()
     for norm in ("in", "ln"):
-        tail = Tail(norm, 0.0)
-        _, mean, rstd = tail_triton(nhwc(x), None, None, None, None, tail)
-        _, exact_mean, exact_rstd = tail_aten(x.double(), None, None, None, None, tail)
+        tail = NormActOptions(norm, 0.0)
+        _, mean, rstd = norm_act_triton(nhwc(x), None, None, None, None, tail)
+        _, exact_mean, exact_rstd = norm_act_aten(x.double(), None, None, None, None, tail)
         assert ((rstd / exact_rstd) - 1).abs().max() < 1e-5
         assert ((mean / exact_mean) - 1).abs().max() < 1e-6
 
@@ -146,19 +146,19 @@ def test_given_statistics_are_merged_and_empty_parts_skipped(norm):
     empty = torch.zeros(2, 3, 20)
     empty[:, :2] = float("nan")
     partial = torch.stack([*rows[:2], empty, *rows[2:], empty], 1)
-    tail = Tail(norm, 1e-5)
-    y, _, rstd = tail_triton(nhwc(x), None, None, None, None, tail, partial=partial)
-    wanted, _, exact = tail_aten(x.double(), None, None, None, None, tail)
+    tail = NormActOptions(norm, 1e-5)
+    y, _, rstd = norm_act_triton(nhwc(x), None, None, None, None, tail, partial=partial)
+    wanted, _, exact = norm_act_aten(x.double(), None, None, None, None, tail)
     assert_near(rstd, exact, "rstd")
     assert_near(channels_last(y), wanted, "y")
 
 
 def test_images_of_any_strides_need_no_copy():
     base = torch.randn(2, 9, 12, 20)
-    tail = Tail("in", 1e-5, "relu", 0.0, 1, "reflect")
+    tail = NormActOptions("in", 1e-5, "relu", 0.0, 1, "reflect")
     for view in (base[:, :3], base[:, 1:4].transpose(2, 3), base[:, ::4, ::2, 3:-1]):
-        y, *_ = tail_triton(view.permute(0, 2, 3, 1), None, None, None, None, tail)
-        wanted, *_ = tail_aten(view.double(), None, None, None, None, tail)
+        y, *_ = norm_act_triton(view.permute(0, 2, 3, 1), None, None, None, None, tail)
+        wanted, *_ = norm_act_aten(view.double(), None, None, None, None, tail)
         assert_near(channels_last(y), wanted, "y")
 
 
@@ -227,4 +227,4 @@ def test_an_empty_batch():
 def test_an_image_beyond_32_bit_offsets_is_refused():
     x = torch.empty(1, 3, 2**15, 2**15, device="meta", dtype=torch.float16)
     with pytest.raises(ValueError, match=r"spans 3221225471 values.*impl='aten'"):
-        tail_triton(x.permute(0, 2, 3, 1), None, None, None, None, Tail(act="relu"))
+        norm_act_triton(x.permute(0, 2, 3, 1), None, None, None, None, NormActOptions(act="relu"))

@@ -8,7 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastunit.kernels.norm_act.op import Tail, norm_act, tail_aten, tail_backward_aten
+from fastunit.kernels.norm_act.op import (
+    NormActOptions,
+    norm_act,
+    norm_act_aten,
+    norm_act_backward_aten,
+)
 
 NORMS = ("none", "in", "ln")
 ACTS = ("none", "relu", "lrelu", "prelu", "selu", "tanh")
@@ -190,13 +195,15 @@ def test_autocast_changes_no_float32_result(norm):
 @pytest.mark.parametrize("act", ["none", "relu", "lrelu", "selu", "tanh"])
 def test_derivatives_from_the_result_are_those_from_the_input(act):
     pre, dy = rand(2, 3, 4, 5).detach(), rand(2, 3, 6, 7).detach()
-    tail = Tail("none", 0.0, act, SLOPE, 1, "reflect")
-    y, mean, rstd = tail_aten(pre, None, None, None, None, Tail("none", 0.0, act, SLOPE))
-    wanted = tail_backward_aten(dy, pre, mean, rstd, None, None, None, tail)
-    found = tail_backward_aten(dy, y, mean, rstd, None, None, None, tail, from_output=True)
+    tail = NormActOptions("none", 0.0, act, SLOPE, 1, "reflect")
+    y, mean, rstd = norm_act_aten(
+        pre, None, None, None, None, NormActOptions("none", 0.0, act, SLOPE)
+    )
+    wanted = norm_act_backward_aten(dy, pre, mean, rstd, None, None, None, tail)
+    found = norm_act_backward_aten(dy, y, mean, rstd, None, None, None, tail, from_output=True)
     torch.testing.assert_close(found.dx, wanted.dx)
     torch.testing.assert_close(found.dshift, found.dx.sum((2, 3)))
-    nothing = tail_backward_aten(dy, pre, mean, rstd, None, None, None, tail, sums=False)
+    nothing = norm_act_backward_aten(dy, pre, mean, rstd, None, None, None, tail, sums=False)
     assert nothing[1:] == (None,) * 5
 
 

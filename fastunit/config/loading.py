@@ -114,7 +114,7 @@ def _source(path: str | Path | None) -> Any:
     """Return the file to read: `path`, or the built-in one of that name (a package resource)."""
     name = "demo" if path is None else str(path)
     own = resources.files("fastunit.configs") / f"{name}.yaml"
-    if path is None or (not Path(path).exists() and "/" not in name and own.is_file()):
+    if path is None or (not Path(path).is_file() and "/" not in name and own.is_file()):
         return own
     return Path(path)
 

@@ -165,8 +165,7 @@ class Config:
     )
     pair_domains: Switch = key(
         "auto",
-        "grouped execution: both domains' layers in one launch; auto: all layers on GPUs, small "
-        "ones on CPUs",
+        "grouped execution: both domains' layers in one launch; auto: on GPUs",
     )
     graphs: Switch = key("auto", "replay the step as a CUDA graph; auto: on GPUs")
     compile: Switch = key("auto", "torch.compile the code between fused operations; auto: on GPUs")

@@ -260,3 +260,13 @@ def test_load_takes_changes_by_key_and_within_sections():
     assert changed.gen.n_downsample == demo.gen.n_downsample and changed.dis == demo.dis
     with pytest.raises(ConfigError, match=r"unknown key 'gen\.dims'"):
         config.load(gen={"dims": 4})
+
+
+def test_a_folder_does_not_hide_a_configuration_of_ours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wanted = config.read_yaml("emoji")
+    (tmp_path / "emoji").mkdir()  # of the data, or of a run
+    assert config.read_yaml("emoji") == wanted
+    (tmp_path / "own").mkdir()
+    with pytest.raises(ConfigError, match="cannot read the configuration own"):
+        config.read_yaml("own")

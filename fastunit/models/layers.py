@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from fastunit.common.choices import ACTIVATIONS, NORMS, PAD_TYPES, Activation, Norm, PadType
 from fastunit.kernels import conv_norm_act, norm_act, upsample_conv
 from fastunit.kernels.common import checks
-from fastunit.models.unfused import plain_convolution, plain_instance_norm, say_plain, untouched
+from fastunit.models.unfused import (
+    plain_convolution,
+    plain_instance_norm,
+    run_modules,
+    say_plain,
+    untouched,
+)
 
 LRELU_SLOPE = 0.2
 M = TypeVar("M", bound=nn.Module)
@@ -147,9 +153,7 @@ class _Block(nn.Module):
 
     def _run_norm_act(self, x: Tensor) -> Tensor:
         """Apply norm and activation by calling the modules."""
-        for module in (self.norm, self.activation):
-            x = x if module is None else module(x)
-        return x
+        return run_modules((each for each in (self.norm, self.activation) if each is not None), x)
 
 
 class Conv2dBlock(_Block):

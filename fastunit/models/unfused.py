@@ -7,9 +7,10 @@ other, as PyTorch would.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import TypeGuard, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 _logger = logging.getLogger(__name__)
@@ -44,6 +45,21 @@ def plain_convolution(conv: object) -> TypeGuard[nn.Conv2d | nn.ConvTranspose2d]
 def plain_instance_norm(norm: object) -> TypeGuard[nn.InstanceNorm2d]:
     """Return whether a norm is instance norm without weights or running statistics."""
     return untouched(norm, nn.InstanceNorm2d) and not (norm.affine or norm.track_running_stats)
+
+
+def run_modules(modules: nn.Sequential | Iterable[nn.Module], x: Tensor) -> Tensor:
+    """Apply modules one after the other; a sequence with hooks is called.
+
+    PyTorch's instance norm of one image has a wrong backward pass on CPUs (2.11, 2.13) for a
+    gradient in channels_last; after that module gradients are made contiguous.
+    """
+    if isinstance(modules, nn.Module) and not untouched(modules, nn.Sequential):
+        return modules(x)
+    for module in modules:
+        x = module(x)
+        if isinstance(module, nn.InstanceNorm2d) and x.dim() == 4 and len(x) == 1:
+            x = x.flatten(1).view(x.shape)  # their gradients are copied where they are not
+    return x
 
 
 def say_plain(block: str) -> bool:

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from fastunit.kernels import conv_norm_act, conv_transpose, norm_act
 from fastunit.models.layers import Weights
-from fastunit.models.unfused import plain_convolution, plain_instance_norm, say_plain, untouched
+from fastunit.models.unfused import (
+    plain_convolution,
+    plain_instance_norm,
+    run_modules,
+    say_plain,
+    untouched,
+)
 
 SLOPE = 0.01  # of every LeakyReLU
 
@@ -85,9 +91,9 @@ class Fused:
         if self.fuses:
             return self.run(self.weights(), x, residual)
         say_plain(type(self.conv).__name__)
-        y = self.conv(x)
-        for place in range(self._place + 1, min(self.stop, len(self._layers))):
-            y = self._layers[place](y)
+        stop = min(self.stop, len(self._layers))
+        following = (self._layers[place] for place in range(self._place + 1, stop))
+        y = run_modules(following, self.conv(x))
         if self.stop == self._place + 1:
             y = _PLAIN[self.options.get("act", "none")](y)
         return y if residual is None else y + residual
@@ -157,7 +163,7 @@ class ConvBlock(nn.Module):
         if self.fuses:
             return self._fused(x)
         say_plain(type(self).__name__)
-        return self.model(x)
+        return run_modules(self.model, x)
 
 
 class INSResBlock(nn.Module):
@@ -203,7 +209,7 @@ class INSResBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self._is_whole():
             say_plain(type(self).__name__)
-            return self.model(x) + x
+            return run_modules(self.model, x) + x
         y = self.first(x)
         if self._drops and self.training:
             return norm_act(self.model[5](self.second(y)), residual=x)

@@ -14,6 +14,10 @@ from torch import Tensor
 PadMode = Literal["zero", "reflect", "replicate"]
 Norm = Literal["none", "in", "ln"]
 Activation = Literal["none", "relu", "lrelu", "prelu", "selu", "tanh"]
+# Devices that have autocast; asked once, since torch.compile (2.11) cannot trace the question.
+AUTOCAST = frozenset(
+    kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)
+)
 PAD_MODES, NORMS, ACTS = get_args(PadMode), get_args(Norm), get_args(Activation)
 
 
@@ -31,6 +35,11 @@ def form(tensor: Tensor | None) -> Form | None:
 def choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in tuple(choices):  # a tuple takes unhashable values too
         raise ValueError(f"{name}={value!r} must be one of {', '.join(choices)}")
+
+
+def integer(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name}={value!r} must be an integer, the same for both axes")
 
 
 def image(name: str, x: Form) -> None:
@@ -87,7 +96,7 @@ def residual(x: Form, value: Tensor) -> Tensor:
         )
     if value.dtype == x.dtype:
         return value
-    if torch.is_autocast_enabled(value.device.type):
+    if (kind := value.device.type) in AUTOCAST and torch.is_autocast_enabled(kind):
         return value.to(x.dtype)
     raise ValueError(f"residual of {value.dtype} must have x's dtype {x.dtype}")
 

@@ -40,7 +40,7 @@ def cached(function: Callable[..., R]) -> Callable[..., R]:
     return call
 
 
-def is_plain(*tensors: Tensor | None) -> bool:
+def only_autograd(*tensors: Tensor | None) -> bool:
     """Return whether autograd alone has to know of an operation on these tensors.
 
     It has not where anything records, transforms or replaces operators: torch.compile, export and
@@ -62,6 +62,6 @@ def hides_backward(*tensors: Tensor | None) -> bool:
     """
     return (
         not torch.is_grad_enabled()
-        and is_plain(*tensors)
+        and only_autograd(*tensors)
         and not any(t is not None and _functorch.is_legacy_batchedtensor(t) for t in tensors)
     )

@@ -24,16 +24,13 @@ import torch
 from torch import Tensor
 from triton import knobs
 
+from fastunit.kernels.common.checks import AUTOCAST
+
 Impl = Literal["auto", "triton", "aten", "plain"]
 IMPLS = get_args(Impl)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTERPRET: bool = knobs.runtime.interpret
 OLDEST = 80  # Ampere: bf16 and tf32 tensor cores
-
-# Asked once: torch.compile (2.11) cannot trace the question.
-_AUTOCAST = frozenset(
-    kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)
-)
 
 _default = os.environ.get("FASTUNIT_IMPL", "auto")
 
@@ -96,7 +93,7 @@ def is_auto(impl: str) -> bool:
 def autocast(x: Tensor) -> Tensor:
     """Return x in autocast's dtype where autocast is on, as PyTorch's own convolutions do."""
     kind = x.device.type
-    if x.dtype == torch.float64 or kind not in _AUTOCAST or not torch.is_autocast_enabled(kind):
+    if x.dtype == torch.float64 or kind not in AUTOCAST or not torch.is_autocast_enabled(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind))
 
@@ -104,7 +101,7 @@ def autocast(x: Tensor) -> Tensor:
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Return a context for an operator on x, whose own products keep the dtypes it gave them."""
     kind = x.device.type
-    active = kind in _AUTOCAST and torch.is_autocast_enabled(kind)
+    active = kind in AUTOCAST and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if active else nullcontext()
 
 

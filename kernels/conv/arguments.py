@@ -53,8 +53,7 @@ def _settings(plan: Plan) -> None:
     checks.choice("norm", plan.norm, checks.NORMS)
     checks.choice("act", plan.act, checks.ACTS)
     for name in ("stride", "padding", "output_padding", "halo"):
-        if not isinstance(value := getattr(plan, name), int):
-            raise ValueError(f"{name}={value!r} must be an integer, the same for both axes")
+        checks.integer(name, getattr(plan, name))
     if plan.stride < 1:
         raise ValueError(f"stride={plan.stride} must be at least 1")
     if plan.padding < 0:
@@ -74,7 +73,7 @@ def _filters(plan: Plan, x: Form, w: Form) -> None:
             f"w must be [{letters}, R, S] or [G, {letters}, R, S] with C={channels} as in x, "
             f"not of shape {shape}"
         )
-    if len(shape) == 5 and x.shape[0] % max(shape[0], 1):
+    if len(shape) == 5 and (shape[0] < 1 or x.shape[0] % shape[0]):
         raise ValueError(f"w has {shape[0]} groups of filters, which do not divide N={x.shape[0]}")
     if plan.impl == "triton" and plan.kind != "conv" and shape[-2] != shape[-1]:
         raise ValueError(

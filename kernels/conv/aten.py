@@ -1,4 +1,4 @@
-"""The convolutional block in plain PyTorch: any device and dtype, and what runs on the CPU."""
+"""The convolutional block on PyTorch's (ATen's) kernels: any device and dtype."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Direct:
     def backward(self, dy: Tensor, x: Tensor, w: Tensor, mask: list[bool]) -> tuple[Any, Any]:
         """Return the gradients of x and w; None where the mask has False."""
         dw = None
-        if mask[1] and not self._options["transposed"] and _is_small(dy):
+        if mask[1] and not self._options["transposed"] and _has_few_pixels(dy):
             padding, stride = self._options["padding"][0], self._options["stride"][0]
             padded = F.pad(x, (padding,) * 4) if padding else x
             dw, mask = filter_gradient(dy, padded, w.shape[1:], stride), [mask[0], False]
@@ -101,7 +101,7 @@ class Phases:
         return y[:, :, top : top + rows, left : left + columns]
 
 
-def _is_small(dy: Tensor) -> bool:
+def _has_few_pixels(dy: Tensor) -> bool:
     """Return whether `filter_gradient` is faster than PyTorch's."""
     pixels = len(dy) * dy.shape[2] * dy.shape[3]
     wide = dy.dtype in (torch.float32, torch.float64)

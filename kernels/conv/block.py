@@ -17,7 +17,7 @@ from fastunit.kernels.common import checks, derivatives, eager, runtime
 from fastunit.kernels.common.checks import Activation, Norm, PadMode
 from fastunit.kernels.common.runtime import Impl
 from fastunit.kernels.conv import arguments, aten, launch
-from fastunit.kernels.conv.plain import block_plain, is_small, split_block
+from fastunit.kernels.conv.plain import block_plain, split_block, splitting_pays
 from fastunit.kernels.conv.plan import Gradients, Kind, NeededGradients, Plan
 
 _IMPLEMENTATIONS = {"aten": aten, "triton": launch}
@@ -60,7 +60,10 @@ def conv_block(
     The public functions say what the arguments are; `name` is the one that was called, where it
     does not follow from `kind`.
     """
-    if impl != "plain":
+    chosen = runtime.choose_impl(impl, x)
+    if chosen == "triton" and impl == "auto" and _is_oblong(kind, w):
+        chosen = "aten"
+    if chosen != "plain":
         name = name or _NAMES.get(kind, kind)
         derivatives.only_reverse(name, x, w, b, gamma, beta, slope, residual)
     x = runtime.autocast(x)
@@ -68,7 +71,7 @@ def conv_block(
     plan = Plan(
         kind, stride, padding, output_padding, pad_mode, norm, float(eps), act,
         float(slope) if act == "lrelu" and not isinstance(slope, Tensor) else 0.0, halo, halo_mode,
-        "aten" if impl == "auto" and _is_oblong(kind, w) else runtime.choose_impl(impl, x),
+        chosen,
     )  # fmt: skip
     form = checks.form
     given = form(slope) if isinstance(slope, Tensor) else slope
@@ -79,8 +82,8 @@ def conv_block(
     if plan.impl == "plain":
         with runtime.no_autocast(x):
             return block_plain(plan, *tensors)
-    if eager.is_plain(*tensors):
-        if runtime.is_auto(impl) and is_small(plan, x, w):
+    if eager.only_autograd(*tensors):
+        if runtime.is_auto(impl) and splitting_pays(plan, x, w):
             with runtime.no_autocast(x):
                 return split_block(plan, *tensors)
         return _Eager.apply(*tensors, plan)

@@ -53,7 +53,7 @@ class NormActOptions(NamedTuple):
 
 
 class NormActGradients(NamedTuple):
-    """Gradients of a options; those of parameters per sample: see `per_row` for their sum."""
+    """Gradients of the operation; those of parameters per sample: see `per_row` for their sum."""
 
     dx: Tensor  # as x; in a frame on the Triton path
     dresidual: Tensor | None  # as x; None without a residual or halo, where it is dy itself
@@ -187,10 +187,6 @@ def norm_act_backward_aten(
     """
     g = fold_halo(dy.to(torch.promote_types(x.dtype, torch.float32)), options)
     xhat = x.to(g.dtype)
-    if options.norm == "in" and len(x) == 1 and gamma is beta is slope is None and not x.is_cuda:
-        dx = _of_one_image(g, xhat, mean, rstd, options).to(x.dtype)
-        dresidual = g.to(x.dtype) if residual and options.halo else None
-        return NormActGradients(dx, dresidual, None, None, None, None)
     if options.norm != "none":
         xhat = (xhat - _over_pixels(mean)).mul_(_over_pixels(rstd))
     scale, shift = planes(gamma, xhat), planes(beta, xhat)
@@ -214,23 +210,6 @@ def norm_act_backward_aten(
         dslope=dslope.sum(PIXELS) if sums and dslope is not None else None,
         dshift=dx.sum(PIXELS) if sums and options.norm != "in" else None,
     )
-
-
-def _of_one_image(
-    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, options: NormActOptions
-) -> Tensor:
-    """Return dx of an activated instance norm of one image, which is its batch norm.
-
-    PyTorch's kernel takes 0.6 of the time of passes of ours on a CPU (64 channels, 128x128).
-    """
-    if options.act != "none":
-        pre = x - _over_pixels(mean)
-        if options.act not in ("relu", "lrelu"):  # these ask for the sign alone
-            pre.mul_(_over_pixels(rstd))
-        g, _ = _activate_backward(g, pre, options, None, from_output=False)
-    nones, mask = (None, None, None), [True, False, False]  # weight, running mean and variance
-    kernel = torch.ops.aten.native_batch_norm_backward
-    return kernel(g, x, *nones, mean[0], rstd[0], True, options.eps, mask)[0]
 
 
 def fold_halo(dy: Tensor, options: NormActOptions) -> Tensor:

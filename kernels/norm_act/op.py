@@ -31,7 +31,7 @@ from fastunit.kernels.norm_act.aten import (
     per_row,
 )
 from fastunit.kernels.norm_act.launch import norm_act_backward_triton, norm_act_triton
-from fastunit.kernels.norm_act.plain import is_small, norm_act_plain
+from fastunit.kernels.norm_act.plain import norm_act_plain, pays
 
 __all__ = [
     "NormActGradients",
@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 
+_NAME = "norm_act (instance_norm_act, and the norm of a block)"
 _PARAMETERS = "Tensor? gamma, Tensor? beta, Tensor? slope"
 _OPTIONS = "str norm, float eps, str act, float negative, int halo, str pad_mode, str impl"
 
@@ -114,10 +115,10 @@ def norm_act(
         # Nothing to fuse and nothing to recompute: PyTorch's autograd saves the operator's cost.
         return norm_act_plain(*tensors, options)
     derivatives.only_reverse("norm_act", *tensors)
-    if eager.is_plain(*tensors):
-        if is_auto(impl) and chosen == "aten" and is_small(x, norm):
+    if eager.only_autograd(*tensors):
+        if is_auto(impl) and pays(x, options):
             return norm_act_plain(*tensors, options)
-        return _Eager.apply(*tensors, options, chosen)
+        return norm_act_eager(*tensors, options, chosen)
     return _norm_act(*tensors, *options, chosen)[0]
 
 
@@ -137,6 +138,7 @@ def _check(
     checks.choice("act", act, checks.ACTS)
     checks.slope(x, act, slope)
     checks.parameter_rows(x, gamma=gamma, beta=beta)
+    checks.integer("halo", halo)
     checks.padding(x.shape[2:], halo, pad_mode)
 
 
@@ -178,7 +180,7 @@ def instance_norm_act(
         NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
         RuntimeError: on a second derivative.
     """
-    if impl != "plain":
+    if choose_impl(impl, x) != "plain":
         derivatives.only_reverse("instance_norm_act", x, weight, bias, slope, residual)
     return norm_act(
         x,
@@ -334,12 +336,20 @@ def _backward(ctx: Any, dy: Tensor, *unused: Tensor) -> tuple:
 
 
 def _refuse(ctx: Any, *gradients: Tensor) -> tuple:
-    derivatives.refuse_second("norm_act (instance_norm_act)")
+    derivatives.refuse_second(_NAME)
 
 
-def norm_act_eager(*args: Any) -> Tensor:
-    """Apply the operator to checked arguments: its tensors, the options and the implementation."""
-    return _Eager.apply(*args)
+def norm_act_eager(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    slope: Tensor | None,
+    residual: Tensor | None,
+    options: NormActOptions,
+    impl: str,
+) -> Tensor:
+    """Apply the operator to checked arguments, without the dispatcher."""
+    return _Eager.apply(x, gamma, beta, slope, residual, options, impl)
 
 
 class _Eager(torch.autograd.Function):

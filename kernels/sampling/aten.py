@@ -12,7 +12,7 @@ from fastunit.kernels.sampling import philox
 def fprop(
     mu: Tensor, raw: Tensor | None, source: Tensor, sigma: str, scale: float
 ) -> tuple[Tensor, Tensor]:
-    noise = _noise_aten(source, mu)
+    noise = noise_of(source, mu)
     wide = mu.to(accumulator(mu))
     terms = wide.square()
     if raw is None:  # sigma = 1
@@ -43,7 +43,7 @@ def dgrad(
     raw = raw.to(wide.dtype)
     value = _sigma_aten(raw, sigma)
     slope = _log_sigma_slope_aten(raw, value, sigma)
-    draw = slope * (value * _noise_aten(source, mu) * dz + dkl * (value.square() - 1))
+    draw = slope * (value * noise_of(source, mu) * dz + dkl * (value.square() - 1))
     return dmu, draw.to(mu.dtype)
 
 
@@ -69,7 +69,7 @@ def _bounded(raw: Tensor) -> Tensor:
     return raw.clamp(min=-80)
 
 
-def _noise_aten(source: Tensor, mu: Tensor) -> Tensor:
+def noise_of(source: Tensor, mu: Tensor) -> Tensor:
     if source.dtype != torch.int64:
         return source
     return philox.normals_aten(source, mu.numel()).as_strided(mu.shape, mu.stride())

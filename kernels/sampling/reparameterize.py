@@ -70,9 +70,9 @@ def reparameterize(
     """
     _check(mu, raw_sigma, sigma, kl)
     _check_source(mu, noise, state)
-    if impl != "plain":
-        derivatives.only_reverse("reparameterize", mu, raw_sigma, noise)
     chosen = runtime.choose_impl(impl, mu)
+    if chosen != "plain":
+        derivatives.only_reverse("reparameterize", mu, raw_sigma, noise)
     source = noise
     if state is not None:
         source = philox.take(state, mu.numel())
@@ -86,8 +86,9 @@ def reparameterize(
     tensors = mu, raw_sigma, source
     if chosen == "plain":
         assert source is not None
+        source = aten.noise_of(source, torch.empty_like(mu))  # mu itself need not be dense
         return aten.fprop(mu, raw_sigma, source, sigma, _scale(mu, kl))
-    apply = _Eager.apply if eager.is_plain(*tensors) else _reparameterize
+    apply = _Eager.apply if eager.only_autograd(*tensors) else _reparameterize
     return apply(*tensors, sigma, kl, chosen)
 
 

@@ -112,6 +112,59 @@ def test_it_computes_what_the_operator_does(case):
         assert (mine - other).abs().max() <= 1e-11 * (1 + other.abs().max())
 
 
+def strided(x: Tensor, how: str) -> Tensor:
+    """Return x with other strides: in channels_last, or as a view of tokens [N, H * W, C]."""
+    if how == "contiguous":
+        return x.contiguous()
+    if how == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    tokens = x.flatten(2).transpose(1, 2).contiguous()
+    return tokens.transpose(1, 2).reshape(x.shape)
+
+
+LAYOUTS = ("contiguous", "channels_last", "tokens")
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("impl", ["auto", "plain", "aten"])
+@pytest.mark.parametrize("op", [norm_act, instance_norm_act, conv_norm_act])
+def test_no_memory_format_changes_a_gradient(op, impl, samples):
+    """PyTorch's own batch norm of one image on a CPU fails this."""
+    w = torch.randn(6, 5, 3, 3, dtype=torch.float64)
+    x, dy = (torch.randn(samples, c, 4, 7, dtype=torch.float64) for c in (5, 6))
+    given = {"w": w, "padding": 1, "norm": "in"} if op is conv_norm_act else {}
+    dy = dy if op is conv_norm_act else dy[:, :5]
+    given |= {"norm": "in"} if op is norm_act else {}
+    found = []
+    for form in LAYOUTS:
+        for of_gradient in LAYOUTS:
+            leaf = strided(x, form).detach().requires_grad_()
+            with runtime.default_impl("auto"):
+                y = op(leaf, **given, act="selu", impl=impl)
+            found.append(torch.autograd.grad(y, leaf, strided(dy, of_gradient))[0])
+    assert all(torch.allclose(gradient, found[0], rtol=1e-9, atol=1e-10) for gradient in found)
+
+
+@every_case
+def test_auto_computes_what_the_operator_does(case):
+    given, run = made(case)
+    with runtime.default_impl("auto"):
+        found = results(run, given, "auto")
+    for mine, other in zip(found, results(run, given, "aten"), strict=True):
+        assert (mine - other).abs().max() <= 1e-11 * (1 + other.abs().max())
+
+
+@every_case
+def test_a_default_of_plain_has_all_derivatives(case):
+    given, run = made(case)
+    values = tuple(value.detach() for value in given.values())
+    tangents = tuple(map(torch.ones_like, values))
+    wanted = torch.func.jvp(run, values, tangents)
+    with runtime.default_impl("plain"):
+        found = torch.func.jvp(lambda *values: run(*values, impl="auto"), values, tangents)
+    assert all(map(torch.equal, found, wanted))
+
+
 @every_case
 def test_it_is_differentiable_twice_and_in_forward_mode(case):
     given, run = made(case)
@@ -143,13 +196,25 @@ def test_a_bias_before_an_instance_norm_has_no_gradient(impl):
     y = conv_norm_act(**given, **REFLECT, norm="in", act="relu", impl=impl)
     (gradient,) = torch.autograd.grad(y.square().sum(), given["b"])
     assert torch.equal(gradient, torch.zeros(3, dtype=torch.float64))
+    given["b"] = torch.full((3,), float("inf"), dtype=torch.float64)
+    assert torch.equal(conv_norm_act(**given, **REFLECT, norm="in", act="relu", impl=impl), y)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("samples", [1, 3])
-def test_an_instance_norm_keeps_channels_last(samples):
-    x = torch.randn(samples, 8, 5, 6).contiguous(memory_format=torch.channels_last)
+def test_an_instance_norm_keeps_the_memory_format(samples, memory_format):
+    x = torch.randn(samples, 8, 5, 6).contiguous(memory_format=memory_format)
     y = norm_act(x, norm="in", act="relu", impl="plain")
-    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert y.stride() == x.stride()
+
+
+def test_a_state_draws_for_codes_that_are_not_dense():
+    state = torch.tensor([3, 0])
+    expanded = torch.zeros(1, 1, 4, 4).expand(3, 2, 4, 4)
+    codes = (expanded, torch.zeros(3, 4, 4, 4)[:, ::2])
+    found = [reparameterize(mu, state=state.clone(), impl="plain")[0] for mu in codes]
+    wanted = reparameterize(torch.zeros(3, 2, 4, 4), state=state, impl="aten")[0]
+    assert all(torch.equal(z, wanted) for z in found)
 
 
 def test_half_precision_is_computed_in_float32():

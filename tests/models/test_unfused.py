@@ -340,3 +340,22 @@ def test_wrapped_blocks_compile_without_a_break(name, caplog):
     with caplog.at_level(logging.WARNING, "fastunit"):
         torch.testing.assert_close(compiled(X), plainly(block, X))
     assert any(said.startswith("Conv2dBlock") for said in caplog.messages)
+
+
+@pytest.mark.parametrize("make", [lambda: ResBlock(8, pad_type="reflect"), lambda: INSResBlock(8)])
+def test_one_image_in_channels_last_has_right_gradients(make):
+    """PyTorch's own instance norm fails this."""
+    block = make().double().to(memory_format=torch.channels_last)
+    x, dy = (torch.randn(1, 8, 8, 8, dtype=torch.float64) for _ in range(2))
+    x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
+
+    def gradients():
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(block(leaf), [leaf, next(block.parameters())], dy)
+
+    fused = gradients()
+    for module in block.modules():
+        if isinstance(module, torch.nn.InstanceNorm2d):
+            module.register_forward_hook(lambda *_: None)
+    for mine, wanted in zip(gradients(), fused, strict=True):
+        assert torch.allclose(mine, wanted, rtol=1e-9, atol=1e-10)

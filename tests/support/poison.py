@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._device import _device_constructors
 
 ALLOCATORS = (
     (torch, "empty"),
@@ -31,6 +32,7 @@ def poisoned_memory() -> Iterator[None]:
     Only for calls from Python; no dispatch mode does it, since under one operations would take
     other paths than they usually do.
     """
+    _device_constructors()  # `with torch.device(...)` keeps them from its first use on
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in ALLOCATORS:
             patch.setattr(owner, name, _filling(getattr(owner, name)))

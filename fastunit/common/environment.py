@@ -22,6 +22,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
+    versions["torch"] = str(torch.__version__)  # with its build, such as +cpu
     versions |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     return {
         "device": device_name(device),

@@ -31,7 +31,7 @@ from fastunit.config.schema2017 import PaperConfig
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    UNUSED: ClassVar = dict.fromkeys(
+    UNUSED: ClassVar[dict[str, Unused]] = dict.fromkeys(
         ("mlp_dim", "style_dim"), Unused("MUNIT's style code, which UNIT does not have")
     )
 
@@ -102,7 +102,7 @@ class Domain:
 class Config:
     """All settings of a run. Defaults are those of the 2018 release's 256x256 configurations."""
 
-    UNUSED: ClassVar = {
+    UNUSED: ClassVar[dict[str, Unused]] = {
         "recon_s_w": Unused(
             "MUNIT's weight of the style's reconstruction; UNIT has no style", True
         ),

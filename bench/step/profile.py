@@ -32,7 +32,7 @@ from fastunit.config import Config
 from fastunit.training.cuda_graph import WARM_UP
 from fastunit.training.state import TrainState
 
-WIDEST, MOST = 10, 40  # gaps and names shown
+WIDEST, MOST = 10, 60  # gaps and names shown
 LONGEST_NAME = 90  # characters
 # Families of kernels: prefixes of fastunit's kernel names, and names in bench/model/costs.py.
 FAMILIES = {

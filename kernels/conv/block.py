@@ -17,7 +17,7 @@ from fastunit.kernels.common import checks, derivatives, eager, runtime
 from fastunit.kernels.common.checks import Activation, Norm, PadMode
 from fastunit.kernels.common.runtime import Impl
 from fastunit.kernels.conv import arguments, aten, launch
-from fastunit.kernels.conv.plain import block_plain, split_block, splitting_pays
+from fastunit.kernels.conv.plain import split_block, splitting_pays
 from fastunit.kernels.conv.plan import Gradients, Kind, NeededGradients, Plan
 
 _IMPLEMENTATIONS = {"aten": aten, "triton": launch}
@@ -79,13 +79,11 @@ def conv_block(
     if residual is not None:
         residual = checks.residual(result, residual)
     tensors = x, w, b, gamma, beta, prelu, residual
-    if plan.impl == "plain":
+    direct = eager.only_autograd(*tensors)
+    if chosen == "plain" or (direct and runtime.is_auto(impl) and splitting_pays(plan, x, w)):
         with runtime.no_autocast(x):
-            return block_plain(plan, *tensors)
-    if eager.only_autograd(*tensors):
-        if runtime.is_auto(impl) and splitting_pays(plan, x, w):
-            with runtime.no_autocast(x):
-                return split_block(plan, *tensors)
+            return split_block(plan, *tensors)
+    if direct:
         return _Eager.apply(*tensors, plan)
     return _forward(x, *_grouped(w, b, gamma, beta), prelu, residual, *plan)[0]
 

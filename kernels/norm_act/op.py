@@ -109,10 +109,8 @@ def norm_act(
         return x
     fixed = float(slope) if act == "lrelu" else 0.0
     options = NormActOptions(norm, float(eps), act, fixed, halo, pad_mode)
-    if chosen == "plain":
-        return norm_act_plain(*tensors, options)
-    if chosen == "aten" and norm == "none" and not halo:
-        # Nothing to fuse and nothing to recompute: PyTorch's autograd saves the operator's cost.
+    # Without norm and halo there is nothing to recompute: autograd spares the operator's cost.
+    if chosen == "plain" or (chosen == "aten" and norm == "none" and not halo):
         return norm_act_plain(*tensors, options)
     derivatives.only_reverse("norm_act", *tensors)
     if eager.only_autograd(*tensors):

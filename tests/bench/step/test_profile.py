@@ -130,8 +130,9 @@ def test_a_step_on_a_cpu_is_profiled_by_its_operators(config_file, tmp_path):
     products = [name for name in names if "convolution" in name]
     assert products and all(float(names[name][1]) > 1 for name in products)
     rows = below(page, "By total time")
-    assert float(rows[-1][-1]) == pytest.approx(sum(float(row[3]) for row in rows), abs=1)
-    assert 50 < float(rows[-1][-1]) <= 100
+    rounding = 0.05 * (len(rows) + 1)
+    assert float(rows[-1][-1]) == pytest.approx(sum(float(row[3]) for row in rows), abs=rounding)
+    assert float(rows[-1][-1]) > 90
     found = re.search(r"([\d.]+) ms, ([\d.]+) ms in \d+ kernels or operators, ([\d.]+)", page)
     whole, busy, idle = map(float, found.groups())
     assert 0 < busy < whole and 0 < idle < whole

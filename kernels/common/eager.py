@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 import torch._C._functorch as _functorch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 _PLAIN = (Tensor, nn.Parameter, type(None))
 _REMEMBERED = 4096  # results of each cached function
@@ -44,15 +45,21 @@ def only_autograd(*tensors: Tensor | None) -> bool:
     """Return whether autograd alone has to know of an operation on these tensors.
 
     It has not where anything records, transforms or replaces operators: torch.compile, export and
-    jit.trace, torch.func, a mode such as FakeTensorMode or FlopCounterMode, a tensor subclass.
+    jit.trace, torch.func, forward-mode AD, a mode such as FakeTensorMode or FlopCounterMode, a
+    tensor subclass.
     """
-    return not (
+    if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or _functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
-        or any(type(tensor) not in _PLAIN for tensor in tensors)
-    )
+    ):
+        return False
+    for tensor in tensors:  # not any(): this is asked at every call, and a generator is a call
+        if type(tensor) not in _PLAIN:
+            return False
+    return True
 
 
 def hides_backward(*tensors: Tensor | None) -> bool:
@@ -60,8 +67,9 @@ def hides_backward(*tensors: Tensor | None) -> bool:
 
     A gradient may be a batch of gradients (`is_grads_batched`).
     """
-    return (
-        not torch.is_grad_enabled()
-        and only_autograd(*tensors)
-        and not any(t is not None and _functorch.is_legacy_batchedtensor(t) for t in tensors)
-    )
+    if torch.is_grad_enabled() or not only_autograd(*tensors):
+        return False
+    for tensor in tensors:
+        if tensor is not None and _functorch.is_legacy_batchedtensor(tensor):
+            return False
+    return True

@@ -14,6 +14,7 @@ Every operation takes ``impl``:
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -138,6 +139,27 @@ def recording() -> bool:
 def _capability(device: torch.device) -> int:
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+_SLOT, _SLOTS = 4096, 256  # counters of a launch; launches until they are used again
+_turn = itertools.count()
+
+
+def counters(count: int, device: torch.device) -> Tensor:
+    """Return int32 zeros [count] for a launch, whose kernel must leave zeros behind.
+
+    They are cut from a buffer of the device, so that no launch fills them. Kernels on other streams
+    and branches of a CUDA graph have others: a slice comes up again after 256 launches.
+    """
+    if count > _SLOT:
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    start = next(_turn) % _SLOTS * _SLOT
+    return _zeros(device)[start : start + count]
+
+
+@functools.cache
+def _zeros(device: torch.device) -> Tensor:
+    return torch.zeros(_SLOT * _SLOTS, dtype=torch.int32, device=device)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -20,23 +20,26 @@ from fastunit.kernels.conv import tiles
 from fastunit.kernels.conv.gemm_kernels import conv_gemm_kernel, wgrad_kernel
 from fastunit.kernels.conv.phases import phases
 from fastunit.kernels.conv.tiles import Tile
+from fastunit.kernels.norm_act.merges import Merge, merge_of, merge_statistics
 
 
 class Epilogue(NamedTuple):
     """What happens to a product before it is stored, in this order.
 
-    bias: contiguous [G, K]; border: fp32 values added along the border; then act. `statistics` asks
-    for the per-tile (mean, M2, count) that an instance or layer norm merges.
+    bias: contiguous [G, K]; border: fp32 values added along the border; then act. With `norm` "in"
+    or "ln" the statistics of what is stored are returned too, `eps` as in `norm_act`.
     """
 
     bias: Tensor | None = None
     border: Tensor | None = None
     act: str = "none"
     slope: float = 0.0
-    statistics: bool = False
+    norm: str = "none"
+    eps: float = 0.0
 
 
 PLAIN = Epilogue()
+Statistics = tuple[Tensor, Tensor]  # mean and rstd, [N, K] fp32
 
 
 class Windows(NamedTuple):
@@ -54,11 +57,10 @@ class Windows(NamedTuple):
 
 def gather(
     x: Tensor, filters: Tensor, windows: Windows, channels: int, epilogue: Epilogue = PLAIN
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Statistics | None]:
     """Convolve windows of x, [N, rows, columns, pitch]: y [N, P, Q, K] with P x Q the windows.
 
-    `filters` come from `gather_filters`; `channels` is K. Also returns the statistics' partials
-    [N, T, 3, K] fp32, or None.
+    `filters` come from `gather_filters`; `channels` is K. Also returns the statistics, or None.
     """
     return _gemm(x, filters, windows, (windows.rows, windows.columns), channels, 1, 0, epilogue)
 
@@ -72,7 +74,7 @@ def scatter(
     up: int,
     crop: int = 0,
     epilogue: Epilogue = PLAIN,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Statistics | None]:
     """Write up x up output pixels for each window of x; `crop` rows and columns are dropped.
 
     `filters` come from `scatter_filters`. Otherwise as `gather`, with y [N, *out, K].
@@ -89,7 +91,7 @@ def _gemm(
     up: int,
     crop: int,
     epilogue: Epilogue,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Statistics | None]:
     samples, rows, columns, pitch = x.shape
     groups, phases, taps, run, ld_w = filters.shape
     y = x.new_empty(samples, *out, channels)
@@ -97,29 +99,37 @@ def _gemm(
     vec = vector(pitch)
     count = windows.rows * windows.columns
 
-    def launch(tile: Tile) -> Tensor | None:
+    def launch(tile: Tile) -> Statistics | None:
         tiles_m = runtime.cdiv(count, tile.block_m)
         tiles_n = runtime.cdiv(channels, tile.block_n)
-        partial = None
-        if epilogue.statistics:
-            shape = (samples, phases * tiles_m, 3, channels)
-            partial = x.new_empty(shape, dtype=torch.float32)
+        partial = mean = rstd = None
+        merge = Merge(None, 1, 1)
+        if epilogue.norm != "none":
+            partial, mean, rstd = (
+                x.new_empty(samples, *shape, channels, dtype=torch.float32)
+                for shape in ((phases * tiles_m, 3), (), ())
+            )
+            merge = merge_of(x, phases * tiles_m, channels, epilogue.norm, tile.block_n)
         runtime.launch(
             conv_gemm_kernel, (samples * tiles_m * tiles_n * phases,),
-            x, filters, epilogue.bias, epilogue.border, y, partial,
+            x, filters, epilogue.bias, epilogue.border, y, partial, mean, rstd, merge.counter,
             tiles_m, tiles_n, count, windows.columns, *out, channels, taps, run // vec,
             windows.shift * pitch // vec,
             rows * columns * pitch // vec,
             windows.stride * columns * pitch // vec,
             windows.stride * pitch // vec,
             columns * pitch // vec,
-            ld_w, max(1, samples // groups), crop, epilogue.slope,
-            ACT=epilogue.act, UP=up, VEC=vec, EVEN_K=run % tile.block_k == 0,
+            ld_w, max(1, samples // groups), crop, epilogue.slope, epilogue.eps,
+            NORM=epilogue.norm, **merge.constants(), ACT=epilogue.act, UP=up, VEC=vec, EVEN_K=run % tile.block_k == 0,
             PRECISION=_precision(), UPCAST=runtime.INTERPRET,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
             **tile.launch_options(),
         )  # fmt: skip
-        return partial
+        if partial is None or mean is None or rstd is None:
+            return None
+        if merge.counter is None:
+            merge_statistics(partial, mean, rstd, epilogue.norm, epilogue.eps)
+        return mean, rstd
 
     fused = (epilogue.bias is not None, epilogue.border is not None, *epilogue[2:])
     shape = (samples, groups, *windows, *out, taps, run, channels, up)

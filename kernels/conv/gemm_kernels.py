@@ -7,12 +7,16 @@ fp32; no atomics. Strides come in units of the widest load, so that the compiler
 that loads are wide.
 """
 
+# Kernels call kernels, and `triton.jit` is typed as if these calls never returned.
+# pyright: reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
 from fastunit.kernels.common.activations import activate
+from fastunit.kernels.norm_act.merge_kernels import finish_statistics
 
 
 @triton.jit
@@ -29,6 +33,9 @@ def conv_gemm_kernel(
     border_ptr,  # [N, 2 * Q + 2 * P, K] fp32 to add on the border of the output, or None
     y_ptr,  # [N, P, Q, K]
     partial_ptr,  # [N, UP * UP * tiles_m, 3, K] fp32: mean, M2 and count per tile, or None
+    mean_ptr,  # [N, K] fp32; with a counter the last program of an image writes them
+    rstd_ptr,
+    counter_ptr,  # zeros, or None; see norm_act.merge_kernels.is_last
     tiles_m,
     tiles_n,
     windows,  # windows of a sample, window_columns of them in a row
@@ -47,6 +54,10 @@ def conv_gemm_kernel(
     samples_per_group,
     crop,  # output rows and columns before the image, which are not stored
     slope,
+    eps,
+    NORM: tl.constexpr,
+    MERGE_T: tl.constexpr,
+    MERGE_C: tl.constexpr,
     ACT: tl.constexpr,
     UP: tl.constexpr,
     VEC: tl.constexpr,
@@ -133,6 +144,24 @@ def conv_gemm_kernel(
         tl.store(partial_ptrs, mean, mask=offs_n < K)
         tl.store(partial_ptrs + K, m2, mask=offs_n < K)
         tl.store(partial_ptrs + 2 * K, tl.zeros_like(m2) + count, mask=offs_n < K)
+        if counter_ptr is not None:
+            every = tiles_m * UP * UP
+            finish_statistics(
+                partial_ptr,
+                mean_ptr,
+                rstd_ptr,
+                counter_ptr,
+                sample,
+                every,
+                column_tile % tiles_n,
+                tiles_n,
+                every,
+                K,
+                eps,
+                NORM,
+                MERGE_T,
+                MERGE_C,
+            )
 
 
 @triton.jit

@@ -40,7 +40,7 @@ class Conv:
         self.x_frame = Frame(self.halo, self.step * rows, self.step * columns, pitch(self.channels))
         self.dy_frame = Frame(0, rows, columns, pitch(self.channels_out), self._slack)
 
-    def fprop(self, xh: Tensor, w: Tensor, epilogue: gemm.Epilogue) -> tuple[Tensor, Tensor | None]:
+    def fprop(self, xh: Tensor, w: Tensor, epilogue: gemm.Epilogue) -> tuple[Tensor, gemm.Statistics | None]:
         filters = kept(gemm.gather_filters, w, xh.dtype, xh.shape[3])
         windows = gemm.Windows(*self.out, self.step, 0)
         return gemm.gather(xh, filters, windows, self.channels_out, epilogue)
@@ -87,7 +87,7 @@ class Transpose:
         fine = self.step * rows, self.step * columns
         self.dy_frame = Frame(self._crop, *fine, pitch(self.channels_out))
 
-    def fprop(self, xh: Tensor, w: Tensor, epilogue: gemm.Epilogue) -> tuple[Tensor, Tensor | None]:
+    def fprop(self, xh: Tensor, w: Tensor, epilogue: gemm.Epilogue) -> tuple[Tensor, gemm.Statistics | None]:
         filters = kept(gemm.scatter_filters, w, xh.dtype, xh.shape[3], self.step)
         drop = self._crop % self.step
         first = self._crop // self.step - (self._reach - 1)

@@ -49,10 +49,10 @@ def fprop(
         epilogue = gemm.Epilogue(bias, border, plan.act, plan.slope)
         y, _ = conv.fprop(haloed, _filters(plan, w), epilogue)
         return channels_last(y), saved, None, None, None
-    epilogue = gemm.Epilogue(bias, border, statistics=plan.norm != "none")
-    raw, partial = conv.fprop(haloed, _filters(plan, w), epilogue)
+    epilogue = gemm.Epilogue(bias, border, norm=plan.norm, eps=plan.eps)
+    raw, statistics = conv.fprop(haloed, _filters(plan, w), epilogue)
     residual = None if residual is None else dense(residual)
-    y, mean, rstd = norm_act_triton(raw, gamma, beta, slope, residual, plan.norm_act, partial)
+    y, mean, rstd = norm_act_triton(raw, gamma, beta, slope, residual, plan.norm_act, statistics)
     return channels_last(y), saved, raw, mean, rstd
 
 

@@ -1,9 +1,10 @@
 """Backward kernels of a block's options on channels-last images.
 
-Sums over tiles of pixels, their merge into the coefficients of ``dx = a * dpre - b - c * xhat``
+Sums over tiles of pixels, merged into the coefficients of ``dx = a * dpre - b - c * xhat``
 (derived in `norm_act_aten`), and one pass that writes dx. The halo's gradient is folded where it
 is read: the sums need no fold, since a padded pixel j of source i counts as dy[j] * f(x[i]); dx
-gathers the copies of each pixel. Accumulation and order are as in `norm_act_kernels`.
+gathers the copies of each pixel. A second gradient, of the image without its halo, is added where
+given: that of a residual connection. Accumulation and order are as in `forward_kernels`.
 """
 
 # Kernels call kernels, and `triton.jit` is typed as if these calls never returned.
@@ -23,6 +24,7 @@ from fastunit.kernels.norm_act.forward_kernels import (
     normalise,
     source,
 )
+from fastunit.kernels.norm_act.merge_kernels import is_last, merge_sums
 
 
 @triton.jit
@@ -56,13 +58,20 @@ def backward_reduce_kernel(
     gamma_ptr,  # [G, C], or None
     beta_ptr,  # [G, C], or None
     slope_ptr,  # [1] or [C], or None
+    more_ptr,  # [N, H, W, C], channel stride 1: a gradient of the image itself, or None
     sums_ptr,  # [N, tiles, SUMS, C] fp32: of dpre, dpre * xhat, "ln": xhat, prelu: its slope
+    total_ptr,  # [N, SUMS, C] fp32; with a counter the last program of an image writes them
+    coefficient_ptr,  # [N, 3, C] fp32
+    counter_ptr,  # zeros, or None; see merge_kernels.is_last
     H,
     W,
     C,
     stride_dyn,
     stride_dyh,
     stride_dyw,
+    stride_mn,
+    stride_mh,
+    stride_mw,
     stride_xn,
     stride_xh,
     stride_xw,
@@ -74,6 +83,10 @@ def backward_reduce_kernel(
     halo,
     tiles,
     tiles_c,
+    eps,
+    tiny,
+    MERGE_T: tl.constexpr,
+    MERGE_C: tl.constexpr,
     PAD_MODE: tl.constexpr,
     NORM: tl.constexpr,
     ACT: tl.constexpr,
@@ -93,6 +106,11 @@ def backward_reduce_kernel(
     xhat = tl.load(x_ptr + sample * stride_xn + offs_x, mask=mask, other=0.0).to(tl.float32)
     offs_dy = (row * stride_dyh + column * stride_dyw)[:, None] + offs_c[None, :]
     dy = tl.load(dy_ptr + sample * stride_dyn + offs_dy, mask=mask, other=0.0).to(tl.float32)
+    image = (row - halo == h) & (column - halo == w)  # each pixel once, not its copies
+    if more_ptr is not None:
+        offs_more = (h * stride_mh + w * stride_mw)[:, None] + offs_c[None, :]
+        more_ptrs = more_ptr + sample * stride_mn + offs_more
+        dy += tl.load(more_ptrs, mask=mask & image[:, None], other=0.0).to(tl.float32)
 
     xhat = normalise(xhat, mean_ptr, rstd_ptr, sample, C, offs_c)
     pre = affine(xhat, gamma_ptr, beta_ptr, samples_per_gamma, samples_per_beta, sample, C, offs_c)
@@ -101,82 +119,37 @@ def backward_reduce_kernel(
     sums_ptrs = sums_ptr + (sample * tiles + tile) * SUMS * C + offs_c
     tl.store(sums_ptrs, tl.sum(dpre, 0), mask=in_c)
     tl.store(sums_ptrs + C, tl.sum(dpre * xhat, 0), mask=in_c)
-    if NORM == "ln":  # over the image: each pixel once, not its copies
-        image = (row - halo == h) & (column - halo == w)
-        image = tl.where(image[:, None] & mask, xhat, 0.0)
-        tl.store(sums_ptrs + 2 * C, tl.sum(image, 0), mask=in_c)
+    if NORM == "ln":
+        of_image = tl.where(image[:, None] & mask, xhat, 0.0)
+        tl.store(sums_ptrs + 2 * C, tl.sum(of_image, 0), mask=in_c)
     if ACT == "prelu":
         below = tl.where(pre > 0, 0.0, dy * pre)
         tl.store(sums_ptrs + (SUMS - 1) * C, tl.sum(below, 0), mask=in_c)
-
-
-@triton.jit
-def _sum_tiles(sums_ptrs, in_c, tiles, stride, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Return the sum over tiles, `stride` values apart, in order."""
-    offs_t = tl.arange(0, BLOCK_T)
-    tile_ptrs = sums_ptrs[None, :] + (offs_t * stride)[:, None]
-    acc = tl.zeros((BLOCK_C,), tl.float32)
-    for start in range(0, tiles, BLOCK_T):
-        mask = (offs_t < tiles - start)[:, None] & in_c[None, :]
-        acc += tl.sum(tl.load(tile_ptrs, mask=mask, other=0.0), 0)
-        tile_ptrs += BLOCK_T * stride
-    return acc
-
-
-@triton.jit
-def backward_merge_kernel(
-    sums_ptr,  # [N, tiles, SUMS, C] fp32
-    rstd_ptr,  # [N, C] fp32, or None
-    gamma_ptr,  # [G, C], or None
-    total_ptr,  # [N, SUMS, C] fp32
-    coefficient_ptr,  # [N, 3, C] fp32: b, c and the sum of dx
-    tiles,
-    C,
-    pixels,  # of the image
-    samples_per_gamma,
-    eps,
-    tiny,
-    tiles_c,
-    NORM: tl.constexpr,
-    SUMS: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    sample, _, _, offs_c = locate(1, tiles_c, BLOCK_T, BLOCK_C)
-    in_c = offs_c < C
-    sums_ptrs = sums_ptr + sample * tiles * SUMS * C + offs_c
-    total_ptrs = total_ptr + sample * SUMS * C + offs_c
-    coefficient_ptrs = coefficient_ptr + sample * 3 * C + offs_c
-    dpre = _sum_tiles(sums_ptrs, in_c, tiles, SUMS * C, BLOCK_T, BLOCK_C)
-    dpre_xhat = _sum_tiles(sums_ptrs + C, in_c, tiles, SUMS * C, BLOCK_T, BLOCK_C)
-    tl.store(total_ptrs, dpre, mask=in_c)
-    tl.store(total_ptrs + C, dpre_xhat, mask=in_c)
-    for extra in tl.static_range(2, SUMS):
-        total = _sum_tiles(sums_ptrs + extra * C, in_c, tiles, SUMS * C, BLOCK_T, BLOCK_C)
-        tl.store(total_ptrs + extra * C, total, mask=in_c)
-
-    gamma = tl.full((BLOCK_C,), 1.0, tl.float32)
-    rstd = tl.full((BLOCK_C,), 1.0, tl.float32)
-    if gamma_ptr is not None:
-        gamma = tl.sum(load_row(gamma_ptr, sample, samples_per_gamma, C, offs_c), 0)
-    if rstd_ptr is not None:
-        rstd = tl.load(rstd_ptr + sample * C + offs_c, mask=in_c, other=1.0)
-    if NORM == "in":
-        tl.store(coefficient_ptrs, rstd * gamma * dpre / pixels, mask=in_c)
-        tl.store(coefficient_ptrs + C, rstd * gamma * dpre_xhat / pixels, mask=in_c)
-    elif NORM == "ln":
-        count = pixels * 1.0 * C
-        std = 1.0 / rstd - eps
-        b = rstd * (tl.sum(gamma * dpre, 0) / count)
-        c = tl.sum(gamma * dpre_xhat, 0) / ((count - 1.0) * std)
-        c = tl.where(std > tiny, c, 0.0)
-        xhat = _sum_tiles(sums_ptrs + 2 * C, in_c, tiles, SUMS * C, BLOCK_T, BLOCK_C)
-        tl.store(coefficient_ptrs, b, mask=in_c)
-        tl.store(coefficient_ptrs + C, c, mask=in_c)
-        dshift = rstd * gamma * dpre - b * pixels - c * xhat
-        tl.store(coefficient_ptrs + 2 * C, dshift, mask=in_c)
-    else:
-        tl.store(coefficient_ptrs + 2 * C, gamma * dpre, mask=in_c)
+    if counter_ptr is not None:
+        tile_c = tl.program_id(0) % tiles_c
+        slot, first, programs = sample * tiles_c + tile_c, tile_c * BLOCK_C, tiles
+        if NORM == "ln":
+            slot, first, programs = sample, 0, tiles * tiles_c
+        if is_last(counter_ptr + slot, programs):
+            merge_sums(
+                sums_ptr,
+                rstd_ptr,
+                gamma_ptr,
+                total_ptr,
+                coefficient_ptr,
+                sample,
+                first + tl.arange(0, MERGE_C),
+                tiles,
+                C,
+                H * W,
+                samples_per_gamma,
+                eps,
+                tiny,
+                NORM,
+                SUMS,
+                MERGE_T,
+                MERGE_C,
+            )
 
 
 @triton.jit
@@ -238,6 +211,7 @@ def backward_apply_kernel(
     gamma_ptr,  # [G, C], or None
     beta_ptr,  # [G, C], or None
     slope_ptr,  # [1] or [C], or None
+    more_ptr,  # [N, H, W, C], channel stride 1: a gradient of the image itself, or None
     coefficient_ptr,  # [N, 3, C] fp32, or None without statistics
     dx_ptr,  # [N, pixels, pitch], rows of `width` pixels
     dresidual_ptr,  # [N, H, W, C], or None
@@ -247,6 +221,9 @@ def backward_apply_kernel(
     stride_dyn,
     stride_dyh,
     stride_dyw,
+    stride_mn,
+    stride_mh,
+    stride_mw,
     stride_xn,
     stride_xh,
     stride_xw,
@@ -298,6 +275,10 @@ def backward_apply_kernel(
         tl.where(one_row, last % width - lead, W - 1),
         PAD_MODE,
     )
+    if more_ptr is not None:
+        offs_more = (h * stride_mh + w * stride_mw)[:, None] + offs_c[None, :]
+        more_ptrs = more_ptr + sample * stride_mn + offs_more
+        dy += tl.load(more_ptrs, mask=mask, other=0.0).to(tl.float32)
     if dresidual_ptr is not None:
         offs_r = ((h * W + w) * C)[:, None] + offs_c[None, :]
         dresidual_ptrs = dresidual_ptr + sample * H * W * C + offs_r

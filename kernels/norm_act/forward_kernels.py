@@ -1,7 +1,7 @@
 """Forward kernels of a block's options on channels-last images, and what the backward ones share.
 
-Statistics of tiles of pixels (unless a convolution's epilogue made them), their merge, and one
-pass that normalises, activates, adds the residual and writes the halo that the next convolution
+Statistics of tiles of pixels (unless a convolution's epilogue made them), and one pass that
+normalises, activates, adds the residual and writes the halo that the next convolution
 reads. A tile is BLOCK_M pixels of one sample by BLOCK_C channels. Everything is accumulated in
 fp32, in a fixed order, without atomics; offsets within a sample are int32.
 """
@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from fastunit.kernels.common.activations import activate
+from fastunit.kernels.norm_act.merge_kernels import finish_statistics
 
 
 @triton.jit
@@ -79,6 +80,9 @@ def load_slope(slope, slope_ptr, slope_step, C, offs_c):
 def statistics_kernel(
     x_ptr,  # [N, H, W, C], any strides
     partial_ptr,  # [N, tiles, 3, C] fp32: mean, M2 and count
+    mean_ptr,  # [N, C] fp32; with a counter the last program of an image writes them
+    rstd_ptr,
+    counter_ptr,  # zeros, or None; see merge_kernels.is_last
     pixels,
     W,
     C,
@@ -88,6 +92,10 @@ def statistics_kernel(
     stride_xc,
     tiles,
     tiles_c,
+    eps,
+    NORM: tl.constexpr,
+    MERGE_T: tl.constexpr,
+    MERGE_C: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -109,54 +117,23 @@ def statistics_kernel(
     tl.store(partial_ptrs, origin + shift, mask=in_c)
     tl.store(partial_ptrs + C, tl.sum(x * x, 0), mask=in_c)
     tl.store(partial_ptrs + 2 * C, tl.zeros_like(shift) + count, mask=in_c)
-
-
-@triton.jit
-def merge_kernel(
-    partial_ptr,  # [N, tiles, 3, C] fp32
-    mean_ptr,  # [N, C] fp32
-    rstd_ptr,  # [N, C] fp32
-    tiles,
-    C,
-    tiles_c,
-    eps,
-    NORM: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Merge (mean, M2, count) of tiles as Chan et al. (1983) do, in order; count may be 0."""
-    sample, _, offs_t, offs_c = locate(1, tiles_c, BLOCK_T, BLOCK_C)
-    in_c = offs_c < C
-    partial_ptrs = partial_ptr + sample * tiles * 3 * C + (offs_t * 3 * C)[:, None] + offs_c
-    mean = tl.load(
-        partial_ptr + sample * tiles * 3 * C + offs_c, mask=in_c & (tiles > 0), other=0.0
-    )
-    count = tl.zeros((BLOCK_C,), tl.float32)
-    m2 = tl.zeros((BLOCK_C,), tl.float32)
-    for start in range(0, tiles, BLOCK_T):
-        mask = (offs_t < tiles - start)[:, None] & in_c[None, :]
-        count_t = tl.load(partial_ptrs + 2 * C, mask=mask, other=0.0)
-        delta = tl.load(partial_ptrs, mask=mask, other=0.0) - mean[None, :]
-        m2_t = tl.load(partial_ptrs + C, mask=mask, other=0.0)
-        delta = tl.where(count_t > 0, delta, 0.0)  # an empty tile's mean may be anything
-        m2_t = tl.where(count_t > 0, m2_t, 0.0)
-        total = count + tl.sum(count_t, 0)
-        shift = tl.sum(count_t * delta, 0) / tl.maximum(total, 1.0)
-        delta -= shift[None, :]
-        m2 += tl.sum(m2_t + count_t * delta * delta, 0) + count * shift * shift
-        mean += shift
-        count = total
-        partial_ptrs += BLOCK_T * 3 * C
-    if NORM == "ln":
-        total = tl.sum(count, 0)
-        centre = tl.sum(count * mean, 0) / tl.maximum(total, 1.0)
-        m2 = tl.sum(m2 + count * (mean - centre) * (mean - centre), 0)
-        mean = tl.zeros((BLOCK_C,), tl.float32) + centre
-        rstd = tl.zeros((BLOCK_C,), tl.float32) + 1.0 / (tl.sqrt(m2 / (total - 1.0)) + eps)
-    else:
-        rstd = 1.0 / tl.sqrt(m2 / tl.maximum(count, 1.0) + eps)
-    tl.store(mean_ptr + sample * C + offs_c, mean, mask=in_c)
-    tl.store(rstd_ptr + sample * C + offs_c, rstd, mask=in_c)
+    if counter_ptr is not None:
+        finish_statistics(
+            partial_ptr,
+            mean_ptr,
+            rstd_ptr,
+            counter_ptr,
+            sample,
+            tiles,
+            tl.program_id(0) % tiles_c,
+            tiles_c,
+            tiles,
+            C,
+            eps,
+            NORM,
+            MERGE_T,
+            MERGE_C,
+        )
 
 
 @triton.jit

@@ -14,6 +14,7 @@ from fastunit.kernels.common.runtime import cdiv, launch, next_power_of_2
 from fastunit.kernels.norm_act import backward_kernels
 from fastunit.kernels.norm_act import forward_kernels as kernels
 from fastunit.kernels.norm_act.aten import NormActGradients, NormActOptions
+from fastunit.kernels.norm_act.merges import merge_of, merge_statistics, merge_sums
 
 
 @dataclass(frozen=True)
@@ -41,22 +42,6 @@ class NormActConfig:
         return {"BLOCK_M": self.block_m, "BLOCK_C": self.block_c, "num_warps": self.num_warps}
 
 
-@dataclass(frozen=True)
-class MergeConfig:
-    """Tile of the merges: BLOCK_T partial results at a time of BLOCK_C channels."""
-
-    block_t: int
-    block_c: int
-
-    @staticmethod
-    def of(tiles: int, channels: int, norm: str) -> MergeConfig:
-        # "ln" merges over the channels too, so that one program has all of a sample's.
-        every = next_power_of_2(max(channels, 4))
-        block_c = every if norm == "ln" else min(16, every)
-        block_t = min(max(4096 // block_c, 1), next_power_of_2(max(tiles, 1)))
-        return MergeConfig(block_t, block_c)
-
-
 def norm_act_triton(
     x: Tensor,
     gamma: Tensor | None,
@@ -64,7 +49,7 @@ def norm_act_triton(
     slope: Tensor | None,
     residual: Tensor | None,
     options: NormActOptions,
-    partial: Tensor | None = None,
+    statistics: tuple[Tensor, Tensor] | None = None,
     frame: Frame | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y in a frame and mean, rstd [N, C] fp32, which are empty for norm "none".
@@ -76,8 +61,7 @@ def norm_act_triton(
         slope: prelu's, likewise.
         residual: of x's shape, with any strides.
         options: the options.
-        partial: statistics [N, T, 3, C] fp32 of disjoint parts of x that cover it: mean, M2 and
-            count, which may be 0; None computes them.
+        statistics: mean and rstd of x, [N, C] fp32; None computes them if the norm needs them.
         frame: where y goes; dense without one. Line i of the result is at lead + i; what is
             neither image nor halo is written as zero, as are channels from C on.
     """
@@ -85,7 +69,7 @@ def norm_act_triton(
     frame = frame or _dense_frame(x, options.halo)
     mean, rstd = (x.new_empty(0, dtype=torch.float32) for _ in range(2))
     if options.norm != "none":
-        mean, rstd = _merge(_statistics(x) if partial is None else partial, options)
+        mean, rstd = statistics or _statistics(x, options)
     y = frame.empty(samples, like=x)
     check_offsets(x, y, *([] if residual is None else [residual]))
     config, place, tiles = _tiled(frame)
@@ -114,49 +98,36 @@ def norm_act_triton(
     return y, mean, rstd
 
 
-def _statistics(x: Tensor) -> Tensor:
-    """Return mean, M2 and count of tiles of pixels, [N, T, 3, C] fp32, of x [N, H, W, C]."""
+def _statistics(x: Tensor, options: NormActOptions) -> tuple[Tensor, Tensor]:
+    """Return mean and rstd [N, C] fp32 of x [N, H, W, C]."""
     samples, height, width, channels = x.shape
     config = NormActConfig.of(height * width, channels)
     tiles, tiles_c = config.tiles(height * width, channels)
     partial = x.new_empty((samples, tiles, 3, channels), dtype=torch.float32)
+    mean, rstd = (x.new_empty((samples, channels), dtype=torch.float32) for _ in range(2))
+    merge = merge_of(x, tiles, channels, options.norm, config.block_c)
     check_offsets(x)
     launch(
         kernels.statistics_kernel,
         (samples * tiles * tiles_c,),
         x,
         partial,
+        mean,
+        rstd,
+        merge.counter,
         height * width,
         width,
         channels,
         *x.stride(),
         tiles,
         tiles_c,
-        **config.launch_options(),
-    )
-    return partial
-
-
-def _merge(partial: Tensor, options: NormActOptions) -> tuple[Tensor, Tensor]:
-    """Return mean and rstd [N, C] fp32."""
-    samples, tiles, _, channels = partial.shape
-    config = MergeConfig.of(tiles, channels, options.norm)
-    tiles_c = cdiv(channels, config.block_c)
-    mean, rstd = (partial.new_empty((samples, channels)) for _ in range(2))
-    launch(
-        kernels.merge_kernel,
-        (samples * tiles_c,),
-        partial,
-        mean,
-        rstd,
-        tiles,
-        channels,
-        tiles_c,
         options.eps,
         NORM=options.norm,
-        BLOCK_T=config.block_t,
-        BLOCK_C=config.block_c,
+        **merge.constants(),
+        **config.launch_options(),
     )
+    if merge.counter is None:
+        merge_statistics(partial, mean, rstd, options.norm, options.eps)
     return mean, rstd
 
 
@@ -173,6 +144,7 @@ def norm_act_backward_triton(
     from_output: bool = False,
     residual: bool = False,
     sums: bool = True,
+    more: Tensor | None = None,
 ) -> NormActGradients:
     """Return the gradients for dy, that of the haloed y.
 
@@ -189,6 +161,7 @@ def norm_act_backward_triton(
         from_output: as in `norm_act_backward_aten`.
         residual: as in `norm_act_backward_aten`; dresidual is [N, H, W, C].
         sums: as in `norm_act_backward_aten`.
+        more: a gradient of y without its halo, which is added: [N, H, W, C], channel stride 1.
     """
     samples, height, width, _ = x.shape
     if options.halo and not options.folds:
@@ -200,14 +173,14 @@ def norm_act_backward_triton(
     check_offsets(x, dy)
     total = coefficient = None
     if sums or options.norm != "none":
-        tile_sums = _sum_over_tiles(dy, x, pointers, scalars, modes, options.norm)
-        total, coefficient = _merge_sums(tile_sums, pointers, scalars, height * width, options)
+        total, coefficient = _sums(dy, more, x, pointers, scalars, modes, options)
 
     frame = frame or _dense_frame(x, 0)
     dx = frame.empty(samples, like=x)
     check_offsets(dx)
-    dresidual = x.new_empty(x.shape) if residual and options.halo else None
-    pointers = (*pointers, None if options.norm == "none" else coefficient, dx, dresidual)
+    own = residual and (options.halo > 0 or more is not None)
+    dresidual = x.new_empty(x.shape) if own else None
+    pointers = (*pointers, more, None if options.norm == "none" else coefficient, dx, dresidual)
     _apply(dy, x, pointers, scalars, modes, frame)
     if not sums or total is None or coefficient is None:
         return NormActGradients(dx, dresidual, None, None, None, None)
@@ -221,79 +194,69 @@ def norm_act_backward_triton(
     )
 
 
-def _sum_over_tiles(
+def _sums(
     dy: Tensor,
+    more: Tensor | None,
     x: Tensor,
     pointers: tuple[Tensor | None, ...],
     scalars: tuple[float, ...],
     modes: dict[str, Any],
-    norm: str,
-) -> Tensor:
-    """Return the sums over tiles of padded pixels, [N, T, SUMS, C] fp32."""
+    options: NormActOptions,
+) -> tuple[Tensor, Tensor]:
+    """Return the sums over samples [N, SUMS, C], and b, c and the sum of dx [N, 3, C]."""
     samples, height, width, channels = x.shape
     pixels = dy.shape[1] * dy.shape[2]
     config = NormActConfig.of(pixels, channels, x.element_size())
     tiles, tiles_c = config.tiles(pixels, channels)
-    count = 2 + (norm == "ln") + (modes["ACT"] == "prelu")
-    sums = x.new_empty((samples, tiles, count, channels), dtype=torch.float32)
+    count = 2 + (options.norm == "ln") + (options.act == "prelu")
+    total, coefficient, sums = (
+        x.new_empty(shape, dtype=torch.float32)
+        for shape in (
+            (samples, count, channels),
+            (samples, 3, channels),
+            (samples, tiles, count, channels),
+        )
+    )
+    merge = merge_of(x, tiles, channels, options.norm, config.block_c)
     launch(
         backward_kernels.backward_reduce_kernel,
         (samples * tiles * tiles_c,),
         dy,
         x,
         *pointers,
+        more,
         sums,
+        total,
+        coefficient,
+        merge.counter,
         height,
         width,
         channels,
         *dy.stride()[:3],
+        *_strides(more),
         *x.stride(),
         *scalars,
         tiles,
         tiles_c,
-        NORM=norm,
+        options.eps,
+        options.tiny(torch.float32),
+        NORM=options.norm,
         SUMS=count,
+        **merge.constants(),
         **modes,
         **config.launch_options(),
     )
-    return sums
-
-
-def _merge_sums(
-    tile_sums: Tensor,
-    pointers: tuple[Tensor | None, ...],
-    scalars: tuple[float, ...],
-    pixels: int,
-    options: NormActOptions,
-) -> tuple[Tensor, Tensor]:
-    """Return the sums over samples [N, SUMS, C], and b, c and the sum of dx [N, 3, C]."""
-    samples, tiles, count, channels = tile_sums.shape
-    config = MergeConfig.of(tiles, channels, options.norm)
-    tiles_c = cdiv(channels, config.block_c)
-    total = tile_sums.new_empty((samples, count, channels))
-    coefficient = tile_sums.new_empty((samples, 3, channels))
-    _, rstd, gamma, _, _ = pointers
-    launch(
-        backward_kernels.backward_merge_kernel,
-        (samples * tiles_c,),
-        tile_sums,
-        rstd,
-        gamma,
-        total,
-        coefficient,
-        tiles,
-        channels,
-        pixels,
-        scalars[0],
-        options.eps,
-        options.tiny(torch.float32),
-        tiles_c,
-        NORM=options.norm,
-        SUMS=count,
-        BLOCK_T=config.block_t,
-        BLOCK_C=config.block_c,
-    )
+    if merge.counter is None:
+        _, rstd, gamma, _, _ = pointers
+        merge_sums(
+            sums, rstd, gamma, total, coefficient, height * width, scalars[0], options
+        )  # fmt: skip
     return total, coefficient
+
+
+def _strides(more: Tensor | None) -> tuple[int, ...]:
+    """Return the strides of samples, rows and columns."""
+    return (0, 0, 0) if more is None else more.stride()[:3]
 
 
 def _apply(
@@ -306,7 +269,7 @@ def _apply(
 ) -> None:
     """Write dx and dresidual, the last two of the pointers."""
     samples, height, width, channels = x.shape
-    halo = scalars[-1]
+    halo, more = scalars[-1], pointers[5]
     config, place, tiles = _tiled(frame)
     launch(
         backward_kernels.backward_apply_kernel,
@@ -318,6 +281,7 @@ def _apply(
         width,
         channels,
         *dy.stride()[:3],
+        *_strides(more),
         *x.stride(),
         *scalars,
         {"zero": 1, "reflect": 3, "replicate": 1 + 2 * halo}[modes["PAD_MODE"]],

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastunit.kernels.common.frame import Frame, channels_last
+from fastunit.kernels.norm_act.merges import merge_statistics
 from fastunit.kernels.norm_act.op import (
     NormActOptions,
     norm_act,
@@ -67,13 +68,16 @@ def check(shape, tail, *, rows=1, slope=None, frames=True, dtype=torch.float32):
     dy = torch.randn(samples, size[0] + 1, size[1] + 3, pitch, dtype=dtype)
     dy = dy[:, 1:, 1 : size[1] + 1, :channels]
     frame = Frame(1, height + 2, width + 3, pitch, 3) if frames else None
+    more = torch.randn(samples, height, width + 1, pitch, dtype=dtype)[:, :, 1:, :channels]
     found = norm_act_backward_triton(
-        dy, nhwc(x), mean, rstd, gamma, beta, slope, tail, frame=frame, residual=True
+        dy, nhwc(x), mean, rstd, gamma, beta, slope, tail, frame=frame, residual=True, more=more
     )
     x, *parameters = exact
-    wanted = norm_act_backward_aten(
-        channels_last(dy).double(), x, *statistics, *parameters, tail, residual=True
-    )
+    both = channels_last(dy).double().clone()
+    both[:, :, halo : halo + height, halo : halo + width] += channels_last(more)
+    wanted = norm_act_backward_aten(both, x, *statistics, *parameters, tail, residual=True)
+    if not halo:  # ours is the sum, not dy
+        wanted = wanted._replace(dresidual=both)
     lead, frame = (1, frame) if frame else (0, Frame(0, height, width, channels))
     assert_in_frame(found.dx, frame, wanted.dx, lead, "dx")
     for name in ("dgamma", "dbeta", "dslope", "dshift"):
@@ -146,8 +150,10 @@ def test_given_statistics_are_merged_and_empty_parts_skipped(norm):
     empty = torch.zeros(2, 3, 20)
     empty[:, :2] = float("nan")
     partial = torch.stack([*rows[:2], empty, *rows[2:], empty], 1)
+    mean, rstd = torch.empty(2, 2, 20)
+    merge_statistics(partial, mean, rstd, norm, 1e-5)
     tail = NormActOptions(norm, 1e-5)
-    y, _, rstd = norm_act_triton(nhwc(x), None, None, None, None, tail, partial=partial)
+    y, *_ = norm_act_triton(nhwc(x), None, None, None, None, tail, statistics=(mean, rstd))
     wanted, _, exact = norm_act_aten(x.double(), None, None, None, None, tail)
     assert_near(rstd, exact, "rstd")
     assert_near(channels_last(y), wanted, "y")

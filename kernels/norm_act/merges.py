@@ -1,0 +1,83 @@
+"""Launchers of the merges of tiles' partial results: in the program that ends last, or apart."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastunit.kernels.common.runtime import cdiv, counters, launch, next_power_of_2
+from fastunit.kernels.norm_act import merge_kernels as kernels
+from fastunit.kernels.norm_act.aten import NormActOptions
+
+# Tiles of an image that one program merges at the end of the kernel that made them. It reads 2,048
+# values at a time; more than eight such reads in a row take as long as a launch (modelled).
+FEW_TILES = 128
+_VALUES = 2048
+
+
+class Merge(NamedTuple):
+    """How tiles are merged: `counter` is None where a kernel of its own does it."""
+
+    counter: Tensor | None
+    block_t: int
+    block_c: int
+
+    def constants(self) -> dict[str, int]:
+        return {"MERGE_T": self.block_t, "MERGE_C": self.block_c}
+
+
+def merge_of(like: Tensor, tiles: int, channels: int, norm: str, block_c: int) -> Merge:
+    """Return how to merge `tiles` tiles of `block_c` channels of each of like's images."""
+    samples, slots = len(like), cdiv(channels, block_c)
+    if norm == "ln":  # over the channels too, so that one program has all of a sample's
+        block_c, slots = next_power_of_2(max(channels, block_c)), 1
+    few = 0 < tiles <= FEW_TILES
+    counter = counters(samples * slots, like.device) if few and math.prod(like.shape) else None
+    return Merge(counter, max(_VALUES // block_c, 1), block_c)
+
+
+def merge_statistics(
+    partial: Tensor, mean: Tensor, rstd: Tensor, norm: str, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Write mean and rstd [N, C] fp32 of tiles' mean, M2 and count, [N, T, 3, C] fp32."""
+    samples, tiles, _, channels = partial.shape
+    block_c, block_t = _apart(channels, norm)
+    tiles_c = cdiv(channels, block_c)
+    launch(
+        kernels.merge_kernel, (samples * tiles_c,),
+        partial, mean, rstd, tiles, channels, tiles_c, eps,
+        NORM=norm, BLOCK_T=block_t, BLOCK_C=block_c,
+    )  # fmt: skip
+    return mean, rstd
+
+
+def merge_sums(
+    sums: Tensor,
+    rstd: Tensor | None,
+    gamma: Tensor | None,
+    total: Tensor,
+    coefficient: Tensor,
+    pixels: int,
+    samples_per_gamma: float,
+    options: NormActOptions,
+) -> None:
+    """Write a sample's sums [N, SUMS, C] and coefficients [N, 3, C] of tiles [N, T, SUMS, C]."""
+    samples, tiles, count, channels = sums.shape
+    block_c, block_t = _apart(channels, options.norm)
+    tiles_c = cdiv(channels, block_c)
+    launch(
+        kernels.backward_merge_kernel, (samples * tiles_c,),
+        sums, rstd, gamma, total, coefficient, tiles, channels, pixels, samples_per_gamma,
+        options.eps, options.tiny(torch.float32), tiles_c,
+        NORM=options.norm, SUMS=count, BLOCK_T=block_t, BLOCK_C=block_c,
+    )  # fmt: skip
+
+
+def _apart(channels: int, norm: str) -> tuple[int, int]:
+    """Return the channels and tiles that a program of a merge kernel reads at a time."""
+    every = next_power_of_2(max(channels, 4))
+    block_c = every if norm == "ln" else min(16, every)
+    return block_c, max(4096 // block_c, 1)

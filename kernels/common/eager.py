@@ -56,7 +56,7 @@ def only_autograd(*tensors: Tensor | None) -> bool:
         or torch._C._get_tracing_state() is not None
     ):
         return False
-    for tensor in tensors:  # not any(): this is asked at every call, and a generator is a call
+    for tensor in tensors:  # noqa: SIM110 - this is asked at every call, and all() makes one more
         if type(tensor) not in _PLAIN:
             return False
     return True

@@ -75,12 +75,11 @@ def choose_impl(impl: str, x: Tensor) -> str:
     Raises:
         ValueError: impl is unknown, or "triton" was asked for where it cannot run.
     """
-    _check(impl)
     if impl == "auto":
         impl = _default
-        _check(impl)
     if impl == "auto":
         return "triton" if x.is_cuda and _obstacle(x) is None else "aten"
+    _check(impl)
     if impl == "triton" and (obstacle := _obstacle(x)) is not None:
         raise ValueError(f"impl='triton' {obstacle}; use impl='auto' or 'aten'")
     return impl
@@ -93,17 +92,20 @@ def is_auto(impl: str) -> bool:
 
 def autocast(x: Tensor) -> Tensor:
     """Return x in autocast's dtype where autocast is on, as PyTorch's own convolutions do."""
-    kind = x.device.type
-    if x.dtype == torch.float64 or kind not in AUTOCAST or not torch.is_autocast_enabled(kind):
+    if x.dtype == torch.float64 or not autocasts(x):
         return x
-    return x.to(torch.get_autocast_dtype(kind))
+    return x.to(torch.get_autocast_dtype(x.device.type))
+
+
+def autocasts(x: Tensor) -> bool:
+    """Return whether autocast is on for x's device."""
+    kind = x.device.type
+    return kind in AUTOCAST and torch.is_autocast_enabled(kind)
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Return a context for an operator on x, whose own products keep the dtypes it gave them."""
-    kind = x.device.type
-    active = kind in AUTOCAST and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if active else nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
 
 
 def _check(impl: str) -> None:

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import torch
+from torch import Tensor
 
 from fastunit.kernels.common import checks
 from fastunit.kernels.common.checks import Form
-from fastunit.kernels.common.eager import cached
 from fastunit.kernels.conv.plan import Plan
 
 _LETTERS = {"conv": "K, C", "upsample": "K, C", "transpose": "C, K"}
 
 
-@cached
-def result(
-    x: Form,
-    w: Form,
-    b: Form | None,
-    gamma: Form | None,
-    beta: Form | None,
-    slope: float | Form,
-    *settings: Any,
-) -> Form:
-    """Check the arguments of `conv_block`; `settings` are a Plan's. Return the result's form."""
-    plan = Plan(*settings)
+def result(plan: Plan, *given: tuple[torch.Size, torch.dtype] | None) -> Form:
+    """Check the arguments of `conv_block`; return the result's form.
+
+    `given` are the forms of x, w, b, gamma, beta and prelu's slope.
+    """
+    x, w, b, gamma, beta, prelu = (None if each is None else Form(*each) for each in given)
+    assert x is not None and w is not None
     checks.image("x", x)
     _settings(plan)
     _filters(plan, x, w)
@@ -40,11 +35,20 @@ def result(
         raise ValueError(f"padding={plan.padding} leaves nothing of the result: {out[0]}x{out[1]}")
     y = Form((x.shape[0], plan.channels_out(w.shape), *out), x.dtype)
     _bias(w, b, y.shape[1])
-    checks.slope(y, plan.act, slope)
+    checks.slope(y, plan.act, prelu or plan.slope)
     checks.parameter_rows(y, gamma=gamma, beta=beta)
     checks.padding(out, plan.halo, plan.halo_mode)
     _dtypes(x, w=w, b=b)
     return y
+
+
+remembered_result = functools.lru_cache(4096)(result)  # outside of torch.compile
+
+
+def grouped(w: Tensor, *parameters: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return filters and parameters with their dimension of groups, where it was left out."""
+    rows = (p if p is None or p.dim() == 2 else p[None] for p in parameters)
+    return w if w.dim() == 5 else w[None], *rows
 
 
 def _settings(plan: Plan) -> None:

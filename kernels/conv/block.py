@@ -7,16 +7,18 @@ It is registered for PyTorch's dispatcher, autograd and compiler. Forward and ba
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from fastunit.kernels.common import checks, derivatives, eager, runtime
-from fastunit.kernels.common.checks import Activation, Norm, PadMode
+from fastunit.kernels.common.checks import Activation, Form, Norm, PadMode
 from fastunit.kernels.common.runtime import Impl
-from fastunit.kernels.conv import arguments, aten, launch
+from fastunit.kernels.conv import arguments, aten, launch, linked
+from fastunit.kernels.conv.linked import Next, Padded
 from fastunit.kernels.conv.plain import split_block, splitting_pays
 from fastunit.kernels.conv.plan import Gradients, Kind, NeededGradients, Plan
 
@@ -29,6 +31,7 @@ _PLAN = (
 )
 _NAMES = {"conv": "conv_norm_act", "transpose": "conv_transpose", "upsample": "upsample_conv"}
 _PARAMETERS = "Tensor w, Tensor? b, Tensor? gamma, Tensor? beta, Tensor? prelu"
+Weights = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 _TENSORS = 7  # that the forward operator takes
 _GIVEN = 14  # arguments of the backward operator between dy and the plan
 
@@ -60,38 +63,109 @@ def conv_block(
     The public functions say what the arguments are; `name` is the one that was called, where it
     does not follow from `kind`.
     """
-    chosen = runtime.choose_impl(impl, x)
-    if chosen == "triton" and impl == "auto" and _is_oblong(kind, w):
-        chosen = "aten"
-    if chosen != "plain":
-        name = name or _NAMES.get(kind, kind)
-        derivatives.only_reverse(name, x, w, b, gamma, beta, slope, residual)
-    x = runtime.autocast(x)
-    prelu = slope if act == "prelu" and isinstance(slope, Tensor) else None
+    learnt = isinstance(slope, Tensor)
+    if learnt and act == "lrelu":
+        checks.slope(Form(x.shape, x.dtype), act, checks.form(slope))
     plan = Plan(
         kind, stride, padding, output_padding, pad_mode, norm, float(eps), act,
-        float(slope) if act == "lrelu" and not isinstance(slope, Tensor) else 0.0, halo, halo_mode,
-        chosen,
+        slope if act in ("lrelu", "prelu") and not learnt else 0.0, halo, halo_mode, impl,
     )  # fmt: skip
-    form = checks.form
-    given = form(slope) if isinstance(slope, Tensor) else slope
-    result = arguments.result(form(x), form(w), form(b), form(gamma), form(beta), given, *plan)
-    if residual is not None:
+    prelu = slope if learnt and act == "prelu" else None
+    return apply(plan, x, w, b, gamma, beta, prelu, residual, name=name)
+
+
+@overload
+def apply(
+    plan: Plan, x: Tensor, w: Tensor, b: Tensor | None = None, gamma: Tensor | None = None,
+    beta: Tensor | None = None, prelu: Tensor | None = None, residual: Tensor | None = None,
+    *, name: str | None = None,
+) -> Tensor: ...  # fmt: skip
+@overload
+def apply(
+    plan: Plan, x: Tensor | Padded, w: Tensor, b: Tensor | None = None,
+    gamma: Tensor | None = None, beta: Tensor | None = None, prelu: Tensor | None = None,
+    residual: Tensor | None = None, *, follow: Next | None,
+) -> Tensor | Padded: ...  # fmt: skip
+def apply(
+    plan: Plan,
+    x: Tensor | Padded,
+    w: Tensor,
+    b: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    prelu: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    name: str | None = None,
+    follow: Next | None = None,
+) -> Tensor | Padded:
+    """Run the block that a plan describes; its `impl` may be "auto".
+
+    Args:
+        plan: what to compute.
+        x: [N, C, H, W], or such an image in the frame that this block reads.
+        w: filters, as in `conv_norm_act`, as are the other tensors.
+        b: bias.
+        gamma: scale after the norm.
+        beta: shift after the norm.
+        prelu: prelu's slope.
+        residual: added last.
+        name: the public function that was called.
+        follow: the block that reads the result next. On Triton kernels in eager mode the result
+            is then written into that block's frame, and the halo's gradient folded where this
+            block's backward pass reads it: a pass over the image less in each direction.
+    """
+    image = x.image if isinstance(x, Padded) else x
+    weights = w, b, gamma, beta, prelu
+    chosen = runtime.choose_impl(plan.impl, image)
+    if chosen == "triton" and plan.impl == "auto" and _is_oblong(plan.kind, w):
+        chosen = "aten"
+    direct = eager.only_autograd(image, *weights, residual)
+    if not direct and chosen != "plain":
+        name = name or _NAMES.get(plan.kind, plan.kind)
+        derivatives.only_reverse(name, image, *weights, residual)
+    if not runtime.autocasts(image):
+        return _run(plan, chosen, direct, x, image, weights, residual, follow)
+    image = runtime.autocast(image)
+    with runtime.no_autocast(image):
+        return _run(plan, chosen, direct, x, image, weights, residual, follow)
+
+
+def _run(
+    asked: Plan,
+    chosen: str,
+    direct: bool,
+    x: Tensor | Padded,
+    image: Tensor,
+    weights: Weights,
+    residual: Tensor | None,
+    follow: Next | None,
+) -> Tensor | Padded:
+    """Run a block on the implementation that was chosen, `image` being of the dtype to compute in.
+
+    `direct`: autograd alone has to know of it.
+    """
+    plan = _resolved(asked, chosen)
+    check = arguments.remembered_result if direct else arguments.result
+    tensors = image, *weights
+    result = check(plan, *[None if t is None else (t.shape, t.dtype) for t in tensors])
+    if residual is not None and (residual.shape != result.shape or residual.dtype != result.dtype):
         residual = checks.residual(result, residual)
-    tensors = x, w, b, gamma, beta, prelu, residual
-    direct = eager.only_autograd(*tensors)
-    if chosen == "plain" or (direct and runtime.is_auto(impl) and splitting_pays(plan, x, w)):
-        with runtime.no_autocast(x):
-            return split_block(plan, *tensors)
-    if direct:
-        return _Eager.apply(*tensors, plan)
-    return _forward(x, *_grouped(w, b, gamma, beta), prelu, residual, *plan)[0]
+    if chosen == "plain" or (
+        direct and runtime.is_auto(asked.impl) and splitting_pays(plan, image, weights[0])
+    ):
+        return split_block(plan, *tensors, residual)
+    if not direct:
+        grouped = arguments.grouped(*weights[:4])
+        return _forward(image, *grouped, weights[4], residual, *plan)[0]
+    if chosen == "triton" and (follow is not None or isinstance(x, Padded)):
+        return linked.run(plan, x, *tensors, residual, result.shape, follow)
+    return _Eager.apply(*tensors, residual, plan)
 
 
-def _grouped(w: Tensor, *parameters: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Return filters and parameters with their dimension of groups, where it was left out."""
-    rows = (p if p is None or p.dim() == 2 else p[None] for p in parameters)
-    return w if w.dim() == 5 else w[None], *rows
+@functools.lru_cache
+def _resolved(plan: Plan, impl: str) -> Plan:
+    return plan._replace(impl=impl)
 
 
 def _is_oblong(kind: str, w: Tensor) -> bool:
@@ -100,8 +174,7 @@ def _is_oblong(kind: str, w: Tensor) -> bool:
 
 
 def _fprop(plan: Plan, x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    with runtime.no_autocast(x):
-        y, haloed, raw, mean, rstd = _IMPLEMENTATIONS[plan.impl].fprop(plan, x, *others)
+    y, haloed, raw, mean, rstd = _IMPLEMENTATIONS[plan.impl].fprop(plan, x, *others)
     if plan.norm == "none":
         mean = rstd = None
     return y, haloed, raw, mean, rstd
@@ -202,7 +275,7 @@ def _gradients(ctx: Any, dy: Tensor | None) -> Sequence[Tensor | None]:
     if ctx.saves_x and plan.impl == "triton":
         # Hooks that keep saved tensors elsewhere (save_on_cpu) may return them in other strides.
         source = source.contiguous(memory_format=torch.channels_last)
-    saved = [product, mean, rstd, *_grouped(*parameters), prelu]
+    saved = [product, mean, rstd, *arguments.grouped(*parameters), prelu]
     if eager.hides_backward(dy, source, *saved):
         found = list(_bprop(plan, dy, ctx.x_shape, source, *saved, *needed))
     else:
@@ -236,7 +309,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         x, w, b, gamma, beta, prelu, residual, plan = args
-        found = _fprop(plan, x, *_grouped(w, b, gamma, beta), prelu, residual)
+        found = _fprop(plan, x, *arguments.grouped(w, b, gamma, beta), prelu, residual)
         _save(ctx, plan, args, found)
         y = found[0]
         assert y is not None

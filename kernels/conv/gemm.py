@@ -40,6 +40,7 @@ class Epilogue(NamedTuple):
 
 PLAIN = Epilogue()
 Statistics = tuple[Tensor, Tensor]  # mean and rstd, [N, K] fp32
+Product = tuple[Tensor, Statistics | None]
 
 
 class Windows(NamedTuple):
@@ -57,7 +58,7 @@ class Windows(NamedTuple):
 
 def gather(
     x: Tensor, filters: Tensor, windows: Windows, channels: int, epilogue: Epilogue = PLAIN
-) -> tuple[Tensor, Statistics | None]:
+) -> Product:
     """Convolve windows of x, [N, rows, columns, pitch]: y [N, P, Q, K] with P x Q the windows.
 
     `filters` come from `gather_filters`; `channels` is K. Also returns the statistics, or None.
@@ -74,7 +75,7 @@ def scatter(
     up: int,
     crop: int = 0,
     epilogue: Epilogue = PLAIN,
-) -> tuple[Tensor, Statistics | None]:
+) -> Product:
     """Write up x up output pixels for each window of x; `crop` rows and columns are dropped.
 
     `filters` come from `scatter_filters`. Otherwise as `gather`, with y [N, *out, K].
@@ -91,7 +92,7 @@ def _gemm(
     up: int,
     crop: int,
     epilogue: Epilogue,
-) -> tuple[Tensor, Statistics | None]:
+) -> Product:
     samples, rows, columns, pitch = x.shape
     groups, phases, taps, run, ld_w = filters.shape
     y = x.new_empty(samples, *out, channels)
@@ -120,7 +121,8 @@ def _gemm(
             windows.stride * pitch // vec,
             columns * pitch // vec,
             ld_w, max(1, samples // groups), crop, epilogue.slope, epilogue.eps,
-            NORM=epilogue.norm, **merge.constants(), ACT=epilogue.act, UP=up, VEC=vec, EVEN_K=run % tile.block_k == 0,
+            NORM=epilogue.norm, **merge.constants(), ACT=epilogue.act, UP=up, VEC=vec,
+            EVEN_K=run % tile.block_k == 0,
             PRECISION=_precision(), UPCAST=runtime.INTERPRET,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
             **tile.launch_options(),

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from fastunit.kernels.common.eager import cached
 from fastunit.kernels.common.frame import Frame, pitch
 from fastunit.kernels.common.weight_cache import kept
 from fastunit.kernels.conv import gemm
@@ -28,9 +29,9 @@ def _pair(lengths: Iterable[int]) -> tuple[int, int]:
 class Conv:
     """A strided convolution with filters [G, K, C, R, S], from the fine frame to the coarse."""
 
-    def __init__(self, plan: Plan, x_shape: Sequence[int], w: Tensor) -> None:
+    def __init__(self, plan: Plan, x_shape: Sequence[int], filters: Sequence[int]) -> None:
         self.channels, self.size = x_shape[1], _pair(x_shape[2:])
-        self.channels_out, self.taps = w.shape[1], _pair(w.shape[3:])
+        self.channels_out, self.taps = filters[-4], _pair(filters[-2:])
         self.step, self.halo, self.pad_mode = plan.stride, plan.padding, plan.pad_mode
         self.out = _pair(map(plan.size_out, self.size, self.taps))
         self.padded = _pair(length + 2 * self.halo for length in self.size)
@@ -40,7 +41,7 @@ class Conv:
         self.x_frame = Frame(self.halo, self.step * rows, self.step * columns, pitch(self.channels))
         self.dy_frame = Frame(0, rows, columns, pitch(self.channels_out), self._slack)
 
-    def fprop(self, xh: Tensor, w: Tensor, epilogue: gemm.Epilogue) -> tuple[Tensor, gemm.Statistics | None]:
+    def fprop(self, xh: Tensor, w: Tensor, epilogue: gemm.Epilogue) -> gemm.Product:
         filters = kept(gemm.gather_filters, w, xh.dtype, xh.shape[3])
         windows = gemm.Windows(*self.out, self.step, 0)
         return gemm.gather(xh, filters, windows, self.channels_out, epilogue)
@@ -64,11 +65,11 @@ class Transpose:
     Output pixel o is pixel o + crop of the fine frame; input pixel h is h + lead of the coarse.
     """
 
-    def __init__(self, plan: Plan, x_shape: Sequence[int], w: Tensor) -> None:
+    def __init__(self, plan: Plan, x_shape: Sequence[int], filters: Sequence[int]) -> None:
         self.channels, self.size = x_shape[1], _pair(x_shape[2:])
-        self.channels_out, self.step = plan.channels_out(w.shape), plan.step
+        self.channels_out, self.step = plan.channels_out(filters), plan.step
         # Upsampling replicates where the large image reflects; see phases.py.
-        self.pad_mode, taps = "zero" if plan.pad_mode == "zero" else "replicate", w.shape[3]
+        self.pad_mode, taps = "zero" if plan.pad_mode == "zero" else "replicate", filters[-2]
         self.out = _pair(plan.size_out(length, taps) for length in self.size)
         padding, self.halo = plan.padding, 0
         if plan.kind == "upsample":
@@ -87,7 +88,7 @@ class Transpose:
         fine = self.step * rows, self.step * columns
         self.dy_frame = Frame(self._crop, *fine, pitch(self.channels_out))
 
-    def fprop(self, xh: Tensor, w: Tensor, epilogue: gemm.Epilogue) -> tuple[Tensor, gemm.Statistics | None]:
+    def fprop(self, xh: Tensor, w: Tensor, epilogue: gemm.Epilogue) -> gemm.Product:
         filters = kept(gemm.scatter_filters, w, xh.dtype, xh.shape[3], self.step)
         drop = self._crop % self.step
         first = self._crop // self.step - (self._reach - 1)
@@ -112,9 +113,13 @@ class Transpose:
         return gemm.wgrad(dy, xh, len(w), self.taps, channels, self._end, self.step)
 
 
-def convolution(plan: Plan, x_shape: Sequence[int], w: Tensor) -> Conv | Transpose:
-    """Return the geometry for w [G, K, C, R, S]; upsampling's is that of its combined filters."""
-    return (Conv if plan.kind == "conv" else Transpose)(plan, x_shape, w)
+@cached
+def convolution(plan: Plan, x_shape: Sequence[int], filters: Sequence[int]) -> Conv | Transpose:
+    """Return the geometry for filters of a shape [..., K, C, R, S], or a transpose's [..., C, K].
+
+    Upsampling's is that of its combined filters.
+    """
+    return (Conv if plan.kind == "conv" else Transpose)(plan, x_shape, filters)
 
 
 def is_frame(x: Tensor, frame: Frame) -> bool:

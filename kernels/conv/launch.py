@@ -33,33 +33,49 @@ def fprop(
     beta: Tensor | None,
     slope: Tensor | None,
     residual: Tensor | None,
+    buffer: Tensor | None = None,
+    reader: Conv | Transpose | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Return the result [N, K, P, Q], and what is saved: haloed input, product, mean, rstd.
 
     None stands for what is not needed, and for the haloed input where the input is its own
-    haloed buffer.
+    haloed buffer, or `buffer` is. For a reader the result is its frame, [N, rows, columns, pitch].
     """
-    conv = convolution(plan, x.shape, w)
-    haloed = x.permute(0, 2, 3, 1) if is_frame(x, conv.x_frame) else _haloed(x, conv)
-    saved = None if is_frame(x, conv.x_frame) else haloed
+    conv = convolution(plan, x.shape, w.shape[-4:])
+    saved, haloed = None, buffer
+    if haloed is None:
+        haloed = x.permute(0, 2, 3, 1) if is_frame(x, conv.x_frame) else _haloed(x, conv)
+        saved = None if is_frame(x, conv.x_frame) else haloed
     border = phases.border_correction(x, w) if plan.corrects_border else None
     # Before an instance norm a bias is a constant that the norm takes away again.
     bias = None if b is None or plan.norm == "in" else b.contiguous()
     if plan.fuses_activation(residual is not None, gamma, beta, slope):
         epilogue = gemm.Epilogue(bias, border, plan.act, plan.slope)
         y, _ = conv.fprop(haloed, _filters(plan, w), epilogue)
-        return channels_last(y), saved, None, None, None
+        y = channels_last(y)
+        return y if reader is None else _haloed(y, reader), saved, None, None, None
     epilogue = gemm.Epilogue(bias, border, norm=plan.norm, eps=plan.eps)
     raw, statistics = conv.fprop(haloed, _filters(plan, w), epilogue)
-    residual = None if residual is None else dense(residual)
-    y, mean, rstd = norm_act_triton(raw, gamma, beta, slope, residual, plan.norm_act, statistics)
-    return channels_last(y), saved, raw, mean, rstd
+    residual = None if residual is None else residual.permute(0, 2, 3, 1)
+    frame, options = None, plan.norm_act
+    if reader is not None:
+        frame, options = reader.x_frame, _read_by(options, reader)
+    y, mean, rstd = norm_act_triton(
+        raw, gamma, beta, slope, residual, options, statistics, frame
+    )  # fmt: skip
+    return channels_last(y) if reader is None else y, saved, raw, mean, rstd
 
 
 def _haloed(x: Tensor, conv: Conv | Transpose) -> Tensor:
-    options = NormActOptions(halo=conv.halo, pad_mode=conv.pad_mode)
+    """Return the image [N, C, H, W] in the frame that a convolution reads."""
     image = x.permute(0, 2, 3, 1) if x.shape[1] <= 4 else dense(x)
+    options = _read_by(NormActOptions(), conv)
     return norm_act_triton(image, None, None, None, None, options, frame=conv.x_frame)[0]
+
+
+def _read_by(options: NormActOptions, conv: Conv | Transpose) -> NormActOptions:
+    """Return the options with the halo that a convolution reads."""
+    return options._replace(halo=conv.halo, pad_mode=conv.pad_mode)
 
 
 def backward(
@@ -76,25 +92,32 @@ def backward(
     beta: Tensor | None,
     slope: Tensor | None,
     needed: NeededGradients,
+    more: Tensor | None = None,
+    linked: bool = False,
+    reader: Conv | Transpose | None = None,
 ) -> Gradients:
     """Return the gradients that `needed` names; others are None.
 
     `source` is the haloed input, or the input where that is the same; `raw` the result where
-    the activation was fused, and anything where backward does without.
+    the activation was fused, and anything where backward does without. For a reader dy is the
+    gradient of the haloed result, and `more` another of the result; `linked` asks for dx as the
+    gradient of the haloed input.
     """
-    conv = convolution(plan, x_shape, w)
+    conv = convolution(plan, x_shape, w.shape[-4:])
     haloed = source.permute(0, 2, 3, 1) if is_frame(source, conv.x_frame) else source
     fused = plan.fuses_activation(needed.residual, gamma, beta, slope)
-    dy = dense(dy)
+    options = plan.norm_act if reader is None else _read_by(plan.norm_act, reader)
+    dy, more = dense(dy), None if more is None else _channels_last_pixels(more)
     if not plan.keeps_product(gamma):
-        raw = plan.without_halo(dy, (1, 2))
+        halo, (rows, columns) = options.halo, conv.out
+        raw = dy[:, halo : halo + rows, halo : halo + columns]  # for its shape and dtype
     elif fused:
-        raw = dense(raw)
+        raw = raw.permute(0, 2, 3, 1)
     gradients = norm_act_backward_triton(
-        dy, raw, mean, rstd, gamma, beta, slope, plan.norm_act,
-        frame=conv.dy_frame, from_output=fused, sums=needed.sums, residual=needed.residual,
+        dy, raw, mean, rstd, gamma, beta, slope, options, frame=conv.dy_frame,
+        from_output=fused, sums=needed.sums, residual=needed.residual, more=more,
     )  # fmt: skip
-    dx, dw = _conv_backward(plan, conv, gradients.dx, haloed, w, needed)
+    dx, dw = _conv_backward(plan, conv, gradients.dx, haloed, w, needed, linked)
     dresidual = None if gradients.dresidual is None else channels_last(gradients.dresidual)
     found = None, None, None, None
     if needed.sums:
@@ -109,15 +132,19 @@ def _conv_backward(
     haloed: Tensor,
     w: Tensor,
     needed: NeededGradients,
+    linked: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of x [N, C, H, W] and of w, for dy in its frame."""
+    """Return the gradients of x [N, C, H, W] and of w, for dy in its frame.
+
+    That of x with its halo, [N, C, H + 2 * halo, W + 2 * halo], if `linked`.
+    """
     (rows, columns), lead, dx, dw = conv.size, conv.x_frame.lead, None, None
     x = haloed[:, lead : lead + rows, lead : lead + columns, : conv.channels]
     filters = _filters(plan, w)
     if needed.x:
         dxh = conv.dgrad(dy, filters)
-        if conv.halo:
-            options = NormActOptions(halo=conv.halo, pad_mode=conv.pad_mode)
+        if conv.halo and not linked:
+            options = _read_by(NormActOptions(), conv)
             nones = None, None, None, None, None  # statistics, gamma, beta, slope
             dxh = norm_act_backward_triton(dxh, x, *nones, options, sums=False).dx
         dx = channels_last(dxh)
@@ -127,8 +154,18 @@ def _conv_backward(
     if plan.corrects_border:
         lead, (rows, columns) = conv.dy_frame.lead, conv.out
         plain = dy[:, lead : lead + rows, lead : lead + columns, : conv.channels_out]
-        phases.add_border_correction_backward(channels_last(plain), channels_last(x), w, dx, dw)
+        inside = dx
+        if dx is not None and linked:
+            halo, (rows, columns) = conv.halo, conv.size
+            inside = dx[:, :, halo : halo + rows, halo : halo + columns]
+        phases.add_border_correction_backward(channels_last(plain), channels_last(x), w, inside, dw)
     return dx, None if dw is None else laid_out_as(w, dw)
+
+
+def _channels_last_pixels(x: Tensor) -> Tensor:
+    """View an image [N, C, H, W] as [N, H, W, C] with channel stride 1, copying where it is not."""
+    pixels = x.permute(0, 2, 3, 1)
+    return pixels if pixels.stride(3) == 1 else pixels.contiguous()
 
 
 def _filters(plan: Plan, w: Tensor) -> Tensor:
@@ -137,7 +174,7 @@ def _filters(plan: Plan, w: Tensor) -> Tensor:
 
 def outputs(plan: Plan, x: Tensor, w: Tensor, shape: Sequence[int]) -> tuple[Tensor | None, ...]:
     """Return empty tensors like `fprop`'s result [N, K, P, Q] = shape, haloed input and product."""
-    frame = convolution(plan, x.shape, w).x_frame
+    frame = convolution(plan, x.shape, w.shape).x_frame
     samples, channels, *size = shape
     rows, columns = (length + 2 * plan.halo for length in size)
     y = channels_last(x.new_empty(samples, rows, columns, channels))

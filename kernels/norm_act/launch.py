@@ -163,7 +163,7 @@ def norm_act_backward_triton(
         sums: as in `norm_act_backward_aten`.
         more: a gradient of y without its halo, which is added: [N, H, W, C], channel stride 1.
     """
-    samples, height, width, _ = x.shape
+    samples = len(x)
     if options.halo and not options.folds:
         dy = dy[:, options.halo : -options.halo, options.halo : -options.halo]
     pointers, scalars = _parameters(mean, rstd, gamma, beta, slope, options, samples)

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastunit.kernels import norm_act, reparameterize
-from fastunit.kernels.common.checks import Activation
 from fastunit.models.unfused import say_plain, untouched
-from fastunit.models.unit2017_layers import Fused
+from fastunit.models.unit2017_layers import convolve
 from fastunit.models.vae import check_image
 
 SIZE = 32  # pixels a side
@@ -24,11 +23,6 @@ SLOPE = 0.01  # of the generator's LeakyReLU
 DROPOUTS = (0.1, 0.3, 0.5, 0.5)  # after the discriminator's layers 0 to 3
 
 Images = tuple[Tensor, Tensor]  # one tensor of images for domain a, one for b
-
-
-def fused(conv: nn.Module, x: Tensor, act: Activation = "none") -> Tensor:
-    """Apply a square convolution, or a transposed one, and an activation as one operation."""
-    return Fused([conv], 0, act=act)(x)
 
 
 class Bias(nn.Module):
@@ -59,7 +53,7 @@ class Layer(nn.Module):
             say_plain(type(self).__name__)
             return self.model(x)
         conv, norm, bias, _ = self.model
-        y = fused(conv, x).contiguous(memory_format=torch.channels_last)
+        y = convolve(conv, x).contiguous(memory_format=torch.channels_last)
         return norm_act(norm(y), beta=cast(Bias, bias).bias, act="lrelu", slope=SLOPE)
 
     def _is_whole(self) -> bool:
@@ -82,7 +76,7 @@ class GaussianVAE(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mu and what sd is the softplus of."""
-        return fused(self.en_mu, x), fused(self.en_sigma, x)
+        return convolve(self.en_mu, x), convolve(self.en_sigma, x)
 
 
 class CoVAE32x32(nn.Module):
@@ -176,8 +170,8 @@ class CoVAE32x32(nn.Module):
         """Return domain a's images and domain b's images of the same codes."""
         h = self.g_de_conv2(self.g_de_conv1(self.g_de_conv0(z)))
         return (
-            fused(self.de_conv4_a, self.g_de_conv3_a(h), act="tanh"),
-            fused(self.de_conv4_b, self.g_de_conv3_b(h), act="tanh"),
+            convolve(self.de_conv4_a, self.g_de_conv3_a(h), act="tanh"),
+            convolve(self.de_conv4_b, self.g_de_conv3_b(h), act="tanh"),
         )
 
 
@@ -254,11 +248,11 @@ class CoDis32x32(nn.Module):
 
     def discriminate(self, dropped: Tensor) -> Tensor:
         """Return the logits of fake and real, [N, 2]."""
-        return fused(self.conv4, dropped).flatten(1)
+        return convolve(self.conv4, dropped).flatten(1)
 
     def classify(self, dropped: Tensor) -> Tensor:
         """Return the logits of the ten digits, [N, 10]."""
-        return fused(self.conv_cl, dropped).flatten(1)
+        return convolve(self.conv_cl, dropped).flatten(1)
 
 
 def copy_own_layers(network: CoVAE32x32 | CoDis32x32) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastunit.common.choices import GanType
+from fastunit.models.chain import run_chain
 from fastunit.models.layers import downsample
 from fastunit.models.vae import check_image
 
@@ -53,7 +54,7 @@ class Discriminator(nn.Module):
         for scale, net in enumerate(self.cnns):
             if scale:
                 x = self.halve(x)
-            outputs.append(net(x))
+            outputs.append(run_chain(net, x))
         return outputs
 
     def calc_dis_loss(self, input_fake: Tensor, input_real: Tensor) -> Tensor:

@@ -4,15 +4,16 @@ A layer that both networks share runs once, over both batches. Layers of equal s
 launch with two groups of filters (`fastunit.kernels`), so that small batches fill a GPU. All other
 pairs of layers (different channels, image sizes or batch sizes) run separately.
 
-A layer that can be grouped has `weights`, `settings`, `run` and `per_sample`, as `Conv2dBlock`. A
-residual block has `halves`: two such layers, the second of which adds the block's input.
+A layer that can be grouped is a `chain.Fused`, as `Conv2dBlock`. A residual block has `halves`: two
+such layers, the second of which adds the block's input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeGuard, TypeVar
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,67 +21,85 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from fastunit.kernels.common.weight_cache import kept
+from fastunit.kernels.conv.linked import Next, Padded
+from fastunit.models.chain import Fused, Unit, Weights, call, image_of, links, reader, units
 from fastunit.models.discriminator import Discriminator
-from fastunit.models.layers import ResBlocks, Weights
 from fastunit.models.unfused import untouched
-from fastunit.models.unit2018 import ContentEncoder, Decoder
 from fastunit.models.vae import check_image
 
-M = TypeVar("M", bound=nn.Module)
-
-
-class Groupable(Protocol):
-    """A layer that can be grouped."""
-
-    @property
-    def per_sample(self) -> bool: ...
-    def weights(self) -> Weights: ...
-    def settings(self) -> tuple: ...
-    def run(self, weights: Weights, x: Tensor, residual: Tensor | None = None) -> Tensor: ...
+Image = Tensor | Padded
+Outputs = tuple[Tensor, ...]
 
 
 class BatchPair:
-    """A batch of images [N, C, H, W] for each of two networks.
+    """A batch of images [N, C, H, W] for each of two networks, apart or concatenated.
 
     Both may be the same tensor. They can be concatenated if [C, H, W] are equal.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, joined: Tensor | None = None) -> None:
-        self.parts, self._joined = (x, y), joined
+    def __init__(self, x: Image, y: Image) -> None:
+        self._parts: tuple[Image, Image] | None = (x, y)
+        self._joined: Image | None = None
+        self.counts = len(image_of(x)), len(image_of(y))
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the constructor's arguments."""
-        return *self.parts, self._joined
+    @classmethod
+    def of_joined(cls, joined: Image, counts: tuple[int, int]) -> BatchPair:
+        """Return the pair whose batches, of `counts` images, are concatenated already."""
+        both = cls.__new__(cls)
+        both._parts, both._joined, both.counts = None, joined, counts
+        return both
 
-    def joined(self) -> Tensor:
+    @property
+    def parts(self) -> tuple[Image, Image]:
+        """Each network's batch."""
+        if self._parts is None:
+            assert self._joined is not None
+            x, y = image_of(self._joined).split(self.counts)
+            self._parts = x, y
+        return self._parts
+
+    def joined(self) -> Image:
         """Return both batches concatenated."""
         if self._joined is None:
-            self._joined = torch.cat(self.parts)
+            self._joined = torch.cat([image_of(part) for part in self.parts])
         return self._joined
 
-    def apply_joined(self, layer: Callable[..., Tensor], *others: BatchPair) -> BatchPair:
-        """Apply a layer to both batches, concatenated."""
-        result = layer(*(both.joined() for both in (self, *others)))
-        x, y = result.split([len(part) for part in self.parts])
-        return BatchPair(x, y, result)
+    def is_one(self) -> bool:
+        """Return whether both batches are the same tensor."""
+        return self._joined is None and self.parts[0] is self.parts[1]
 
-    def apply_shared(self, layer: Callable[..., Tensor], *others: BatchPair) -> BatchPair:
-        """Apply a layer that both networks share: once, if the batches can be concatenated."""
-        boths = self, *others
-        if all(x is y for x, y in (both.parts for both in boths)):
-            result = layer(*(both.parts[0] for both in boths))
-            return BatchPair(result, result)
+    def sizes(self) -> tuple[torch.Size, torch.Size]:
+        """Return the sizes [C, H, W] of each network's images."""
+        if self._joined is not None:
+            size = image_of(self._joined).shape[1:]
+            return size, size
         x, y = self.parts
-        if x.shape[1:] == y.shape[1:]:
+        return image_of(x).shape[1:], image_of(y).shape[1:]
+
+    def apply_joined(self, layer: Callable[..., Image], *others: BatchPair) -> BatchPair:
+        """Apply a layer to both batches, concatenated."""
+        result = layer(self.joined(), *(image_of(other.joined()) for other in others))
+        return BatchPair.of_joined(result, self.counts)
+
+    def apply_shared(self, layer: Callable[..., Image], *others: BatchPair) -> BatchPair:
+        """Apply a layer that both networks share: once, if the batches can be concatenated."""
+        if self.is_one() and all(other.is_one() for other in others):
+            result = layer(self.parts[0], *(image_of(other.parts[0]) for other in others))
+            return BatchPair(result, result)
+        x, y = self.sizes()
+        if x == y:
             return self.apply_joined(layer, *others)
         return self.apply_apart(layer, layer, *others)
 
     def apply_apart(
-        self, a: Callable[..., Tensor], b: Callable[..., Tensor], *others: BatchPair
+        self, a: Callable[..., Image], b: Callable[..., Image], *others: BatchPair
     ) -> BatchPair:
         """Apply layer `a` to the first batch and `b` to the second."""
-        x, y = zip(*(both.parts for both in (self, *others)), strict=True)
-        return BatchPair(a(*x), b(*y))
+        x, y = (
+            layer(self.parts[place], *(image_of(other.parts[place]) for other in others))
+            for place, layer in enumerate((a, b))
+        )
+        return BatchPair(x, y)
 
 
 @dataclass(frozen=True)
@@ -100,7 +119,7 @@ class GroupedExecution:
 
         If x is y, leading layers that both networks share run once, on one batch.
         """
-        return self._run(a, b, BatchPair(x, y)).parts
+        return self._outputs(a, b, BatchPair(x, y))
 
     def run_scales(
         self,
@@ -109,7 +128,7 @@ class GroupedExecution:
         x: Tensor,
         y: Tensor,
         halve: Callable[[Tensor], Tensor],
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    ) -> tuple[Outputs, Outputs]:
         """Return the outputs of a for x and of b for y, per scale, finest first.
 
         a and b hold a network for each scale; `halve` downsamples the images from one to the next.
@@ -118,13 +137,13 @@ class GroupedExecution:
         for scale, networks in enumerate(zip(a, b, strict=True)):
             if scale:
                 both = both.apply_shared(halve)
-            outputs.append(self._run(*networks, both).parts)
+            outputs.append(self._outputs(*networks, both))
         mine, others = zip(*outputs, strict=True)
         return mine, others
 
     def discriminate(
         self, a: Discriminator, b: Discriminator, x: Tensor, y: Tensor
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    ) -> tuple[Outputs, Outputs]:
         """Return ``a(x), b(y)`` as tuples. Discriminators with hooks are called separately.
 
         Raises:
@@ -136,80 +155,78 @@ class GroupedExecution:
             check_image(images, discriminator.input_dim)
         return self.run_scales(a.cnns, b.cnns, x, y, a.halve)
 
-    def _run(self, a: nn.Module, b: nn.Module, both: BatchPair) -> BatchPair:
-        if type(a) is not type(b) or not all(untouched(each, type(each)) for each in (a, b)):
-            return both.apply_apart(a, b)  # so that PyTorch calls the hooks
-        if _is(a, ContentEncoder, Decoder, ResBlocks) and _is(b, type(a)):
-            return self._run(a.model, b.model, both)
-        if _is(a, nn.Sequential) and _is(b, nn.Sequential) and len(a) == len(b):
-            for layer, other in zip(a, b, strict=True):
-                both = self._run(layer, other, both)
-            return both
-        if type(a) is nn.Identity:
-            return both
-        if self._recomputes(a) and _whole(b):
-            return self._checkpointed(a, b, both)
-        return self._block(a, b, both)
+    def _outputs(self, a: nn.Module, b: nn.Module, both: BatchPair) -> tuple[Tensor, Tensor]:
+        mine, others = units(a), units(b)
+        if len(mine) != len(others):
+            both = both.apply_apart(a, b)
+        else:
+            linked = links(image_of(both.parts[0]))
+            for place, (unit, other) in enumerate(zip(mine, others, strict=True)):
+                follow = reader(mine, place + 1) if linked else None
+                run = self._again if self._recomputes(unit, other) else self._unit
+                both = run(unit, other, both, follow)
+        x, y = both.parts
+        return image_of(x), image_of(y)
 
-    def _checkpointed(self, a: nn.Module, b: nn.Module, both: BatchPair) -> BatchPair:
-        """Return `_block`'s result, recomputed in backward; torch.compile needs tensors."""
+    def _again(self, a: Unit, b: Unit, both: BatchPair, follow: Next | None) -> BatchPair:
+        """Return `_unit`'s result, computed again in backward."""
+        run: Any = checkpoint
+        return run(
+            self._unit, a, b, both, follow, use_reentrant=False, preserve_rng_state=False
+        )  # fmt: skip
 
-        def block(
-            x: Tensor, y: Tensor, joined: Tensor | None
-        ) -> tuple[Tensor, Tensor, Tensor | None]:
-            return self._block(a, b, BatchPair(x, y, joined)).tensors()
-
-        again: Any = checkpoint(
-            block, *both.tensors(), use_reentrant=False, preserve_rng_state=False
-        )
-        return BatchPair(*again)
-
-    def _recomputes(self, layer: nn.Module) -> bool:
-        """Return whether backward runs the layer again.
+    def _recomputes(self, *both: Unit) -> bool:
+        """Return whether backward runs the layers again.
 
         Not with batch norm, whose running statistics would be updated twice, nor with dropout,
         whose mask would have to be drawn again, which is impossible in a CUDA graph.
         """
         if not (self.recompute and torch.is_grad_enabled()):
             return False
-        block = hasattr(layer, "halves") or hasattr(layer, "settings")
-        once = _has(layer, _BatchNorm) or _has(layer, nn.Dropout)
-        return block and not once and _whole(layer)
+        return all(
+            hasattr(layer, "settings")
+            and not _has(layer, _BatchNorm)
+            and not _has(layer, nn.Dropout)
+            and _whole(layer)
+            for unit in both
+            for layer in unit
+        )
 
-    def _block(self, a: nn.Module, b: nn.Module, both: BatchPair) -> BatchPair:
-        halves, others = getattr(a, "halves", None), getattr(b, "halves", None)
-        if halves is None or others is None:
-            return self._layer(a, b, both)
-        inner = self._layer(halves[0], others[0], both)
-        return self._layer(halves[1], others[1], inner, both)
+    def _unit(self, a: Unit, b: Unit, both: BatchPair, follow: Next | None) -> BatchPair:
+        if len(a) == 1 or len(b) == 1:
+            return self._layer(a[0], b[0], both, follow)
+        inner = self._layer(a[0], b[0], both, a[1].reads() if follow else None)
+        return self._layer(a[1], b[1], inner, follow, both)
 
     def _layer(
-        self,
-        a: Callable[..., Tensor],
-        b: Callable[..., Tensor],
-        both: BatchPair,
-        *residual: BatchPair,
+        self, a: Any, b: Any, both: BatchPair, follow: Next | None, *residual: BatchPair
     ) -> BatchPair:
         if a is b and _serves_both(a):
-            return both.apply_shared(a, *residual)
-        if self._groups(both) and (pair := _groupable(a, b)):
-            weights = _stacked(pair[0].weights(), pair[1].weights())
-            return both.apply_joined(lambda *inputs: pair[0].run(weights, *inputs), *residual)
-        return both.apply_apart(a, b, *residual)
+            return both.apply_shared(partial(_call, a, follow), *residual)
+        if self._groups(both) and groupable(a, b):
+            weights = _stacked(a.weights(), b.weights())
+            return both.apply_joined(partial(_run, a, weights, follow), *residual)
+        return both.apply_apart(partial(_call, a, follow), partial(_call, b, follow), *residual)
 
     def _groups(self, both: BatchPair) -> bool:
-        x, y = both.parts
-        if x.shape != y.shape:
+        if both.counts[0] != both.counts[1] or len(set(both.sizes())) > 1:
             return False
-        if self.grouped is not None:
-            return self.grouped
-        return x.is_cuda
+        return image_of(both.parts[0]).is_cuda if self.grouped is None else self.grouped
+
+
+def _call(layer: Any, follow: Next | None, x: Image, residual: Tensor | None = None) -> Image:
+    return call(layer, x, residual, follow)
+
+
+def _run(
+    layer: Fused, weights: Weights, follow: Next | None, x: Image, residual: Tensor | None = None
+) -> Image:
+    return layer.run(weights, x, residual, follow)
 
 
 def _serves_both(layer: object) -> bool:
     """Return whether one call of a layer may serve both batches: no batch norm, no hooks."""
-    blocks = getattr(layer, "halves", None) or (layer,)
-    if all(getattr(block, "per_sample", False) for block in blocks):
+    if getattr(layer, "per_sample", False):
         return True
     return not _has(layer, _BatchNorm) and _whole(layer)
 
@@ -230,17 +247,11 @@ def _whole(layer: object) -> bool:
     )
 
 
-def _is(module: nn.Module, *kinds: type[M]) -> TypeGuard[M]:
-    """Return whether a module is of exactly one of these classes, not of a subclass."""
-    return type(module) in kinds
-
-
-def _groupable(a: Any, b: Any) -> tuple[Groupable, Groupable] | None:
-    """Return the two layers if they can be grouped, else None."""
+def groupable(a: Any, b: Any) -> bool:
+    """Return whether two layers can run in one launch."""
     if not (hasattr(a, "settings") and hasattr(b, "settings")):
-        return None
-    alike = a.per_sample and b.per_sample and a.settings() == b.settings()
-    return (a, b) if alike else None
+        return False
+    return a.per_sample and b.per_sample and a.settings() == b.settings()
 
 
 def _stacked(mine: Weights, others: Weights) -> Weights:

@@ -2,154 +2,89 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastunit.common.choices import ACTIVATIONS, NORMS, PAD_TYPES, Activation, Norm, PadType
-from fastunit.kernels import conv_norm_act, norm_act, upsample_conv
+from fastunit.kernels import norm_act
 from fastunit.kernels.common import checks
-from fastunit.models.unfused import (
-    plain_convolution,
-    plain_instance_norm,
-    run_modules,
-    say_plain,
-    untouched,
-)
+from fastunit.kernels.conv.block import apply
+from fastunit.kernels.conv.linked import Next, Padded
+from fastunit.kernels.conv.phases import REFLECT_LIMIT
+from fastunit.kernels.conv.plan import Plan
+from fastunit.models.chain import Chain, Weights, image_of
+from fastunit.models.norms import LayerNorm, RowNorm
+from fastunit.models.unfused import intact, run_modules, say_plain, untouched
 
 LRELU_SLOPE = 0.2
 M = TypeVar("M", bound=nn.Module)
 
-_PADS = {
+_PADS: dict[str, type[nn.Module]] = {
     "zero": nn.ZeroPad2d,
     "reflect": nn.ReflectionPad2d,
     "replicate": nn.ReplicationPad2d,
 }
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "lrelu": nn.LeakyReLU,
     "prelu": nn.PReLU,
     "selu": nn.SELU,
     "tanh": nn.Tanh,
-    "none": type(None),
 }
-
-
-class LayerNorm(nn.Module):
-    """The release's layer norm: ``(x - mean) / (std + eps) * gamma + beta`` over (C, H, W).
-
-    The standard deviation is the unbiased one and eps is added to it, not to the variance.
-    Input and result: [N, C, H, W] or [N, C], of any floating dtype and memory format, as in
-    `norm_act`.
-
-    Args:
-        num_features: channels C.
-        eps: added to the standard deviation.
-        affine: whether to scale and shift by `gamma` and `beta`, both [C]; they start uniform in
-            [0, 1) and at 0.
-    """
-
-    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True) -> None:
-        super().__init__()
-        self.num_features, self.eps, self.affine = num_features, eps, affine
-        self.gamma = nn.Parameter(torch.rand(num_features)) if affine else None
-        self.beta = nn.Parameter(torch.zeros(num_features)) if affine else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = norm_act(_pixels(x), norm="ln", gamma=self.gamma, beta=self.beta, eps=self.eps)
-        return y.view(x.shape) if x.dim() == 2 else y
-
-
-class _RowNorm(nn.Module):
-    """The release's instance norm for linear layers: over each sample's features [N, C]."""
-
-    eps = 1e-5
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return norm_act(x[:, None, None, :], norm="in", eps=self.eps)[:, 0, 0]
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """Return features [N, C] as images of one pixel; images are unchanged."""
-    return x[:, :, None, None] if x.dim() == 2 else x
-
-
-class Weights(NamedTuple):
-    """The parameters of a convolutional block; for G groups each has a leading dimension G."""
-
-    weight: Tensor  # [K, C, R, S]
-    bias: Tensor | None  # [K]
-    gamma: Tensor | None  # [K]
-    beta: Tensor | None  # [K]
 
 
 class _Block(nn.Module):
     """Base of convolutional and linear blocks: checks options, holds norm and activation modules.
 
-    While the modules are unmodified, a fused operation computes what they define. With hooks,
-    parametrizations or replaced modules, the block runs the modules themselves.
+    While the modules are as they were made, a fused operation computes what they define. With
+    hooks, parametrizations, changed or replaced modules, the block runs the modules themselves.
     """
 
+    NORMS: ClassVar[dict[str, type[nn.Module]]]  # the classes of norms
     norm: Any  # a module or None; users may replace it
     activation: Any  # likewise
 
-    def __init__(
-        self,
-        channels: int,
-        norm: Norm,
-        activation: Activation,
-        batch_norm: type[nn.Module],
-        instance_norm: type[nn.Module],
-    ) -> None:
+    def __init__(self, channels: int, norm: Norm, activation: Activation) -> None:
         super().__init__()
         checks.choice("norm", norm, NORMS)
         checks.choice("activation", activation, ACTIVATIONS)
         self.norm_name, self.activ_name = norm, activation
-        if norm == "bn":
-            self.norm = batch_norm(channels)
-        elif norm == "ln":
-            self.norm = LayerNorm(channels)
-        else:
-            self.norm = instance_norm(channels) if norm == "in" else None
+        self.norm = None if norm == "none" else self.NORMS[norm](channels)
         if activation == "lrelu":
             self.activation = nn.LeakyReLU(LRELU_SLOPE)
         else:
             self.activation = None if activation == "none" else _ACTIVATIONS[activation]()
 
-    def _norm_act_options(self) -> dict[str, Any]:
-        """Return the norm's and activation's keyword arguments of the fused operation."""
-        fused: dict[str, Any] = {"act": self.activ_name}
-        if self.activ_name == "lrelu":
-            fused["slope"] = self.activation.negative_slope
-        elif self.activ_name == "prelu":
-            fused["slope"] = self.activation.weight
-        if self.norm_name != "bn":
-            fused["norm"] = self.norm_name
-        if self.norm_name in ("in", "ln"):
-            fused["eps"] = self.norm.eps
-        if self.norm_name == "ln":
-            fused |= {"gamma": self.norm.gamma, "beta": self.norm.beta}
-        return fused
-
-    def _norm_act_fuses(self) -> bool:
-        """Return whether norm and activation still compute what `_norm_act_options` says."""
+    def _options(self) -> dict[str, Any]:
+        """Return norm and activation as arguments of the fused operation, without tensors."""
         act, norm = self.activation, self.norm
-        if self.activ_name == "none" and act is not None:
+        found: dict[str, Any] = {"act": self.activ_name}
+        if self.activ_name == "lrelu":
+            found["slope"] = act.negative_slope
+        if self.norm_name in ("in", "ln"):
+            found |= {"norm": self.norm_name, "eps": norm.eps}
+        return found
+
+    def _as_made(self, *parts: Any) -> bool:
+        """Return whether `parts`, modules and their classes, norm and activation are unmodified."""
+        norm, act = self.norm, self.activation
+        kinds = self.NORMS.get(self.norm_name), _ACTIVATIONS.get(self.activ_name)
+        if self.norm_name == "bn":  # always called as a module
+            return norm is not None and intact(*parts, act, kinds[1])
+        if not intact(*parts, norm, kinds[0], act, kinds[1]):
             return False
-        if self.activ_name != "none" and not untouched(act, _ACTIVATIONS[self.activ_name]):
-            return False
-        if self.norm_name == "ln":
-            return untouched(norm, LayerNorm)
-        if self.norm_name == "bn":  # not fused: always called as a module
-            return norm is not None
-        if self.norm_name == "in":
-            return plain_instance_norm(norm) or untouched(norm, _RowNorm)
-        return norm is None
+        return kinds[0] is not nn.InstanceNorm2d or not (norm.affine or norm.track_running_stats)
+
+    def _parameters_of_norm(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the fused norm's gamma and beta."""
+        return (self.norm.gamma, self.norm.beta) if self.norm_name == "ln" else (None, None)
+
+    @property
+    def _prelu(self) -> Tensor | None:
+        return self.activation.weight if self.activ_name == "prelu" else None
 
     def _run_norm_act(self, x: Tensor) -> Tensor:
         """Apply norm and activation by calling the modules."""
@@ -178,6 +113,8 @@ class Conv2dBlock(_Block):
             call: the image's shape or dtype does not fit.
     """
 
+    NORMS: ClassVar = {"bn": nn.BatchNorm2d, "in": nn.InstanceNorm2d, "ln": LayerNorm}
+
     def __init__(
         self,
         input_dim: int,
@@ -189,7 +126,7 @@ class Conv2dBlock(_Block):
         activation: Activation = "relu",
         pad_type: PadType = "zero",
     ) -> None:
-        super().__init__(output_dim, norm, activation, nn.BatchNorm2d, nn.InstanceNorm2d)
+        super().__init__(output_dim, norm, activation)
         checks.choice("pad_type", pad_type, PAD_TYPES)
         self.stride, self.padding = stride, padding
         self.pad_type: PadType = pad_type
@@ -198,8 +135,7 @@ class Conv2dBlock(_Block):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.fuses:
-            conv = self.conv
-            return self._run_fused(x, conv.weight, conv.bias, residual, self._norm_act_options())
+            return image_of(self.run(self.weights(), x, residual))
         say_plain(type(self).__name__)
         y = self._run_modules(x)
         return y if residual is None else y + residual
@@ -209,13 +145,12 @@ class Conv2dBlock(_Block):
         """Whether a fused operation computes what the modules do."""
         conv, pad = self.conv, self.pad
         return (
-            type(conv) is nn.Conv2d
-            and plain_convolution(conv)
+            self._as_made(conv, nn.Conv2d, pad, _PADS[self.pad_type])
             and conv.stride == (self.stride, self.stride)
             and conv.padding == (0, 0)
-            and untouched(pad, _PADS[self.pad_type])
+            and conv.dilation == (1, 1)
+            and conv.groups == 1
             and pad.padding == (self.padding,) * 4
-            and self._norm_act_fuses()
         )
 
     @property
@@ -229,42 +164,40 @@ class Conv2dBlock(_Block):
 
     def weights(self) -> Weights:
         """Return the block's weights, except those of batch norm and PReLU."""
-        options = self._norm_act_options()
-        return Weights(self.conv.weight, self.conv.bias, options.get("gamma"), options.get("beta"))
+        conv = self.conv
+        return Weights(conv.weight, conv.bias, *self._parameters_of_norm())
 
     def settings(self) -> tuple:
         """Return the block's settings: equal for blocks that differ in their weights alone."""
-        options = self._norm_act_options()
-        where = self.stride, self.padding, self.pad_type
         shapes = self.conv.weight.shape, self.conv.bias is None
-        numbers = options.get("eps"), None if self.activ_name == "prelu" else options.get("slope")
-        return type(self), *where, self.norm_name, self.activ_name, *numbers, *shapes
+        return type(self), self._plan(), self.norm_name, self.activ_name, *shapes
 
-    def run(self, weights: Weights, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Apply the block with the given weights instead of its own.
+    def reads(self) -> Next:
+        return Next(self._plan(), self.conv.weight.shape)
 
-        Weights may be stacked: with G of each, sample n uses group n // (N / G).
-        """
-        options = self._norm_act_options()
-        if weights.gamma is not None:
-            options |= {"gamma": weights.gamma, "beta": weights.beta}
-        return self._run_fused(x, weights.weight, weights.bias, residual, options)
-
-    def _run_fused(
+    def run(
         self,
-        x: Tensor,
-        w: Tensor,
-        b: Tensor | None,
-        residual: Tensor | None,
-        options: dict[str, Any],
-    ) -> Tensor:
+        weights: Weights,
+        x: Tensor | Padded,
+        residual: Tensor | None = None,
+        follow: Next | None = None,
+    ) -> Tensor | Padded:
+        """Apply the block with the given weights instead of its own; see `chain.Fused`."""
+        plan = self._plan()
         if self.norm_name != "bn":
-            return self._convolve(x, w, b, residual=residual, **options)
-        return norm_act(self.norm(self._convolve(x, w, b)), residual=residual, **options)
+            return apply(plan, x, *weights, self._prelu, residual, follow=follow)
+        y = self.norm(apply(plan, x, weights.weight, weights.bias))
+        slope = LRELU_SLOPE if self._prelu is None else self._prelu
+        return norm_act(y, residual=residual, **{"slope": slope, **self._options()})
 
-    def _convolve(self, x: Tensor, w: Tensor, b: Tensor | None, **options: Any) -> Tensor:
-        where: dict[str, Any] = {"padding": self.padding, "pad_mode": self.pad_type}
-        return conv_norm_act(x, w, b, stride=self.stride, **where, **options)
+    def _plan(self) -> Plan:
+        """Return what the fused operation computes: all but batch norm and what follows it."""
+        options = {} if self.norm_name == "bn" else self._options()
+        return Plan(
+            "conv", self.stride, self.padding, 0, self.pad_type, options.get("norm", "none"),
+            options.get("eps", 0.0), options.get("act", "none"), options.get("slope", 0.0), 0,
+            "zero", "auto",
+        )  # fmt: skip
 
 
 class UpsampleConv2dBlock(Conv2dBlock):
@@ -297,11 +230,20 @@ class UpsampleConv2dBlock(Conv2dBlock):
     ) -> None:
         super().__init__(input_dim, output_dim, kernel_size, 1, padding, norm, activation, pad_type)
 
-    def _convolve(
-        self, x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = None, **options: Any
-    ) -> Tensor:
-        y = upsample_conv(x, w, b, padding=self.padding, pad_mode=self.pad_type, **options)
-        return y if residual is None else y + residual
+    def run(
+        self,
+        weights: Weights,
+        x: Tensor | Padded,
+        residual: Tensor | None = None,
+        follow: Next | None = None,
+    ) -> Tensor | Padded:
+        if self._plan().kind == "conv":
+            x = F.interpolate(image_of(x), scale_factor=2, mode="nearest")
+        return super().run(weights, x, residual, follow)
+
+    def _plan(self) -> Plan:
+        large = self.pad_type == "reflect" and self.padding > REFLECT_LIMIT
+        return super()._plan()._replace(kind="conv" if large else "upsample")
 
     def _run_modules(self, x: Tensor) -> Tensor:
         return super()._run_modules(F.interpolate(x, scale_factor=2, mode="nearest"))
@@ -322,20 +264,24 @@ class LinearBlock(_Block):
         ValueError: an option is not one of its choices; the message names it and them.
     """
 
+    NORMS: ClassVar = {"bn": nn.BatchNorm1d, "in": RowNorm, "ln": LayerNorm}
+
     def __init__(
         self, input_dim: int, output_dim: int, norm: Norm = "none", activation: Activation = "relu"
     ) -> None:
-        super().__init__(output_dim, norm, activation, nn.BatchNorm1d, _RowNorm)
+        super().__init__(output_dim, norm, activation)
         self.fc = nn.Linear(input_dim, output_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.fc(x)
-        if not self._norm_act_fuses():
+        if not self._as_made():
             say_plain(type(self).__name__)
             return self._run_norm_act(y)
         if self.norm_name == "bn":
             y = self.norm(y)
-        options = self._norm_act_options()
+        gamma, beta = self._parameters_of_norm()
+        slope = LRELU_SLOPE if self._prelu is None else self._prelu
+        options: dict[str, Any] = {"slope": slope, "gamma": gamma, "beta": beta, **self._options()}
         if self.norm_name == "in":  # over all features: as one channel whose pixels they are
             return norm_act(y[:, None, None, :], **options)[:, 0, 0]
         return norm_act(y[:, :, None, None], **options)[:, :, 0, 0]
@@ -385,7 +331,7 @@ class ResBlock(nn.Module):
         return halves[1](halves[0](x), residual=x)
 
 
-class ResBlocks(nn.Module):
+class ResBlocks(Chain):
     """A sequence of residual blocks.
 
     Args:
@@ -411,9 +357,6 @@ class ResBlocks(nn.Module):
         self.model = nn.Sequential(
             *(ResBlock(dim, norm, activation, pad_type) for _ in range(num_blocks))
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
 
 
 def moved(

@@ -20,16 +20,31 @@ M = TypeVar("M", bound=nn.Module)
 
 def untouched(module: object, *kinds: type[M]) -> TypeGuard[M]:
     """Return whether a module is of exactly one of these classes, without hooks or overrides."""
-    return (
-        isinstance(module, nn.Module)
-        and type(module) in kinds  # a parametrization makes a subclass
-        and not module._forward_pre_hooks  # old weight_norm, spectral_norm, pruning
-        and not module._forward_hooks
-        and not module._backward_hooks
-        and not module._backward_pre_hooks
-        and "forward" not in module.__dict__
-        and not torch_module._has_any_global_hook()
-    )
+    return type(module) in kinds and intact(module, type(module))
+
+
+def intact(*parts: object) -> bool:
+    """Return whether modules are `untouched`: a module, its class, the next module, and so on.
+
+    None and None stand for a module that there is none of.
+    """
+    if torch_module._has_any_global_hook():
+        return False
+    for module, kind in zip(parts[::2], parts[1::2], strict=True):
+        if kind is None:
+            if module is not None:
+                return False
+        elif (
+            not isinstance(module, nn.Module)
+            or type(module) is not kind  # a parametrization makes a subclass
+            or module._forward_pre_hooks  # old weight_norm, spectral_norm, pruning
+            or module._forward_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or "forward" in module.__dict__
+        ):
+            return False
+    return True
 
 
 def plain_convolution(conv: object) -> TypeGuard[nn.Conv2d | nn.ConvTranspose2d]:

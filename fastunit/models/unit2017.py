@@ -57,7 +57,6 @@ class COCOResGen(TwoDomainModule, DomainPair):
     # Norm and activation of the layers that halve or double the image size.
     NORM: BlockNorm = "in"
     ACT: BlockActivation = "relu"
-    domains: Mapping[str, VAE]
 
     def __init__(self, params: Mapping[str, Any] | ResGenOptions, latent: Latent = "unit") -> None:
         super().__init__()
@@ -72,7 +71,6 @@ class COCOResGen(TwoDomainModule, DomainPair):
         self.decode_A = self._decoder(options.input_dim_a)
         self.decode_B = self._decoder(options.input_dim_b)
         self.sigma = sigma_layer(self.code_dim) if latent == "learned" else None
-        self._update_domains()
 
     def forward(
         self, x_a: Tensor, x_b: Tensor, noise: Tensor | None = None

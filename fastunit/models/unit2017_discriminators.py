@@ -28,8 +28,6 @@ class PairDiscriminator(TwoDomainModule):
     of channels; the two domains' N, H and W may differ. Outputs are logits, high for real images.
     """
 
-    domains: Mapping[str, Discriminator]
-
     def __init__(self, options: DisOptions | SharedDisOptions) -> None:
         super().__init__()
         self.options, self.execution = options, GroupedExecution()
@@ -94,7 +92,6 @@ class COCODis(PairDiscriminator):
         super().__init__(options)
         self.model_A = _patch_network(options.input_dim_a, options)
         self.model_B = _patch_network(options.input_dim_b, options)
-        self._update_domains()
 
     def _networks(self, domain: str) -> list[nn.Module]:
         return [getattr(self, f"model_{domain}")]
@@ -116,7 +113,6 @@ class COCOMsDis(PairDiscriminator):
         for domain, channels in (("A", options.input_dim_a), ("B", options.input_dim_b)):
             for scale in SCALES:
                 setattr(self, f"model_{scale}_{domain}", _patch_network(channels, options))
-        self._update_domains()
 
     def _networks(self, domain: str) -> list[nn.Module]:
         return [getattr(self, f"model_{scale}_{domain}") for scale in SCALES]
@@ -144,7 +140,6 @@ class COCOSharedDis(PairDiscriminator):
         self.model_S = nn.Sequential(*_halvings(dim, count))
         for network in [self.model_S] if count else [self.model_A, self.model_B]:
             network.append(nn.Conv2d(dim * 2**count, 1, 1))
-        self._update_domains()
 
     def _networks(self, domain: str) -> list[nn.Module]:
         return [nn.Sequential(getattr(self, f"model_{domain}"), self.model_S)]

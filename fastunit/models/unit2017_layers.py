@@ -6,14 +6,18 @@ convolution with the norm and activation after it as one operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from operator import is_not
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from fastunit.kernels import conv_norm_act, conv_transpose, norm_act
-from fastunit.models.layers import Weights
+from fastunit.kernels import norm_act
+from fastunit.kernels.conv.block import apply
+from fastunit.kernels.conv.linked import Next, Padded
+from fastunit.kernels.conv.plan import Plan
+from fastunit.models.chain import Weights, image_of
 from fastunit.models.unfused import (
     plain_convolution,
     plain_instance_norm,
@@ -23,35 +27,34 @@ from fastunit.models.unfused import (
 )
 
 SLOPE = 0.01  # of every LeakyReLU
+NORM_EPS = 1e-5  # of every instance norm
 
 Conv = nn.Conv2d | nn.ConvTranspose2d
 BlockNorm = Literal["none", "in"]
 BlockActivation = Literal["relu", "lrelu"]
-_PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda x: x,
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-}
 
 
-class Fused:
+class FusedConvolution:
     """A square convolution or transposed convolution, with norm and activation, as one operation.
 
     The convolution is the module at index `place` of `layers` at the time of the call. The modules
-    after it, up to index `stop`, are the norm and activation that `options` describes: norm, act
-    and slope as in `conv_norm_act`. If a module was modified or replaced, they are called one
-    after the other. Can be grouped (`grouped.Groupable`).
+    after it, up to index `stop`, are the norm and activation that norm, act and slope describe, as
+    in `conv_norm_act`. If a module was modified or replaced, they are called one after the other.
+    A `chain.Fused`.
     """
 
     def __init__(
         self,
         layers: Sequence[nn.Module] | nn.Sequential,
         place: int,
-        stop: int | None = None,
-        **options: Any,
+        stop: int,
+        *,
+        norm: BlockNorm = "none",
+        act: BlockActivation | Literal["none"] = "none",
     ) -> None:
-        self._layers, self._place, self.options = layers, place, options
-        self.stop = place + 1 if stop is None else stop
+        self._layers, self._place, self.stop = layers, place, stop
+        self._norm: BlockNorm = norm
+        self._act = act
 
     @property
     def per_sample(self) -> bool:
@@ -68,19 +71,20 @@ class Fused:
         if not square or len(self._layers) < self.stop:
             return False
         found = [self._layers[i] for i in range(self._place + 1, self.stop)]
-        return not found or self._describes(found)
+        return self._describes(found)
 
     def _describes(self, modules: list[nn.Module]) -> bool:
-        """Return whether `options` describes what the modules compute."""
-        norm, act, slope = (self.options.get(name) for name in ("norm", "act", "slope"))
-        if norm == "in" and not (plain_instance_norm(modules[0]) and modules.pop(0).eps == 1e-5):
+        """Return whether norm and activation describe what the modules compute."""
+        if self._norm == "in" and not (
+            plain_instance_norm(modules[0]) and modules.pop(0).eps == NORM_EPS
+        ):
             return False
-        if act in (None, "none"):
+        if self._act == "none":
             return not modules
         if len(modules) != 1:
             return False
-        if act == "lrelu":
-            return untouched(modules[0], nn.LeakyReLU) and modules[0].negative_slope == slope
+        if self._act == "lrelu":
+            return untouched(modules[0], nn.LeakyReLU) and modules[0].negative_slope == SLOPE
         return untouched(modules[0], nn.ReLU)
 
     @property
@@ -89,13 +93,11 @@ class Fused:
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.fuses:
-            return self.run(self.weights(), x, residual)
+            return image_of(self.run(self.weights(), x, residual))
         say_plain(type(self.conv).__name__)
         stop = min(self.stop, len(self._layers))
         following = (self._layers[place] for place in range(self._place + 1, stop))
         y = run_modules(following, self.conv(x))
-        if self.stop == self._place + 1:
-            y = _PLAIN[self.options.get("act", "none")](y)
         return y if residual is None else y + residual
 
     def weights(self) -> Weights:
@@ -104,24 +106,44 @@ class Fused:
 
     def settings(self) -> tuple:
         """Return the layer's settings: equal for layers that differ in their weights alone."""
-        shapes = self.conv.weight.shape, self.conv.bias is None
-        return type(self.conv), self._where(), self.options, *shapes
+        return self._plan(), self.conv.weight.shape, self.conv.bias is None
 
-    def run(self, weights: Weights, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Apply the layer with the given weights; see `layers.Conv2dBlock.run`."""
-        operation = conv_transpose if isinstance(self.conv, nn.ConvTranspose2d) else conv_norm_act
-        options: dict[str, Any] = self.options | {"residual": residual}
-        return operation(x, weights.weight, weights.bias, **self._where(), **options)
+    def reads(self) -> Next:
+        return Next(self._plan(), self.conv.weight.shape)
 
-    def _where(self) -> dict[str, Any]:
-        return _where(self.conv)
+    def run(
+        self,
+        weights: Weights,
+        x: Tensor | Padded,
+        residual: Tensor | None = None,
+        follow: Next | None = None,
+    ) -> Tensor | Padded:
+        """Apply the layer with the given weights; see `chain.Fused`."""
+        return apply(self._plan(), x, *weights, None, residual, follow=follow)
+
+    def _plan(self) -> Plan:
+        return plan_of(self.conv, self._norm, self._act)
 
 
-def _where(conv: Conv) -> dict[str, Any]:
-    where: dict[str, Any] = {"stride": conv.stride[0], "padding": conv.padding[0]}
-    if isinstance(conv, nn.ConvTranspose2d):
-        where["output_padding"] = conv.output_padding[0]
-    return where
+def plan_of(conv: Conv, norm: BlockNorm, act: str) -> Plan:
+    """Return what a square convolution with norm and activation computes."""
+    transposed = isinstance(conv, nn.ConvTranspose2d)
+    (stride, _), (padding, _) = conv.stride, cast(tuple[int, int], conv.padding)
+    more = conv.output_padding[0] if transposed else 0
+    kind, slope = "transpose" if transposed else "conv", SLOPE if act == "lrelu" else 0.0
+    return Plan(
+        kind, stride, padding, more, "zero", norm, NORM_EPS, act, slope, 0, "zero", "auto"
+    )  # fmt: skip
+
+
+def convolve(conv: nn.Module, x: Tensor, act: Literal["none", "relu", "tanh"] = "none") -> Tensor:
+    """Apply a square convolution, or a transposed one, and an activation as one operation."""
+    layer = FusedConvolution([conv], 0, 1)
+    if layer.fuses:
+        return apply(plan_of(layer.conv, "none", act), x, layer.conv.weight, layer.conv.bias)
+    say_plain(type(conv).__name__)
+    y = conv(x)
+    return y if act == "none" else getattr(torch, act)(y)
 
 
 class ConvBlock(nn.Module):
@@ -137,7 +159,7 @@ class ConvBlock(nn.Module):
             layers.append(nn.InstanceNorm2d(conv.out_channels))
         layers.append(nn.LeakyReLU(SLOPE) if act == "lrelu" else nn.ReLU())
         self.model = nn.Sequential(*layers)
-        self._fused = Fused(self.model, 0, len(layers), norm=norm, act=act, slope=SLOPE)
+        self._fused = FusedConvolution(self.model, 0, len(layers), norm=norm, act=act)
 
     @property
     def fuses(self) -> bool:
@@ -156,8 +178,17 @@ class ConvBlock(nn.Module):
     def settings(self) -> tuple:
         return self._fused.settings()
 
-    def run(self, weights: Weights, x: Tensor) -> Tensor:
-        return self._fused.run(weights, x)
+    def reads(self) -> Next:
+        return self._fused.reads()
+
+    def run(
+        self,
+        weights: Weights,
+        x: Tensor | Padded,
+        residual: Tensor | None = None,
+        follow: Next | None = None,
+    ) -> Tensor | Padded:
+        return self._fused.run(weights, x, residual, follow)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fuses:
@@ -181,14 +212,14 @@ class INSResBlock(nn.Module):
             nn.Conv2d(dim, dim, 3, 1, 1),
             nn.InstanceNorm2d(dim),
         )
-        self.first = Fused(self.model, 0, 3, norm="in", act="relu")
-        self.second = Fused(self.model, 3, 5, norm="in")
+        self.first = FusedConvolution(self.model, 0, 3, norm="in", act="relu")
+        self.second = FusedConvolution(self.model, 3, 5, norm="in")
         self._drops = dropout > 0
         if self._drops:
             self.model.append(nn.Dropout(dropout))
 
     @property
-    def halves(self) -> tuple[Fused, Fused] | None:
+    def halves(self) -> tuple[FusedConvolution, FusedConvolution] | None:
         """The two layers, the second of which adds the input.
 
         None if dropout is active or a module was modified or replaced.
@@ -223,36 +254,30 @@ class ToImage(nn.ConvTranspose2d):
         plain = self.dilation == (1, 1) and self.groups == 1 and self.padding_mode == "zeros"
         if not plain or any(len(set(pair)) > 1 for pair in (self.stride, self.padding)):
             return super().forward(x).tanh()
-        return conv_transpose(x, self.weight, self.bias, **_where(self), act="tanh")
+        return apply(plan_of(self, "none", "tanh"), x, self.weight, self.bias)
 
 
 class TwoDomainModule(nn.Module):
-    """A module that holds both domains' layers, with a network per domain in `domains`.
-
-    Attributes:
-        domains: the networks "a" and "b", made of this module's layers; they follow replaced
-            layers and the training mode. A plain dictionary, so that PyTorch does not register
-            them as submodules and the state_dict contains each layer once.
-    """
-
-    domains: Mapping[str, nn.Module]
+    """A module that holds both domains' layers, with a network per domain in `domains`."""
 
     def _make_domains(self) -> Mapping[str, nn.Module]:
-        """Return `domains`; called when all layers exist, and when one is replaced."""
+        """Return `domains`, of the layers that there are now."""
         raise NotImplementedError
 
-    def _update_domains(self) -> None:
-        self.domains = {
-            name: each.train(self.training) for name, each in self._make_domains().items()
-        }
+    @property
+    def domains(self) -> Mapping[str, Any]:
+        """The networks "a" and "b", made of this module's layers.
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if isinstance(value, nn.Module) and "domains" in vars(self):
-            self._update_domains()
-
-    def train(self, mode: bool = True) -> TwoDomainModule:
-        """Set training or evaluation mode, in `domains` too."""
-        for domain in self.domains.values():
-            domain.train(mode)
-        return super().train(mode)
+        They follow replaced layers and the training mode. Not in `modules()`, so that the
+        state_dict contains each layer once.
+        """
+        parts = *self._modules.values(), self.training
+        made = vars(self).get("_domains")
+        if made is None or len(made[0]) != len(parts) or any(map(is_not, made[0], parts)):
+            networks = self._make_domains()
+            for network in networks.values():
+                network.training = self.training  # its layers have their own modes
+                for part in network.children():
+                    part.training = self.training
+            made = vars(self)["_domains"] = parts, networks
+        return made[1]

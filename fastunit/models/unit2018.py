@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from fastunit.common.choices import LATENTS, Activation, Latent, PadType
 from fastunit.config import DiscriminatorConfig, GeneratorConfig
 from fastunit.config.fields import Options, build
 from fastunit.kernels.common import checks
+from fastunit.models.chain import Chain
 from fastunit.models.discriminator import Discriminator
 from fastunit.models.layers import Conv2dBlock, ResBlocks, UpsampleConv2dBlock
 from fastunit.models.vae import VAE, sigma_layer
 
 
-class ContentEncoder(nn.Module):
+class ContentEncoder(Chain):
     """Images [N, input_dim, H, W] to codes [N, output_dim, H / 2^n, W / 2^n], n downsamplings."""
 
     def __init__(
@@ -42,11 +43,8 @@ class ContentEncoder(nn.Module):
     def res_blocks(self) -> nn.Sequential:
         return cast(ResBlocks, self.model[-1]).model
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
 
-
-class Decoder(nn.Module):
+class Decoder(Chain):
     """Codes [N, dim, P, Q] to images [N, output_dim, P * 2^n, Q * 2^n] in [-1, 1]."""
 
     def __init__(
@@ -72,9 +70,6 @@ class Decoder(nn.Module):
     @property
     def res_blocks(self) -> nn.Sequential:
         return cast(ResBlocks, self.model[0]).model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
 
 
 class VAEGen(VAE):

@@ -94,7 +94,7 @@ def test_a_network_in_frames(network, mode, groups):
     wanted.backward(dy.double())
     assert_near(x.grad, x64.grad, "dx")
     for index, (mine, theirs) in enumerate(zip(weights, exact, strict=True)):
-        for name, value, other in zip("w b gamma beta".split(), mine, theirs, strict=True):
+        for name, value, other in zip(["w", "b", "gamma", "beta"], mine, theirs, strict=True):
             if value is not None:
                 assert_near(value.grad, other.grad, f"d{name} of block {index}")
 

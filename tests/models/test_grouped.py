@@ -133,18 +133,18 @@ def test_only_layers_that_differ_run_apart(make):
 @pytest.mark.parametrize("paired", ["on", "off"])
 def test_shared_layers_run_once_for_both_domains(paired, make, monkeypatch):
     step, batch = make(ALIKE, pair_domains=paired, share={"enc": 1, "dec": 1})
-    calls, unit, parts, run = Counter(), step.unit, {}, Conv2dBlock._run_fused
+    calls, unit, parts, run = Counter(), step.unit, {}, Conv2dBlock.run
     for part in ("enc", "dec"):
         block = getattr(unit.gen_a, part).res_blocks[-1 if part == "enc" else 0].model[0]
         assert block is getattr(unit.gen_b, part).res_blocks[-1 if part == "enc" else 0].model[0]
         parts[block] = part
 
-    def counted(block, x, *others):  # a hook would take the block out of the pair
+    def counted(block, weights, x, *others):  # a hook would take the block out of the pair
         if block in parts:
             calls.update({parts[block]: len(x)})
-        return run(block, x, *others)
+        return run(block, weights, x, *others)
 
-    monkeypatch.setattr(Conv2dBlock, "_run_fused", counted)
+    monkeypatch.setattr(Conv2dBlock, "run", counted)
     with torch.no_grad():
         decode_both(unit, *batch)
     # The decoders' first block sees two codes of two samples, not these twice.

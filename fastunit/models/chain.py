@@ -1,20 +1,24 @@
 """Networks that are layers one after the other, run so that each layer knows the next.
 
 On Triton kernels a layer then writes its result as the next one reads it, with its halo
-(`fastunit.kernels.conv.linked`). Elsewhere the layers are called as `nn.Sequential` calls them.
+(`fastunit.kernels.conv.linked`). A `Program` also spares what does not change from call to call:
+whether modules have hooks or were replaced is checked once for a network, in one loop.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from fastunit.kernels.common import eager, runtime
+from fastunit.kernels.conv.block import apply
 from fastunit.kernels.conv.linked import Next, Padded
+from fastunit.kernels.conv.plan import Plan
 from fastunit.models.unfused import untouched
 
-Unit = tuple[Any, ...]  # a layer, or the two of a residual block: the second adds its input
+Image = Tensor | Padded
 
 
 class Weights(NamedTuple):
@@ -26,37 +30,162 @@ class Weights(NamedTuple):
     beta: Tensor | None  # [K]
 
 
-class Fused(Protocol):
-    """A layer that is one fused operation."""
+class Operation(NamedTuple):
+    """A layer as one fused operation: what it computes, and the modules with its parameters."""
 
-    @property
-    def per_sample(self) -> bool:
-        """Whether it still is, and groups of samples can have different weights."""
-        ...
+    plan: Plan
+    conv: nn.Module
+    norm: nn.Module | None = None  # with gamma and beta
 
-    def weights(self) -> Weights: ...
+    def weights(self) -> Weights:
+        """Return the parameters as they are now."""
+        conv = self.conv._parameters
+        affine = {} if self.norm is None else self.norm._parameters
+        weight = cast(Tensor, conv["weight"])
+        return Weights(weight, conv["bias"], affine.get("gamma"), affine.get("beta"))
 
-    def settings(self) -> tuple:
-        """Return the layer's settings: equal for layers that differ in their weights alone."""
-        ...
-
-    def reads(self) -> Next:
-        """Return what a layer before this one must know of it."""
-        ...
+    def resembles(self, other: Operation) -> bool:
+        """Return whether two layers differ in their weights alone."""
+        mine, others = self.weights(), other.weights()
+        shapes = [[None if p is None else p.shape for p in each] for each in (mine, others)]
+        return self.plan == other.plan and shapes[0] == shapes[1]
 
     def run(
-        self,
-        weights: Weights,
-        x: Tensor | Padded,
-        residual: Tensor | None = None,
-        follow: Next | None = None,
-    ) -> Any:
-        """Apply the layer with the given weights instead of its own.
+        self, weights: Weights, follow: Next | None, x: Image, residual: Tensor | None = None
+    ) -> Image:
+        """Apply the layer with these weights.
 
-        Weights may be stacked: with G of each, sample n uses group n // (N / G). The result is a
-        Tensor, or Padded where `follow` says which layer reads it.
+        Weights may be stacked: with G of each, sample n uses group n // (N / G). The result is
+        Padded where `follow` says which layer reads it and kernels can hand it on.
         """
-        ...
+        return apply(self.plan, x, *weights, None, residual, follow=follow)
+
+
+class Step(NamedTuple):
+    """A layer of a network."""
+
+    layer: Any  # callable with an image, and with a residual if it `adds` one
+    operation: Operation | None  # None: the layer is called
+    adds: bool  # the input of the layer before it: the second half of a residual block
+
+
+class Program:
+    """The layers of a network in order.
+
+    A layer that is one fused operation has `per_sample`, whether it is one and groups of samples
+    can have different weights, and `operation`, which returns it. A residual block has `halves`:
+    two such layers, the second of which adds the block's input; None if it was modified.
+
+    Args:
+        network: nested `nn.Sequential` and `Chain` of layers; a part that has hooks, was replaced
+            or is of another class is one layer.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.steps = network, [*_steps(network)]
+        self.readers = [_reader(step) for step in self.steps[1:]] + [None]
+        self._seen = [_seen(module) for module in network.modules()]
+
+    def is_current(self) -> bool:
+        """Return whether no module has changed since: hooks, options, children, mode."""
+        if torch_module._has_any_global_hook():
+            return False
+        for module, kind, children, options in self._seen:
+            if (
+                type(module) is not kind
+                or module._forward_pre_hooks
+                or module._forward_hooks
+                or module._backward_hooks
+                or module._backward_pre_hooks
+                or "forward" in module.__dict__
+                or module._modules != children
+            ):
+                return False
+            state = module.__dict__
+            for name, value in options:
+                if state.get(name) != value:
+                    return False
+        return True
+
+    def shares(self, other: Program) -> bool:
+        """Return whether both networks have a layer in common, at the same place."""
+        return any(a.layer is b.layer for a, b in zip(self.steps, other.steps, strict=True))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the layers."""
+        if links(x):
+            return self._run_linked(x)
+        before = y = x
+        for layer, operation, adds in self.steps:
+            before, given = y, before
+            if operation is not None:
+                weights = operation.weights()
+                y = apply(operation.plan, y, *weights, None, given if adds else None)
+            else:
+                y = layer(y, given) if adds else layer(y)
+        return y
+
+    def _run_linked(self, x: Tensor) -> Tensor:
+        before: Image = x
+        y: Image = x
+        for step, follow in zip(self.steps, self.readers, strict=True):
+            residual = image_of(before) if step.adds else None
+            before, y = y, call(step, follow, y, residual)
+        return image_of(y)
+
+
+def _seen(module: nn.Module) -> tuple:
+    """Return what `Program.is_current` compares."""
+    plain = (bool, int, float, str, tuple)
+    options = [(name, value) for name, value in vars(module).items() if isinstance(value, plain)]
+    return module, type(module), dict(module._modules), options
+
+
+def _steps(network: nn.Module) -> list[Step]:
+    found: list[Step] = []
+    todo = [network]
+    while todo:
+        layer = todo.pop()
+        if not untouched(layer, type(layer)):
+            found.append(Step(layer, None, False))
+        elif type(layer) is nn.Sequential:
+            todo += reversed(layer)
+        elif isinstance(layer, Chain) and type(layer).forward is Chain.forward:
+            todo.append(layer.model)
+        elif halves := getattr(layer, "halves", None):
+            found += [_step(halves[0], False), _step(halves[1], True)]
+        elif type(layer) is not nn.Identity:
+            found.append(_step(layer, False))
+    return found
+
+
+def _step(layer: Any, adds: bool) -> Step:
+    return Step(layer, layer.operation() if getattr(layer, "per_sample", False) else None, adds)
+
+
+def _reader(step: Step) -> Next | None:
+    """Return what a layer reads; None: an ordinary image."""
+    if step.operation is None:
+        return None
+    return Next(step.operation.plan, step.operation.weights().weight.shape)
+
+
+def call(step: Step, follow: Next | None, x: Image, residual: Tensor | None = None) -> Image:
+    """Apply a layer, whose result goes to `follow`."""
+    layer, operation, adds = step
+    if operation is not None:
+        return operation.run(operation.weights(), follow, x, residual)
+    return layer(image_of(x), residual) if adds else layer(image_of(x))
+
+
+def links(x: Tensor) -> bool:
+    """Return whether layers can hand images on in frames."""
+    return runtime.choose_impl("auto", x) == "triton" and eager.only_autograd(x)
+
+
+def image_of(x: Image) -> Tensor:
+    """Return the image itself, [N, C, H, W]."""
+    return x.image if isinstance(x, Padded) else x
 
 
 class Chain(nn.Module):
@@ -70,59 +199,4 @@ class Chain(nn.Module):
 
 def run_chain(model: nn.Sequential, x: Tensor) -> Tensor:
     """Apply layers one after the other."""
-    if not links(x):
-        return model(x)
-    found = units(model)
-    y: Tensor | Padded = x
-    for place, unit in enumerate(found):
-        follow = reader(found, place + 1)
-        if len(unit) > 1:
-            inner = call(unit[0], y, None, unit[1].reads())
-            y = call(unit[1], inner, image_of(y), follow)
-        else:
-            y = call(unit[0], y, None, follow)
-    return image_of(y)
-
-
-def links(x: Tensor) -> bool:
-    """Return whether layers can hand images on in frames."""
-    return runtime.choose_impl("auto", x) == "triton" and eager.only_autograd(x)
-
-
-def units(network: nn.Module) -> list[Unit]:
-    """Return the layers of a network; a part that has hooks or was replaced is one layer."""
-    found: list[Unit] = []
-    todo = [network]
-    while todo:
-        layer = todo.pop()
-        if not untouched(layer, type(layer)):
-            found.append((layer,))
-        elif type(layer) is nn.Sequential:
-            todo += reversed(layer)
-        elif isinstance(layer, Chain) and type(layer).forward is Chain.forward:
-            todo.append(layer.model)
-        elif type(layer) is not nn.Identity:
-            found.append(getattr(layer, "halves", None) or (layer,))
-    return found
-
-
-def reader(found: list[Unit], place: int) -> Next | None:
-    """Return what the unit at a place reads, None if that is an ordinary image."""
-    if place == len(found):
-        return None
-    layer = found[place][0]
-    return layer.reads() if getattr(layer, "per_sample", False) else None
-
-
-def call(
-    layer: Any, x: Tensor | Padded, residual: Tensor | None = None, follow: Next | None = None
-) -> Tensor | Padded:
-    """Call a layer, whose result goes to `follow`."""
-    if getattr(layer, "per_sample", False):
-        return layer.run(layer.weights(), x, residual, follow)
-    return layer(image_of(x)) if residual is None else layer(image_of(x), residual)
-
-
-def image_of(x: Tensor | Padded) -> Tensor:
-    """Return the image itself, [N, C, H, W]."""
-    return x.image if isinstance(x, Padded) else x
+    return Program(model)(x) if links(x) else model(x)

@@ -4,14 +4,13 @@ A layer that both networks share runs once, over both batches. Layers of equal s
 launch with two groups of filters (`fastunit.kernels`), so that small batches fill a GPU. All other
 pairs of layers (different channels, image sizes or batch sizes) run separately.
 
-A layer that can be grouped is a `chain.Fused`, as `Conv2dBlock`. A residual block has `halves`: two
-such layers, the second of which adds the block's input.
+Only layers that are one fused operation (`chain.Operation`) are grouped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,14 +20,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from fastunit.kernels.common.weight_cache import kept
-from fastunit.kernels.conv.linked import Next, Padded
-from fastunit.models.chain import Fused, Unit, Weights, call, image_of, links, reader, units
+from fastunit.kernels.conv.linked import Next
+from fastunit.models.chain import Image, Program, Step, Weights, call, image_of, links
 from fastunit.models.discriminator import Discriminator
 from fastunit.models.unfused import untouched
 from fastunit.models.vae import check_image
 
-Image = Tensor | Padded
 Outputs = tuple[Tensor, ...]
+Steps = list[tuple[Step, Step, Next | None]]  # each network's layer, and what reads their results
 
 
 class BatchPair:
@@ -76,6 +75,10 @@ class BatchPair:
         x, y = self.parts
         return image_of(x).shape[1:], image_of(y).shape[1:]
 
+    def is_cuda(self) -> bool:
+        """Return whether the images are on a GPU."""
+        return image_of(self.parts[0] if self._joined is None else self._joined).is_cuda
+
     def apply_joined(self, layer: Callable[..., Image], *others: BatchPair) -> BatchPair:
         """Apply a layer to both batches, concatenated."""
         result = layer(self.joined(), *(image_of(other.joined()) for other in others))
@@ -109,10 +112,12 @@ class GroupedExecution:
     Attributes:
         grouped: whether layers of equal shapes run in one launch; None: on a GPU.
         recompute: save only the inputs of blocks, and run the blocks again in backward.
+        programs: the layers of the networks that were run, by the networks' identities.
     """
 
     grouped: bool | None = None
     recompute: bool = False
+    programs: dict[int, Program] = field(default_factory=dict, compare=False, repr=False)
 
     def run(self, a: nn.Module, b: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``a(x), b(y)`` up to rounding, for sequences of fastunit's layers.
@@ -156,78 +161,97 @@ class GroupedExecution:
         return self.run_scales(a.cnns, b.cnns, x, y, a.halve)
 
     def _outputs(self, a: nn.Module, b: nn.Module, both: BatchPair) -> tuple[Tensor, Tensor]:
-        mine, others = units(a), units(b)
-        if len(mine) != len(others):
+        mine, others = self._program(a), self._program(b)
+        if len(mine.steps) != len(others.steps):
             both = both.apply_apart(a, b)
+        elif not (self.recompute or self._is_grouping(both) or mine.shares(others)):
+            x, y = both.parts
+            return mine(image_of(x)), others(image_of(y))
         else:
-            linked = links(image_of(both.parts[0]))
-            for place, (unit, other) in enumerate(zip(mine, others, strict=True)):
-                follow = reader(mine, place + 1) if linked else None
-                run = self._again if self._recomputes(unit, other) else self._unit
-                both = run(unit, other, both, follow)
+            both = self._run_steps(mine, others, both)
         x, y = both.parts
         return image_of(x), image_of(y)
 
-    def _again(self, a: Unit, b: Unit, both: BatchPair, follow: Next | None) -> BatchPair:
-        """Return `_unit`'s result, computed again in backward."""
-        run: Any = checkpoint
-        return run(
-            self._unit, a, b, both, follow, use_reentrant=False, preserve_rng_state=False
-        )  # fmt: skip
+    def _program(self, network: nn.Module) -> Program:
+        """Return the network's layers, found again only if a module has changed."""
+        found = self.programs.get(id(network))
+        if found is None or found.network is not network or not found.is_current():
+            found = self.programs[id(network)] = Program(network)
+        return found
 
-    def _recomputes(self, *both: Unit) -> bool:
-        """Return whether backward runs the layers again.
+    def _run_steps(self, mine: Program, others: Program, both: BatchPair) -> BatchPair:
+        linked = links(image_of(both.parts[0]))
+        readers = mine.readers if linked else [None] * len(mine.readers)
+        steps = [*zip(mine.steps, others.steps, readers, strict=True)]
+        place, recomputes = 0, self.recompute and torch.is_grad_enabled()
+        while place < len(steps):
+            block = steps[place : place + 1 + _is_half(steps, place)]
+            if recomputes and _can_recompute(block):
+                again: Any = checkpoint
+                both = again(
+                    self._block, block, both, use_reentrant=False, preserve_rng_state=False
+                )  # fmt: skip
+            else:
+                both = self._block(block, both)
+            place += len(block)
+        return both
 
-        Not with batch norm, whose running statistics would be updated twice, nor with dropout,
-        whose mask would have to be drawn again, which is impossible in a CUDA graph.
-        """
-        if not (self.recompute and torch.is_grad_enabled()):
-            return False
-        return all(
-            hasattr(layer, "settings")
-            and not _has(layer, _BatchNorm)
-            and not _has(layer, nn.Dropout)
-            and _whole(layer)
-            for unit in both
-            for layer in unit
-        )
-
-    def _unit(self, a: Unit, b: Unit, both: BatchPair, follow: Next | None) -> BatchPair:
-        if len(a) == 1 or len(b) == 1:
-            return self._layer(a[0], b[0], both, follow)
-        inner = self._layer(a[0], b[0], both, a[1].reads() if follow else None)
-        return self._layer(a[1], b[1], inner, follow, both)
+    def _block(self, steps: Steps, both: BatchPair) -> BatchPair:
+        """Apply a layer, or the two of a residual block."""
+        given = both
+        for a, b, follow in steps:
+            others = (given,) if a.adds and b.adds else ()
+            both = self._layer(a, b, follow, both, *others)
+        return both
 
     def _layer(
-        self, a: Any, b: Any, both: BatchPair, follow: Next | None, *residual: BatchPair
+        self, a: Step, b: Step, follow: Next | None, both: BatchPair, *residual: BatchPair
     ) -> BatchPair:
-        if a is b and _serves_both(a):
-            return both.apply_shared(partial(_call, a, follow), *residual)
-        if self._groups(both) and groupable(a, b):
-            weights = _stacked(a.weights(), b.weights())
-            return both.apply_joined(partial(_run, a, weights, follow), *residual)
-        return both.apply_apart(partial(_call, a, follow), partial(_call, b, follow), *residual)
+        """Apply a layer of each network, whose results go to `follow`."""
+        mine, other = a.operation, b.operation
+        if a.layer is b.layer and (mine is not None or _serves_both(a.layer)):
+            return both.apply_shared(partial(call, a, follow), *residual)
+        if mine is not None and other is not None and self._groups(both) and mine.resembles(other):
+            weights = _stacked(mine.weights(), other.weights())
+            return both.apply_joined(partial(mine.run, weights, follow), *residual)
+        return both.apply_apart(partial(call, a, follow), partial(call, b, follow), *residual)
 
     def _groups(self, both: BatchPair) -> bool:
-        if both.counts[0] != both.counts[1] or len(set(both.sizes())) > 1:
-            return False
-        return image_of(both.parts[0]).is_cuda if self.grouped is None else self.grouped
+        """Return whether these images can go through one launch."""
+        alike = both.counts[0] == both.counts[1] and len(set(both.sizes())) == 1
+        return alike and self._is_grouping(both)
+
+    def _is_grouping(self, both: BatchPair) -> bool:
+        return both.is_cuda() if self.grouped is None else self.grouped
 
 
-def _call(layer: Any, follow: Next | None, x: Image, residual: Tensor | None = None) -> Image:
-    return call(layer, x, residual, follow)
+def _is_half(steps: Steps, place: int) -> bool:
+    """Return whether the step at a place is the first of a residual block's two."""
+    if place + 1 == len(steps):
+        return False
+    return steps[place + 1][0].adds and steps[place + 1][1].adds
 
 
-def _run(
-    layer: Fused, weights: Weights, follow: Next | None, x: Image, residual: Tensor | None = None
-) -> Image:
-    return layer.run(weights, x, residual, follow)
+def _can_recompute(steps: Steps) -> bool:
+    """Return whether backward can run these layers again.
+
+    Not with batch norm, whose running statistics would be updated twice, nor with dropout, whose
+    mask would have to be drawn again, which is impossible in a CUDA graph; nor with hooks.
+    """
+    return all(
+        each.operation is not None
+        or (
+            hasattr(each.layer, "per_sample")
+            and not _has(each.layer, _BatchNorm)
+            and _whole(each.layer)
+        )
+        for a, b, _ in steps
+        for each in (a, b)
+    )
 
 
 def _serves_both(layer: object) -> bool:
     """Return whether one call of a layer may serve both batches: no batch norm, no hooks."""
-    if getattr(layer, "per_sample", False):
-        return True
     return not _has(layer, _BatchNorm) and _whole(layer)
 
 
@@ -245,13 +269,6 @@ def _whole(layer: object) -> bool:
     return all(
         untouched(each, type(each)) and getattr(each, "fuses", True) for each in layer.modules()
     )
-
-
-def groupable(a: Any, b: Any) -> bool:
-    """Return whether two layers can run in one launch."""
-    if not (hasattr(a, "settings") and hasattr(b, "settings")):
-        return False
-    return a.per_sample and b.per_sample and a.settings() == b.settings()
 
 
 def _stacked(mine: Weights, others: Weights) -> Weights:

@@ -12,10 +12,9 @@ from fastunit.common.choices import ACTIVATIONS, NORMS, PAD_TYPES, Activation, N
 from fastunit.kernels import norm_act
 from fastunit.kernels.common import checks
 from fastunit.kernels.conv.block import apply
-from fastunit.kernels.conv.linked import Next, Padded
 from fastunit.kernels.conv.phases import REFLECT_LIMIT
-from fastunit.kernels.conv.plan import Plan
-from fastunit.models.chain import Chain, Weights, image_of
+from fastunit.kernels.conv.plan import Kind, Plan
+from fastunit.models.chain import Chain, Operation
 from fastunit.models.norms import LayerNorm, RowNorm
 from fastunit.models.unfused import intact, run_modules, say_plain, untouched
 
@@ -58,14 +57,16 @@ class _Block(nn.Module):
         else:
             self.activation = None if activation == "none" else _ACTIVATIONS[activation]()
 
-    def _options(self) -> dict[str, Any]:
-        """Return norm and activation as arguments of the fused operation, without tensors."""
+    def _norm_act_options(self) -> dict[str, Any]:
+        """Return the arguments of `norm_act` for norm and activation."""
         act, norm = self.activation, self.norm
         found: dict[str, Any] = {"act": self.activ_name}
-        if self.activ_name == "lrelu":
-            found["slope"] = act.negative_slope
+        if self.activ_name in ("lrelu", "prelu"):
+            found["slope"] = act.negative_slope if self.activ_name == "lrelu" else act.weight
         if self.norm_name in ("in", "ln"):
             found |= {"norm": self.norm_name, "eps": norm.eps}
+        if self.norm_name == "ln":
+            found |= {"gamma": norm.gamma, "beta": norm.beta}
         return found
 
     def _as_made(self, *parts: Any) -> bool:
@@ -77,10 +78,6 @@ class _Block(nn.Module):
         if not intact(*parts, norm, kinds[0], act, kinds[1]):
             return False
         return kinds[0] is not nn.InstanceNorm2d or not (norm.affine or norm.track_running_stats)
-
-    def _parameters_of_norm(self) -> tuple[Tensor | None, Tensor | None]:
-        """Return the fused norm's gamma and beta."""
-        return (self.norm.gamma, self.norm.beta) if self.norm_name == "ln" else (None, None)
 
     @property
     def _prelu(self) -> Tensor | None:
@@ -134,11 +131,15 @@ class Conv2dBlock(_Block):
         self.conv = nn.Conv2d(input_dim, output_dim, kernel_size, stride)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if self.fuses:
-            return image_of(self.run(self.weights(), x, residual))
-        say_plain(type(self).__name__)
-        y = self._run_modules(x)
-        return y if residual is None else y + residual
+        if not self.fuses:
+            say_plain(type(self).__name__)
+            y = self._run_modules(x)
+            return y if residual is None else y + residual
+        plan, *_ = operation = self.operation()
+        if self.norm_name != "bn":
+            return apply(plan, x, *operation.weights(), self._prelu, residual)
+        y = self.norm(apply(plan, x, *operation.weights()))
+        return norm_act(y, residual=residual, **self._norm_act_options())
 
     @property
     def fuses(self) -> bool:
@@ -162,42 +163,22 @@ class Conv2dBlock(_Block):
     def _run_modules(self, x: Tensor) -> Tensor:
         return self._run_norm_act(self.conv(self.pad(x)))
 
-    def weights(self) -> Weights:
-        """Return the block's weights, except those of batch norm and PReLU."""
-        conv = self.conv
-        return Weights(conv.weight, conv.bias, *self._parameters_of_norm())
-
-    def settings(self) -> tuple:
-        """Return the block's settings: equal for blocks that differ in their weights alone."""
-        shapes = self.conv.weight.shape, self.conv.bias is None
-        return type(self), self._plan(), self.norm_name, self.activ_name, *shapes
-
-    def reads(self) -> Next:
-        return Next(self._plan(), self.conv.weight.shape)
-
-    def run(
-        self,
-        weights: Weights,
-        x: Tensor | Padded,
-        residual: Tensor | None = None,
-        follow: Next | None = None,
-    ) -> Tensor | Padded:
-        """Apply the block with the given weights instead of its own; see `chain.Fused`."""
-        plan = self._plan()
-        if self.norm_name != "bn":
-            return apply(plan, x, *weights, self._prelu, residual, follow=follow)
-        y = self.norm(apply(plan, x, weights.weight, weights.bias))
-        slope = LRELU_SLOPE if self._prelu is None else self._prelu
-        return norm_act(y, residual=residual, **{"slope": slope, **self._options()})
-
-    def _plan(self) -> Plan:
-        """Return what the fused operation computes: all but batch norm and what follows it."""
-        options = {} if self.norm_name == "bn" else self._options()
-        return Plan(
-            "conv", self.stride, self.padding, 0, self.pad_type, options.get("norm", "none"),
-            options.get("eps", 0.0), options.get("act", "none"), options.get("slope", 0.0), 0,
+    def operation(self) -> Operation:
+        """Return the fused operation: all but batch norm and what follows it."""
+        norm, act = (
+            ("none", "none") if self.norm_name == "bn" else (self.norm_name, self.activ_name)
+        )
+        eps = 0.0 if norm == "none" else self.norm.eps
+        slope = self.activation.negative_slope if act == "lrelu" else 0.0
+        plan = Plan(
+            self._kind, self.stride, self.padding, 0, self.pad_type, norm, eps, act, slope, 0,
             "zero", "auto",
         )  # fmt: skip
+        return Operation(plan, self.conv, self.norm if norm == "ln" else None)
+
+    @property
+    def _kind(self) -> Kind:
+        return "conv"
 
 
 class UpsampleConv2dBlock(Conv2dBlock):
@@ -230,20 +211,20 @@ class UpsampleConv2dBlock(Conv2dBlock):
     ) -> None:
         super().__init__(input_dim, output_dim, kernel_size, 1, padding, norm, activation, pad_type)
 
-    def run(
-        self,
-        weights: Weights,
-        x: Tensor | Padded,
-        residual: Tensor | None = None,
-        follow: Next | None = None,
-    ) -> Tensor | Padded:
-        if self._plan().kind == "conv":
-            x = F.interpolate(image_of(x), scale_factor=2, mode="nearest")
-        return super().run(weights, x, residual, follow)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.fuses and self._kind == "conv":
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return super().forward(x, residual)
 
-    def _plan(self) -> Plan:
+    @property
+    def per_sample(self) -> bool:
+        """Whether groups of samples can have different weights, and nothing comes before it."""
+        return self._kind == "upsample" and super().per_sample
+
+    @property
+    def _kind(self) -> Kind:
         large = self.pad_type == "reflect" and self.padding > REFLECT_LIMIT
-        return super()._plan()._replace(kind="conv" if large else "upsample")
+        return "conv" if large else "upsample"
 
     def _run_modules(self, x: Tensor) -> Tensor:
         return super()._run_modules(F.interpolate(x, scale_factor=2, mode="nearest"))
@@ -279,9 +260,7 @@ class LinearBlock(_Block):
             return self._run_norm_act(y)
         if self.norm_name == "bn":
             y = self.norm(y)
-        gamma, beta = self._parameters_of_norm()
-        slope = LRELU_SLOPE if self._prelu is None else self._prelu
-        options: dict[str, Any] = {"slope": slope, "gamma": gamma, "beta": beta, **self._options()}
+        options = self._norm_act_options()
         if self.norm_name == "in":  # over all features: as one channel whose pixels they are
             return norm_act(y[:, None, None, :], **options)[:, 0, 0]
         return norm_act(y[:, :, None, None], **options)[:, :, 0, 0]

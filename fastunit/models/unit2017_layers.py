@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from fastunit.kernels import norm_act
 from fastunit.kernels.conv.block import apply
-from fastunit.kernels.conv.linked import Next, Padded
 from fastunit.kernels.conv.plan import Plan
-from fastunit.models.chain import Weights, image_of
+from fastunit.models.chain import Operation
 from fastunit.models.unfused import (
     plain_convolution,
     plain_instance_norm,
@@ -40,7 +39,7 @@ class FusedConvolution:
     The convolution is the module at index `place` of `layers` at the time of the call. The modules
     after it, up to index `stop`, are the norm and activation that norm, act and slope describe, as
     in `conv_norm_act`. If a module was modified or replaced, they are called one after the other.
-    A `chain.Fused`.
+    A layer of `chain.Program`.
     """
 
     def __init__(
@@ -93,36 +92,17 @@ class FusedConvolution:
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.fuses:
-            return image_of(self.run(self.weights(), x, residual))
+            plan, *_ = operation = self.operation()
+            return apply(plan, x, *operation.weights(), None, residual)
         say_plain(type(self.conv).__name__)
         stop = min(self.stop, len(self._layers))
         following = (self._layers[place] for place in range(self._place + 1, stop))
         y = run_modules(following, self.conv(x))
         return y if residual is None else y + residual
 
-    def weights(self) -> Weights:
-        """Return the layer's parameters."""
-        return Weights(self.conv.weight, self.conv.bias, None, None)
-
-    def settings(self) -> tuple:
-        """Return the layer's settings: equal for layers that differ in their weights alone."""
-        return self._plan(), self.conv.weight.shape, self.conv.bias is None
-
-    def reads(self) -> Next:
-        return Next(self._plan(), self.conv.weight.shape)
-
-    def run(
-        self,
-        weights: Weights,
-        x: Tensor | Padded,
-        residual: Tensor | None = None,
-        follow: Next | None = None,
-    ) -> Tensor | Padded:
-        """Apply the layer with the given weights; see `chain.Fused`."""
-        return apply(self._plan(), x, *weights, None, residual, follow=follow)
-
-    def _plan(self) -> Plan:
-        return plan_of(self.conv, self._norm, self._act)
+    def operation(self) -> Operation:
+        """Return the fused operation."""
+        return Operation(plan_of(self.conv, self._norm, self._act), self.conv)
 
 
 def plan_of(conv: Conv, norm: BlockNorm, act: str) -> Plan:
@@ -172,23 +152,9 @@ class ConvBlock(nn.Module):
         """Whether groups of samples can have different weights."""
         return untouched(self, ConvBlock) and self.fuses
 
-    def weights(self) -> Weights:
-        return self._fused.weights()
-
-    def settings(self) -> tuple:
-        return self._fused.settings()
-
-    def reads(self) -> Next:
-        return self._fused.reads()
-
-    def run(
-        self,
-        weights: Weights,
-        x: Tensor | Padded,
-        residual: Tensor | None = None,
-        follow: Next | None = None,
-    ) -> Tensor | Padded:
-        return self._fused.run(weights, x, residual, follow)
+    def operation(self) -> Operation:
+        """Return the fused operation."""
+        return self._fused.operation()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fuses:

@@ -72,8 +72,9 @@ def dense(x: Tensor) -> Tensor:
 def memory_format(*tensors: Tensor) -> torch.memory_format:
     """Return channels_last if one of the 4-d tensors is, and could not be called contiguous."""
     last = torch.channels_last
-    if any(t.is_contiguous(memory_format=last) and not t.is_contiguous() for t in tensors):
-        return last
+    for tensor in tensors:
+        if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=last):
+            return last
     return torch.contiguous_format
 
 

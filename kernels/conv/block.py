@@ -31,7 +31,6 @@ _PLAN = (
 )
 _NAMES = {"conv": "conv_norm_act", "transpose": "conv_transpose", "upsample": "upsample_conv"}
 _PARAMETERS = "Tensor w, Tensor? b, Tensor? gamma, Tensor? beta, Tensor? prelu"
-Weights = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 _TENSORS = 7  # that the forward operator takes
 _GIVEN = 14  # arguments of the backward operator between dy and the plan
 
@@ -78,7 +77,7 @@ def conv_block(
 def apply(
     plan: Plan, x: Tensor, w: Tensor, b: Tensor | None = None, gamma: Tensor | None = None,
     beta: Tensor | None = None, prelu: Tensor | None = None, residual: Tensor | None = None,
-    *, name: str | None = None,
+    *, name: str | None = None, follow: None = None,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def apply(
@@ -116,51 +115,42 @@ def apply(
             block's backward pass reads it: a pass over the image less in each direction.
     """
     image = x.image if isinstance(x, Padded) else x
-    weights = w, b, gamma, beta, prelu
+    if runtime.autocasts(image):
+        image, residual = runtime.autocast(image), _autocast(residual)
+        given = x if image is x or (isinstance(x, Padded) and image is x.image) else image
+        with runtime.no_autocast(image):
+            return apply(
+                plan, given, w, b, gamma, beta, prelu, residual, name=name, follow=follow
+            )  # fmt: skip
     chosen = runtime.choose_impl(plan.impl, image)
     if chosen == "triton" and plan.impl == "auto" and _is_oblong(plan.kind, w):
         chosen = "aten"
-    direct = eager.only_autograd(image, *weights, residual)
+    tensors = image, w, b, gamma, beta, prelu
+    direct = eager.only_autograd(*tensors, residual)
     if not direct and chosen != "plain":
         name = name or _NAMES.get(plan.kind, plan.kind)
-        derivatives.only_reverse(name, image, *weights, residual)
-    if not runtime.autocasts(image):
-        return _run(plan, chosen, direct, x, image, weights, residual, follow)
-    image = runtime.autocast(image)
-    with runtime.no_autocast(image):
-        return _run(plan, chosen, direct, x, image, weights, residual, follow)
-
-
-def _run(
-    asked: Plan,
-    chosen: str,
-    direct: bool,
-    x: Tensor | Padded,
-    image: Tensor,
-    weights: Weights,
-    residual: Tensor | None,
-    follow: Next | None,
-) -> Tensor | Padded:
-    """Run a block on the implementation that was chosen, `image` being of the dtype to compute in.
-
-    `direct`: autograd alone has to know of it.
-    """
-    plan = _resolved(asked, chosen)
-    check = arguments.remembered_result if direct else arguments.result
-    tensors = image, *weights
-    result = check(plan, *[None if t is None else (t.shape, t.dtype) for t in tensors])
+        derivatives.only_reverse(name, *tensors, residual)
+    asked = plan.impl
+    plan = _resolved(plan, chosen) if direct else plan._replace(impl=chosen)
+    forms: list[Any] = [None] * len(tensors)
+    for place, tensor in enumerate(tensors):
+        if tensor is not None:
+            forms[place] = tensor.shape, tensor.dtype
+    result = (arguments.remembered_result if direct else arguments.result)(plan, *forms)
     if residual is not None and (residual.shape != result.shape or residual.dtype != result.dtype):
         residual = checks.residual(result, residual)
-    if chosen == "plain" or (
-        direct and runtime.is_auto(asked.impl) and splitting_pays(plan, image, weights[0])
-    ):
+    if chosen == "plain" or (direct and splitting_pays(plan, asked, image, w)):
         return split_block(plan, *tensors, residual)
     if not direct:
-        grouped = arguments.grouped(*weights[:4])
-        return _forward(image, *grouped, weights[4], residual, *plan)[0]
+        rows = arguments.grouped(w, b, gamma, beta)
+        return _forward(image, *rows, prelu, residual, *plan)[0]
     if chosen == "triton" and (follow is not None or isinstance(x, Padded)):
         return linked.run(plan, x, *tensors, residual, result.shape, follow)
     return _Eager.apply(*tensors, residual, plan)
+
+
+def _autocast(residual: Tensor | None) -> Tensor | None:
+    return None if residual is None else runtime.autocast(residual)
 
 
 @functools.lru_cache
@@ -174,10 +164,8 @@ def _is_oblong(kind: str, w: Tensor) -> bool:
 
 
 def _fprop(plan: Plan, x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    y, haloed, raw, mean, rstd = _IMPLEMENTATIONS[plan.impl].fprop(plan, x, *others)
-    if plan.norm == "none":
-        mean = rstd = None
-    return y, haloed, raw, mean, rstd
+    with runtime.no_autocast(x):
+        return _IMPLEMENTATIONS[plan.impl].fprop(plan, x, *others)
 
 
 def _filled(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
@@ -309,7 +297,8 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         x, w, b, gamma, beta, prelu, residual, plan = args
-        found = _fprop(plan, x, *arguments.grouped(w, b, gamma, beta), prelu, residual)
+        rows = arguments.grouped(w, b, gamma, beta)
+        found = _IMPLEMENTATIONS[plan.impl].fprop(plan, x, *rows, prelu, residual)
         _save(ctx, plan, args, found)
         y = found[0]
         assert y is not None

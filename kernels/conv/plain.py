@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastunit.kernels.common.runtime import is_auto
 from fastunit.kernels.conv.plan import Plan
 from fastunit.kernels.norm_act import plain as norm_act
 from fastunit.kernels.norm_act.op import norm_act_eager
@@ -15,14 +16,17 @@ from fastunit.kernels.norm_act.op import norm_act_eager
 SMALL = 1 << 17
 
 
-def splitting_pays(plan: Plan, x: Tensor, w: Tensor) -> bool:
+def splitting_pays(plan: Plan, asked: str, x: Tensor, w: Tensor) -> bool:
     """Return whether "auto" takes `split_block`: not for upsampling, whose phases save products.
+
+    `asked` is what the caller named as implementation.
 
     Forward and backward of a 3x3 block of 16 channels on 4x4 pixels then take half of the time on
     a CPU; autograd saves up to twice as much.
     """
     fits = plan.kind != "upsample" and x.device.type == "cpu"
-    return fits and plan.impl == "aten" and max(x.numel(), w.numel()) <= SMALL
+    small = fits and plan.impl == "aten" and max(x.numel(), w.numel()) <= SMALL
+    return small and is_auto(asked)
 
 
 def split_block(
@@ -46,36 +50,34 @@ def split_block(
         slope: prelu's.
         residual: [N, K, P, Q].
     """
-    raw = _convolved(plan, x, w, b)
-    given = raw, gamma, beta, slope, residual, plan.norm_act
-    bare = plan.norm == "none" and not plan.halo
-    if plan.impl == "plain" or bare or norm_act.pays(raw, plan.norm_act):
-        return norm_act.norm_act_plain(*given)
-    return norm_act_eager(*given, plan.impl)
-
-
-def _convolved(plan: Plan, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """Return what a block convolves, before its norm."""
+    inside = plan.kind == "transpose" or plan.pad_mode == "zero"
     if plan.kind == "upsample":
         x = F.interpolate(x, scale_factor=2, mode="nearest")
-    inside = plan.kind == "transpose" or plan.pad_mode == "zero"
     if plan.padding and not inside:
         x = F.pad(x, (plan.padding,) * 4, mode=plan.pad_mode)
     if b is not None:
         if plan.norm == "in":  # takes a bias away again: it is left out, its gradient is 0
             b = torch.where(b.new_zeros((), dtype=torch.bool), b, 0.0)
         b = b.to(x.dtype)
-    w = w.to(x.dtype)
-    if w.dim() == 4:
-        return _convolve(plan, x, w, b, inside)
+    w, padding = w.to(x.dtype), plan.padding if inside else 0
+    if w.dim() > 4:
+        raw = _grouped(plan, x, w, b, padding)
+    elif plan.kind == "transpose":
+        raw = torch.conv_transpose2d(x, w, b, plan.stride, padding, plan.output_padding)
+    else:
+        raw = torch.conv2d(x, w, b, plan.stride, padding)
+    options = plan.norm_act
+    bare = plan.norm == "none" and not plan.halo
+    if plan.impl == "plain" or bare or norm_act.pays(raw, options):
+        return norm_act.norm_act_plain(raw, gamma, beta, slope, residual, options)
+    return norm_act_eager(raw, gamma, beta, slope, residual, options, plan.impl)
+
+
+def _grouped(plan: Plan, x: Tensor, w: Tensor, b: Tensor | None, padding: int) -> Tensor:
+    """Convolve each group of samples with its own filters, [G, K, C, R, S]."""
     biases = [None] * len(w) if b is None else b.unbind()
     parts = zip(x.chunk(len(w)) if len(x) else [x] * len(w), w.unbind(), biases, strict=True)
-    return torch.cat([_convolve(plan, *part, inside) for part in parts])
-
-
-def _convolve(plan: Plan, x: Tensor, w: Tensor, b: Tensor | None, inside: bool) -> Tensor:
-    padding = plan.padding if inside else 0
     if plan.kind == "transpose":
-        return torch.conv_transpose2d(x, w, b, plan.stride, padding, plan.output_padding)
-    stride = 1 if plan.kind == "upsample" else plan.stride
-    return torch.conv2d(x, w, b, stride, padding)
+        more = plan.stride, padding, plan.output_padding
+        return torch.cat([torch.conv_transpose2d(*part, *more) for part in parts])
+    return torch.cat([torch.conv2d(*part, plan.stride, padding) for part in parts])

@@ -87,7 +87,7 @@ def norm_act_aten(
     for "none" they are empty, and autograd may follow. y is x itself where nothing is to be done.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale, shift = planes(gamma, wide), planes(beta, wide)
+    scale = None if gamma is None else planes(gamma, wide)
     mean, rstd = wide.new_empty(0), wide.new_empty(0)
     y = wide
     # A normalised y is a new tensor, free to be changed: half the time of making another.
@@ -96,9 +96,10 @@ def norm_act_aten(
         y, mean, rstd = _normalise(wide, scale, options)
     elif scale is not None:
         y = wide * scale
-    if shift is not None:
+    if beta is not None:
+        shift = planes(beta, wide)
         y = y.add_(shift) if own else y + shift
-    y = activate(y, options, planes(slope, wide), own)
+    y = activate(y, options, None if slope is None else planes(slope, wide), own)
     if residual is not None:
         y = y.add_(residual) if own else y + residual
     if options.halo:
@@ -107,10 +108,8 @@ def norm_act_aten(
     return y.to(x.dtype), mean, rstd
 
 
-def planes(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+def planes(parameter: Tensor, x: Tensor) -> Tensor:
     """Return a parameter [1], [C] or [G, C] as [1 or N, 1 or C, 1, 1] of x's dtype."""
-    if parameter is None:
-        return None
     rows = parameter.to(x.dtype)
     if rows.dim() == 2 and len(rows) > 1:
         rows = rows.repeat_interleave(x.shape[0] // len(rows), 0)
@@ -189,11 +188,12 @@ def norm_act_backward_aten(
     xhat = x.to(g.dtype)
     if options.norm != "none":
         xhat = (xhat - _over_pixels(mean)).mul_(_over_pixels(rstd))
-    scale, shift = planes(gamma, xhat), planes(beta, xhat)
+    scale = None if gamma is None else planes(gamma, xhat)
     pre = xhat if scale is None else xhat * scale
-    if shift is not None:
-        pre = pre + shift
-    dpre, dslope = _activate_backward(g, pre, options, planes(slope, xhat), from_output)
+    if beta is not None:
+        pre = pre + planes(beta, xhat)
+    slopes = None if slope is None else planes(slope, xhat)
+    dpre, dslope = _activate_backward(g, pre, options, slopes, from_output)
     del pre  # the size of x
     if options.norm != "none":
         total, total_xhat = dpre.sum(PIXELS), (dpre * xhat).sum(PIXELS)

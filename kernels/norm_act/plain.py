@@ -42,15 +42,14 @@ def norm_act_plain(
     elif options.norm == "ln":
         std, mean = torch.std_mean(wide, (1, *PIXELS), keepdim=True)
         y = (wide - mean) / (std + options.eps)
-    scale, shift = planes(gamma, wide), planes(beta, wide)
-    if scale is not None:
-        y = y * scale
-    if shift is not None:
-        y = y + shift
+    if gamma is not None:
+        y = y * planes(gamma, wide)
+    if beta is not None:
+        y = y + planes(beta, wide)
     if options.act == "relu":
         y = F.threshold(y, 0.0, 0.0)  # F.relu saves its result
-    else:
-        y = activate(y, options, planes(slope, wide), inplace=False)
+    elif options.act != "none":
+        y = activate(y, options, None if slope is None else planes(slope, wide), inplace=False)
     if residual is not None:
         y = y + residual
     if options.halo:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastunit.config import from_dict
+from fastunit.models.chain import Operation
 from fastunit.models.grouped import GroupedExecution
 from fastunit.models.layers import Conv2dBlock
 from fastunit.models.unit import UNIT
@@ -133,18 +134,18 @@ def test_only_layers_that_differ_run_apart(make):
 @pytest.mark.parametrize("paired", ["on", "off"])
 def test_shared_layers_run_once_for_both_domains(paired, make, monkeypatch):
     step, batch = make(ALIKE, pair_domains=paired, share={"enc": 1, "dec": 1})
-    calls, unit, parts, run = Counter(), step.unit, {}, Conv2dBlock.run
+    calls, unit, parts, run = Counter(), step.unit, {}, Operation.run
     for part in ("enc", "dec"):
         block = getattr(unit.gen_a, part).res_blocks[-1 if part == "enc" else 0].model[0]
         assert block is getattr(unit.gen_b, part).res_blocks[-1 if part == "enc" else 0].model[0]
-        parts[block] = part
+        parts[block.conv] = part
 
-    def counted(block, weights, x, *others):  # a hook would take the block out of the pair
-        if block in parts:
-            calls.update({parts[block]: len(x)})
-        return run(block, weights, x, *others)
+    def counted(operation, weights, follow, x, *others):  # a hook would take it out of the pair
+        if operation.conv in parts:
+            calls.update({parts[operation.conv]: len(x)})
+        return run(operation, weights, follow, x, *others)
 
-    monkeypatch.setattr(Conv2dBlock, "run", counted)
+    monkeypatch.setattr(Operation, "run", counted)
     with torch.no_grad():
         decode_both(unit, *batch)
     # The decoders' first block sees two codes of two samples, not these twice.

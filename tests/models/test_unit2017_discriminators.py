@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from fastunit.config.schema2017 import DisOptions, ResGenOptions, SharedDisOptions
 from fastunit.models import unit2017
+from fastunit.models.chain import Operation
 from fastunit.models.unit2017 import COCODis, COCOMsDis, COCOResGen, COCOSharedDis
 from fastunit.models.unit2017_discriminators import blur_downsample
-from fastunit.models.unit2017_layers import FusedConvolution
 from tests.support.tensors import images
 
 CASES = ("paper_dis", "paper_msdis", "paper_shared_dis")
@@ -121,14 +121,14 @@ def test_the_last_layer_is_shared_with_the_layers_before_it():
 
 
 def test_shared_layers_run_once_over_both_domains(monkeypatch):
-    dis, calls, run = make(*VARIANTS[-1]), [], FusedConvolution.run
+    dis, calls, run = make(*VARIANTS[-1]), [], Operation.run
 
-    def counted(layer, *args):  # no hook: it would have the layer run apart
-        if layer.conv is dis.model_S[0].model[0]:
+    def counted(operation, *args):  # no hook: it would have the layer run apart
+        if operation.conv is dis.model_S[0].model[0]:
             calls.append(None)
-        return run(layer, *args)
+        return run(operation, *args)
 
-    monkeypatch.setattr(FusedConvolution, "run", counted)
+    monkeypatch.setattr(Operation, "run", counted)
     for sizes, count in zip(SIZES[:2], (1, 2), strict=True):
         dis(*of_both(dis, sizes))
         assert len(calls) == count

@@ -16,6 +16,8 @@ import torch._C._functorch as _functorch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from fastunit.kernels.common import runtime
+
 _PLAIN = (Tensor, nn.Parameter, type(None))
 _REMEMBERED = 4096  # results of each cached function
 R = TypeVar("R")
@@ -46,11 +48,11 @@ def only_autograd(*tensors: Tensor | None) -> bool:
 
     It has not where anything records, transforms or replaces operators: torch.compile, export and
     jit.trace, torch.func, forward-mode AD, a mode such as FakeTensorMode or FlopCounterMode, a
-    tensor subclass.
+    tensor subclass. Modes that watch recorded launches see what a GPU would run.
     """
     if (
         torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
+        or (torch._C._len_torch_dispatch_stack() and not runtime.recording())
         or _functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None

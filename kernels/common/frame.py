@@ -41,7 +41,8 @@ class Frame:
     """Where the pixels of [N, H, W, C] lie in a buffer [N, height, width, pitch].
 
     Pixel (h, w) is at (lead + h, lead + w); what surrounds it is a halo made from the image,
-    then zeros, as are the channels from C to pitch. `slack` zeroed pixels precede sample 0.
+    then zeros, as are the channels from C to pitch. `slack` zeroed pixels precede sample 0. What
+    writes the image writes all of that.
     """
 
     lead: int
@@ -51,11 +52,10 @@ class Frame:
     slack: int = 0
 
     def empty(self, samples: int, like: Tensor) -> Tensor:
-        """Return the uninitialised buffer, of like's dtype and device, with its slack zeroed."""
+        """Return the buffer, of like's dtype and device, without values."""
         shape = (samples, self.height, self.width, self.pitch)
         start = self.slack * self.pitch
         flat = like.new_empty(start + samples * self.height * self.width * self.pitch)
-        flat[:start] = 0
         return flat[start:].view(shape)
 
 

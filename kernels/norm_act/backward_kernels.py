@@ -213,7 +213,7 @@ def backward_apply_kernel(
     slope_ptr,  # [1] or [C], or None
     more_ptr,  # [N, H, W, C], channel stride 1: a gradient of the image itself, or None
     coefficient_ptr,  # [N, 3, C] fp32, or None without statistics
-    dx_ptr,  # [N, pixels, pitch], rows of `width` pixels
+    dx_ptr,  # [N, pixels, pitch], rows of `width` pixels; `slack` pixels before are zeroed
     dresidual_ptr,  # [N, H, W, C], or None
     H,
     W,
@@ -238,6 +238,8 @@ def backward_apply_kernel(
     pixels,
     width,
     pitch_v,  # in units of VEC channels
+    slack,
+    samples,
     tiles,
     tiles_c,
     PAD_MODE: tl.constexpr,
@@ -248,9 +250,14 @@ def backward_apply_kernel(
     BLOCK_C: tl.constexpr,
 ):
     sample, tile, offs_m, offs_c = locate(tiles, tiles_c, BLOCK_M, BLOCK_C)
+    # Programs beyond the images zero what precedes the first one.
+    beyond = sample >= samples
+    offs_m += tl.where(beyond, (sample - samples).to(tl.int32) * tiles * BLOCK_M - slack, 0)
+    stop = tl.where(beyond, 0, pixels)
+    sample = tl.where(beyond, 0, sample)
     h = offs_m // width - lead
     w = offs_m % width - lead
-    inside = (h >= 0) & (h < H) & (w >= 0) & (w < W)
+    inside = (offs_m >= 0) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
     in_c = offs_c < C
     mask = inside[:, None] & in_c[None, :]
     offs_x = (h * stride_xh + w * stride_xw)[:, None] + (offs_c * stride_xc)[None, :]
@@ -297,5 +304,5 @@ def backward_apply_kernel(
     dx = tl.where(mask, dx, 0.0)
     pitch = pitch_v * VEC
     dx_ptrs = dx_ptr + sample * pixels * pitch + (offs_m * pitch)[:, None] + offs_c[None, :]
-    stored = (offs_m < pixels)[:, None] & (offs_c < pitch)[None, :]
+    stored = (offs_m < stop)[:, None] & (offs_c < pitch)[None, :]
     tl.store(dx_ptrs, dx.to(dx_ptr.dtype.element_ty), mask=stored)

@@ -273,7 +273,7 @@ def _apply(
     config, place, tiles = _tiled(frame)
     launch(
         backward_kernels.backward_apply_kernel,
-        (samples * math.prod(tiles),),
+        ((samples * tiles[0] + cdiv(frame.slack, config.block_m)) * tiles[1],),
         dy,
         x,
         *pointers,
@@ -286,6 +286,8 @@ def _apply(
         *scalars,
         {"zero": 1, "reflect": 3, "replicate": 1 + 2 * halo}[modes["PAD_MODE"]],
         *place,
+        frame.slack,
+        samples,
         *tiles,
         VEC=vector(frame.pitch),
         **modes,

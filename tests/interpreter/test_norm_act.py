@@ -45,9 +45,13 @@ def assert_in_frame(buffer, frame, wanted, lead, name):
     assert_near(inside, wanted, name)
     inside.zero_()
     assert torch.equal(image, torch.zeros_like(image)), name
+    start = buffer.storage_offset()
+    assert start == frame.slack * frame.pitch
+    before = buffer.as_strided((start,), (1,), 0)
+    assert torch.equal(before, torch.zeros_like(before)), name
 
 
-def check(shape, tail, *, rows=1, slope=None, frames=True, dtype=torch.float32):
+def check(shape, tail, *, rows=1, slope=None, frames=True, dtype=torch.float32, slack=3):
     """Compare forward and backward of a tail, in frames wider than the image."""
     samples, channels, height, width = shape
     x, residual = (torch.randn(shape, dtype=dtype) for _ in range(2))
@@ -55,7 +59,7 @@ def check(shape, tail, *, rows=1, slope=None, frames=True, dtype=torch.float32):
     gamma, beta = torch.randn(rows, channels), torch.randn(channels)
     halo, size = tail.halo, (height + 2 * tail.halo, width + 2 * tail.halo)
     pitch = -(-channels // 8) * 8
-    frame = Frame(halo, size[0] + 1, size[1] + 2, pitch, 3) if frames else None
+    frame = Frame(halo, size[0] + 1, size[1] + 2, pitch) if frames else None
     y, mean, rstd = norm_act_triton(nhwc(x), gamma, beta, slope, nhwc(residual), tail, frame=frame)
     exact = double(x, gamma, beta, slope)
     wanted, *statistics = norm_act_aten(*exact, residual.double(), tail)
@@ -67,7 +71,7 @@ def check(shape, tail, *, rows=1, slope=None, frames=True, dtype=torch.float32):
     # A view into a wider buffer, as a convolution's data gradient leaves it.
     dy = torch.randn(samples, size[0] + 1, size[1] + 3, pitch, dtype=dtype)
     dy = dy[:, 1:, 1 : size[1] + 1, :channels]
-    frame = Frame(1, height + 2, width + 3, pitch, 3) if frames else None
+    frame = Frame(1, height + 2, width + 3, pitch, slack) if frames else None
     more = torch.randn(samples, height, width + 1, pitch, dtype=dtype)[:, :, 1:, :channels]
     found = norm_act_backward_triton(
         dy, nhwc(x), mean, rstd, gamma, beta, slope, tail, frame=frame, residual=True, more=more
@@ -103,6 +107,7 @@ def test_every_activation_and_one_slope_for_all(act):
 @pytest.mark.parametrize("norm", NORMS)
 def test_many_tiles_of_pixels_and_of_channels(norm):
     check((1, 72, 18, 15), NormActOptions(norm, 1e-5, "relu", 0.0, 3, "reflect"), frames=False)
+    check((2, 72, 18, 15), NormActOptions(norm, 1e-5, "relu"), slack=300)
 
 
 def test_a_row_of_several_tiles_and_a_halo_as_wide_as_the_image():

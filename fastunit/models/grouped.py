@@ -4,14 +4,15 @@ A layer that both networks share runs once, over both batches. Layers of equal s
 launch with two groups of filters (`fastunit.kernels`), so that small batches fill a GPU. All other
 pairs of layers (different channels, image sizes or batch sizes) run separately.
 
-A layer that can be grouped has `weights`, `settings`, `run` and `per_sample`, as `Conv2dBlock`. A
+A layer that can be grouped has the members of `Groupable`, as `Conv2dBlock` does. A
 residual block has `halves`: two such layers, the second of which adds the block's input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeGuard, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from fastunit.kernels.common.weight_cache import kept
+from fastunit.kernels.conv.layouts import Filters
 from fastunit.models.discriminator import Discriminator
 from fastunit.models.layers import ResBlocks, Weights
 from fastunit.models.unfused import untouched
@@ -27,6 +28,7 @@ from fastunit.models.unit2018 import ContentEncoder, Decoder
 from fastunit.models.vae import check_image
 
 M = TypeVar("M", bound=nn.Module)
+Store = dict[tuple[int, ...], Filters]  # by the identity of a layer, or of two that are grouped
 
 
 class Groupable(Protocol):
@@ -35,6 +37,8 @@ class Groupable(Protocol):
     @property
     def per_sample(self) -> bool: ...
     def weights(self) -> Weights: ...
+    @property
+    def convolution(self) -> tuple[str, int]: ...
     def settings(self) -> tuple: ...
     def run(self, weights: Weights, x: Tensor, residual: Tensor | None = None) -> Tensor: ...
 
@@ -90,10 +94,12 @@ class GroupedExecution:
     Attributes:
         grouped: whether layers of equal shapes run in one launch; None: on a GPU.
         recompute: save only the inputs of blocks, and run the blocks again in backward.
+        filters: the layers' filters, where they were laid out before (`packed.NetworkFilters`).
     """
 
     grouped: bool | None = None
     recompute: bool = False
+    filters: Store = field(default_factory=dict, compare=False, repr=False)
 
     def run(self, a: nn.Module, b: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``a(x), b(y)`` up to rounding, for sequences of fastunit's layers.
@@ -191,11 +197,19 @@ class GroupedExecution:
         *residual: BatchPair,
     ) -> BatchPair:
         if a is b and _serves_both(a):
-            return both.apply_shared(a, *residual)
-        if self._groups(both) and (pair := _groupable(a, b)):
+            return both.apply_shared(self._with_filters(a), *residual)
+        if self._groups(both) and (pair := groupable(a, b)):
             weights = _stacked(pair[0].weights(), pair[1].weights())
+            weights = weights._replace(filters=self.filters.get((id(a), id(b))))
             return both.apply_joined(lambda *inputs: pair[0].run(weights, *inputs), *residual)
-        return both.apply_apart(a, b, *residual)
+        return both.apply_apart(self._with_filters(a), self._with_filters(b), *residual)
+
+    def _with_filters(self, layer: Any) -> Callable[..., Tensor]:
+        """Return the layer, or a function that runs it with filters that were laid out before."""
+        filters = self.filters.get((id(layer),))
+        if filters is None or not layer.per_sample:
+            return layer
+        return partial(layer.run, layer.weights()._replace(filters=filters))
 
     def _groups(self, both: BatchPair) -> bool:
         x, y = both.parts
@@ -235,7 +249,7 @@ def _is(module: nn.Module, *kinds: type[M]) -> TypeGuard[M]:
     return type(module) in kinds
 
 
-def _groupable(a: Any, b: Any) -> tuple[Groupable, Groupable] | None:
+def groupable(a: Any, b: Any) -> tuple[Groupable, Groupable] | None:
     """Return the two layers if they can be grouped, else None."""
     if not (hasattr(a, "settings") and hasattr(b, "settings")):
         return None
@@ -244,9 +258,8 @@ def _groupable(a: Any, b: Any) -> tuple[Groupable, Groupable] | None:
 
 
 def _stacked(mine: Weights, others: Weights) -> Weights:
-    weight = kept(_stack, mine.weight, others.weight)
-    pairs = zip(mine[1:], others[1:], strict=True)
-    return Weights(weight, *(None if p is None else kept(_stack, p, q) for p, q in pairs))
+    pairs = zip(mine[:4], others[:4], strict=True)
+    return Weights(*(None if p is None else _stack(p, q) for p, q in pairs))
 
 
 def _stack(p: Tensor, q: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from fastunit.common.choices import ACTIVATIONS, NORMS, PAD_TYPES, Activation, Norm, PadType
 from fastunit.kernels import conv_norm_act, norm_act, upsample_conv
 from fastunit.kernels.common import checks
+from fastunit.kernels.conv.layouts import Filters
+from fastunit.kernels.conv.phases import upsampling
 from fastunit.models.unfused import (
     plain_convolution,
     plain_instance_norm,
@@ -86,6 +88,7 @@ class Weights(NamedTuple):
     bias: Tensor | None  # [K]
     gamma: Tensor | None  # [K]
     beta: Tensor | None  # [K]
+    filters: Filters | None = None  # the weight, laid out before
 
 
 class _Block(nn.Module):
@@ -240,6 +243,11 @@ class Conv2dBlock(_Block):
         numbers = options.get("eps"), None if self.activ_name == "prelu" else options.get("slope")
         return type(self), *where, self.norm_name, self.activ_name, *numbers, *shapes
 
+    @property
+    def convolution(self) -> tuple[str, int]:
+        """The kind of block that the fused operation is, and its stride."""
+        return "conv", self.stride
+
     def run(self, weights: Weights, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Apply the block with the given weights instead of its own.
 
@@ -248,6 +256,7 @@ class Conv2dBlock(_Block):
         options = self._norm_act_options()
         if weights.gamma is not None:
             options |= {"gamma": weights.gamma, "beta": weights.beta}
+        options["filters"] = weights.filters
         return self._run_fused(x, weights.weight, weights.bias, residual, options)
 
     def _run_fused(
@@ -296,6 +305,11 @@ class UpsampleConv2dBlock(Conv2dBlock):
         pad_type: PadType = "zero",
     ) -> None:
         super().__init__(input_dim, output_dim, kernel_size, 1, padding, norm, activation, pad_type)
+
+    @property
+    def convolution(self) -> tuple[str, int]:
+        """The kind of block that the fused operation is, and its stride."""
+        return upsampling(self.padding, self.pad_type), 1
 
     def _convolve(
         self, x: Tensor, w: Tensor, b: Tensor | None, residual: Tensor | None = None, **options: Any

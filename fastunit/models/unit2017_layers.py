@@ -107,10 +107,16 @@ class Fused:
         shapes = self.conv.weight.shape, self.conv.bias is None
         return type(self.conv), self._where(), self.options, *shapes
 
+    @property
+    def convolution(self) -> tuple[str, int]:
+        """The kind of block that the fused operation is, and its stride."""
+        kind = "transpose" if isinstance(self.conv, nn.ConvTranspose2d) else "conv"
+        return kind, self.conv.stride[0]
+
     def run(self, weights: Weights, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Apply the layer with the given weights; see `layers.Conv2dBlock.run`."""
         operation = conv_transpose if isinstance(self.conv, nn.ConvTranspose2d) else conv_norm_act
-        options: dict[str, Any] = self.options | {"residual": residual}
+        options: dict[str, Any] = self.options | {"residual": residual, "filters": weights.filters}
         return operation(x, weights.weight, weights.bias, **self._where(), **options)
 
     def _where(self) -> dict[str, Any]:
@@ -155,6 +161,10 @@ class ConvBlock(nn.Module):
 
     def settings(self) -> tuple:
         return self._fused.settings()
+
+    @property
+    def convolution(self) -> tuple[str, int]:
+        return self._fused.convolution
 
     def run(self, weights: Weights, x: Tensor) -> Tensor:
         return self._fused.run(weights, x)

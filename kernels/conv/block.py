@@ -17,6 +17,7 @@ from fastunit.kernels.common import checks, derivatives, eager, runtime
 from fastunit.kernels.common.checks import Activation, Norm, PadMode
 from fastunit.kernels.common.runtime import Impl
 from fastunit.kernels.conv import arguments, aten, launch
+from fastunit.kernels.conv.layouts import Filters
 from fastunit.kernels.conv.plain import split_block, splitting_pays
 from fastunit.kernels.conv.plan import Gradients, Kind, NeededGradients, Plan
 
@@ -29,8 +30,9 @@ _PLAN = (
 )
 _NAMES = {"conv": "conv_norm_act", "transpose": "conv_transpose", "upsample": "upsample_conv"}
 _PARAMETERS = "Tensor w, Tensor? b, Tensor? gamma, Tensor? beta, Tensor? prelu"
-_TENSORS = 7  # that the forward operator takes
-_GIVEN = 14  # arguments of the backward operator between dy and the plan
+_FILTERS = "Tensor? fprop_filters, Tensor? dgrad_filters"  # w in its layouts
+_TENSORS = 9  # that the forward operator takes
+_GIVEN = 15  # arguments of the backward operator between dy and the plan
 
 
 def conv_block(
@@ -53,12 +55,14 @@ def conv_block(
     halo: int = 0,
     halo_mode: PadMode = "zero",
     impl: Impl = "auto",
+    filters: Filters | None = None,
     name: str | None = None,
 ) -> Tensor:
     """Check the arguments and run a block; `kind` is "conv", "transpose" or "upsample".
 
     The public functions say what the arguments are; `name` is the one that was called, where it
-    does not follow from `kind`.
+    does not follow from `kind`. `filters` are w, laid out before (see `packed`); they are left
+    unused where the block runs in another dtype or implementation.
     """
     chosen = runtime.choose_impl(impl, x)
     if chosen == "triton" and impl == "auto" and _is_oblong(kind, w):
@@ -84,8 +88,18 @@ def conv_block(
         with runtime.no_autocast(x):
             return split_block(plan, *tensors)
     if direct:
-        return _Eager.apply(*tensors, plan)
-    return _forward(x, *_grouped(w, b, gamma, beta), prelu, residual, *plan)[0]
+        return _Eager.apply(*tensors, *_fitting(filters, plan, x), plan)
+    laid_out = _fitting(filters, plan, x)
+    return _forward(x, *_grouped(w, b, gamma, beta), prelu, residual, *laid_out, *plan)[0]
+
+
+def _fitting(filters: Filters | None, plan: Plan, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return filters for the product and for the gradient of x, if the kernels can read them."""
+    if filters is None or filters.fprop.dtype != x.dtype:
+        return None, None
+    if filters.of != (plan.impl, plan.kind, plan.stride):
+        return None, None
+    return filters.fprop, filters.dgrad
 
 
 def _grouped(w: Tensor, *parameters: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -115,15 +129,15 @@ def _filled(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...
 def _bprop(plan: Plan, dy: Tensor, *given: Any) -> Gradients:
     with runtime.no_autocast(dy):
         return _IMPLEMENTATIONS[plan.impl].backward(
-            plan, dy, *given[:-4], NeededGradients(*given[-4:])
+            plan, dy, *given[:-5], NeededGradients(*given[-4:]), given[-5]
         )
 
 
 _forward = torch.library.custom_op(
     "fastunit::conv_block",
-    lambda x, *args: _filled(_fprop(Plan(*args[_TENSORS - 1 :]), x, *args[: _TENSORS - 1]), x),
+    lambda x, *args: _filled(_fprop(Plan(*args[_TENSORS - 1 :]), x, *args[: _TENSORS - 2]), x),
     mutates_args=(),
-    schema=f"(Tensor x, {_PARAMETERS}, Tensor? residual, {_PLAN})"
+    schema=f"(Tensor x, {_PARAMETERS}, Tensor? residual, {_FILTERS}, {_PLAN})"
     " -> (Tensor y, Tensor haloed, Tensor raw, Tensor mean, Tensor rstd)",
 )
 _backward = torch.library.custom_op(
@@ -131,7 +145,8 @@ _backward = torch.library.custom_op(
     lambda dy, *args: _filled(_bprop(Plan(*args[_GIVEN:]), dy, *args[:_GIVEN]), dy),
     mutates_args=(),
     schema="(Tensor dy, SymInt[] x_shape, Tensor source, Tensor raw, Tensor mean, Tensor rstd, "
-    f"{_PARAMETERS}, bool want_x, bool want_w, bool want_sums, bool has_residual, {_PLAN})"
+    f"{_PARAMETERS}, Tensor? filters, bool want_x, bool want_w, bool want_sums, "
+    f"bool has_residual, {_PLAN})"
     f" -> ({', '.join(f'Tensor d{name}' for name in Gradients._fields)})",
 )
 
@@ -145,6 +160,8 @@ def _(
     beta: Tensor | None,
     prelu: Tensor | None,
     residual: Tensor | None,
+    fprop_filters: Tensor | None,
+    dgrad_filters: Tensor | None,
     *settings: Any,
 ) -> tuple[Tensor, ...]:
     plan = Plan(*settings)
@@ -161,8 +178,8 @@ def _(
 
 @_backward.register_fake
 def _(dy: Tensor, x_shape: Sequence[int], *args: Any) -> tuple[Tensor, ...]:
-    source, _, _, _, w, *parameters = args[:9]
-    want_x, want_w, want_sums, has_residual, *settings = args[9:]
+    source, _, _, _, w, *parameters = args[:9]  # then the filters
+    want_x, want_w, want_sums, has_residual, *settings = args[10:]
     plan = Plan(*settings)
     form = _IMPLEMENTATIONS[plan.impl].result_format(source, w)
     dx = dy.new_empty(x_shape).to(memory_format=form) if want_x else None
@@ -180,7 +197,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor | None, ...]) -
 
 
 def _save(ctx: Any, plan: Plan, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
-    x, w, b, gamma, beta, prelu, residual = inputs[:_TENSORS]
+    x, w, b, gamma, beta, prelu, residual, _, filters = inputs[:_TENSORS]
     y, haloed, raw, mean, rstd = output
     product = y if plan.fuses_activation(residual is not None, gamma, beta, prelu) else raw
     if not plan.keeps_product(gamma):
@@ -188,7 +205,7 @@ def _save(ctx: Any, plan: Plan, inputs: tuple, output: tuple[Tensor | None, ...]
     source = x if haloed is None or haloed.dim() == 1 else haloed
     ctx.plan, ctx.x_shape, ctx.has_residual = plan, x.shape, residual is not None
     ctx.saves_x = source is x
-    ctx.save_for_backward(source, product, mean, rstd, w, b, gamma, beta, prelu)
+    ctx.save_for_backward(source, product, mean, rstd, w, b, gamma, beta, prelu, filters)
     ctx.set_materialize_grads(False)
 
 
@@ -198,11 +215,11 @@ def _gradients(ctx: Any, dy: Tensor | None) -> Sequence[Tensor | None]:
         return (None,) * _TENSORS
     plan, of_inputs = ctx.plan, ctx.needs_input_grad[:_TENSORS]
     needed = *of_inputs[:2], any(of_inputs[2:6]), ctx.has_residual
-    source, product, mean, rstd, *parameters, prelu = ctx.saved_tensors
+    source, product, mean, rstd, *parameters, prelu, filters = ctx.saved_tensors
     if ctx.saves_x and plan.impl == "triton":
         # Hooks that keep saved tensors elsewhere (save_on_cpu) may return them in other strides.
         source = source.contiguous(memory_format=torch.channels_last)
-    saved = [product, mean, rstd, *_grouped(*parameters), prelu]
+    saved = [product, mean, rstd, *_grouped(*parameters), prelu, filters]
     if eager.hides_backward(dy, source, *saved):
         found = list(_bprop(plan, dy, ctx.x_shape, source, *saved, *needed))
     else:
@@ -214,6 +231,7 @@ def _gradients(ctx: Any, dy: Tensor | None) -> Sequence[Tensor | None]:
             found[place] = gradient[0]
     if plan.halo == 0:
         found[-1] = dy  # an operator may not return its argument
+    found += None, None  # of the filters in their layouts
     return [g if need else None for g, need in zip(found, of_inputs, strict=True)]
 
 
@@ -235,8 +253,8 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        x, w, b, gamma, beta, prelu, residual, plan = args
-        found = _fprop(plan, x, *_grouped(w, b, gamma, beta), prelu, residual)
+        x, w, b, gamma, beta, prelu, residual, filters, _, plan = args
+        found = _fprop(plan, x, *_grouped(w, b, gamma, beta), prelu, residual, filters)
         _save(ctx, plan, args, found)
         y = found[0]
         assert y is not None

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from fastunit.kernels.common.frame import channels_last, dense, laid_out_as
-from fastunit.kernels.common.weight_cache import kept
 from fastunit.kernels.conv import gemm, phases
 from fastunit.kernels.conv.geometry import Conv, Transpose, convolution, is_frame
+from fastunit.kernels.conv.layouts import layouts
 from fastunit.kernels.conv.plan import Gradients, NeededGradients, Plan
 from fastunit.kernels.norm_act.aten import NormActOptions
 from fastunit.kernels.norm_act.launch import norm_act_backward_triton, norm_act_triton
@@ -33,13 +33,17 @@ def fprop(
     beta: Tensor | None,
     slope: Tensor | None,
     residual: Tensor | None,
+    filters: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Return the result [N, K, P, Q], and what is saved: haloed input, product, mean, rstd.
 
-    None stands for what is not needed, and for the haloed input where the input is its own
+    `filters` are w as `layouts` has them for the forward product; None lays w out here. None in the
+    result stands for what is not needed, and for the haloed input where the input is its own
     haloed buffer.
     """
     conv = convolution(plan, x.shape, w)
+    if filters is None:
+        filters = layouts(plan.kind, plan.stride)[0].make(w, x.dtype)
     haloed = x.permute(0, 2, 3, 1) if is_frame(x, conv.x_frame) else _haloed(x, conv)
     saved = None if is_frame(x, conv.x_frame) else haloed
     border = phases.border_correction(x, w) if plan.corrects_border else None
@@ -47,10 +51,10 @@ def fprop(
     bias = None if b is None or plan.norm == "in" else b.contiguous()
     if plan.fuses_activation(residual is not None, gamma, beta, slope):
         epilogue = gemm.Epilogue(bias, border, plan.act, plan.slope)
-        y, _ = conv.fprop(haloed, _filters(plan, w), epilogue)
+        y, _ = conv.fprop(haloed, filters, epilogue)
         return channels_last(y), saved, None, None, None
     epilogue = gemm.Epilogue(bias, border, statistics=plan.norm != "none")
-    raw, partial = conv.fprop(haloed, _filters(plan, w), epilogue)
+    raw, partial = conv.fprop(haloed, filters, epilogue)
     residual = None if residual is None else dense(residual)
     y, mean, rstd = norm_act_triton(raw, gamma, beta, slope, residual, plan.norm_act, partial)
     return channels_last(y), saved, raw, mean, rstd
@@ -76,8 +80,11 @@ def backward(
     beta: Tensor | None,
     slope: Tensor | None,
     needed: NeededGradients,
+    filters: Tensor | None = None,
 ) -> Gradients:
     """Return the gradients that `needed` names; others are None.
+
+    `filters` are w as `layouts` has them for the input's gradient; None lays w out here.
 
     `source` is the haloed input, or the input where that is the same; `raw` the result where
     the activation was fused, and anything where backward does without.
@@ -94,7 +101,7 @@ def backward(
         dy, raw, mean, rstd, gamma, beta, slope, plan.norm_act,
         frame=conv.dy_frame, from_output=fused, sums=needed.sums, residual=needed.residual,
     )  # fmt: skip
-    dx, dw = _conv_backward(plan, conv, gradients.dx, haloed, w, needed)
+    dx, dw = _conv_backward(plan, conv, gradients.dx, haloed, w, needed, filters)
     dresidual = None if gradients.dresidual is None else channels_last(gradients.dresidual)
     found = None, None, None, None
     if needed.sums:
@@ -109,12 +116,14 @@ def _conv_backward(
     haloed: Tensor,
     w: Tensor,
     needed: NeededGradients,
+    filters: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of x [N, C, H, W] and of w, for dy in its frame."""
     (rows, columns), lead, dx, dw = conv.size, conv.x_frame.lead, None, None
     x = haloed[:, lead : lead + rows, lead : lead + columns, : conv.channels]
-    filters = _filters(plan, w)
     if needed.x:
+        if filters is None:
+            filters = layouts(plan.kind, plan.stride)[1].make(w, dy.dtype)
         dxh = conv.dgrad(dy, filters)
         if conv.halo:
             options = NormActOptions(halo=conv.halo, pad_mode=conv.pad_mode)
@@ -122,17 +131,13 @@ def _conv_backward(
             dxh = norm_act_backward_triton(dxh, x, *nones, options, sums=False).dx
         dx = channels_last(dxh)
     if needed.w:
-        dw = conv.wgrad(haloed, dy, filters)
+        dw = conv.wgrad(haloed, dy, w)
         dw = dw if plan.kind != "upsample" else phases.combined_filters_backward(dw)
     if plan.corrects_border:
         lead, (rows, columns) = conv.dy_frame.lead, conv.out
         plain = dy[:, lead : lead + rows, lead : lead + columns, : conv.channels_out]
         phases.add_border_correction_backward(channels_last(plain), channels_last(x), w, dx, dw)
     return dx, None if dw is None else laid_out_as(w, dw)
-
-
-def _filters(plan: Plan, w: Tensor) -> Tensor:
-    return kept(phases.combined_filters, w) if plan.kind == "upsample" else w
 
 
 def outputs(plan: Plan, x: Tensor, w: Tensor, shape: Sequence[int]) -> tuple[Tensor | None, ...]:

@@ -1,10 +1,8 @@
 """Fused operations on images: Triton kernels, and the same operations on PyTorch's kernels.
 
-`noise_state` makes the state that `reparameterize` draws from. With `weight_cache.keep_filters`
-the operations make casts, layouts and phases of weights once for as long as the weights stay.
+`noise_state` makes the state that `reparameterize` draws from.
 """
 
-from fastunit.kernels.common import weight_cache
 from fastunit.kernels.conv.api import conv_gemm, conv_norm_act, conv_transpose, upsample_conv
 from fastunit.kernels.norm_act.op import instance_norm_act, norm_act
 from fastunit.kernels.sampling.philox import noise_state
@@ -19,5 +17,4 @@ __all__ = [
     "norm_act",
     "reparameterize",
     "upsample_conv",
-    "weight_cache",
 ]

@@ -7,7 +7,6 @@ functions of fastunit: call `do_without` in a separate process, before anything 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from fastunit.kernels import conv_norm_act
 from fastunit.models import discriminator, layers
+from fastunit.models.packed import NetworkFilters
 from fastunit.models.unit import UNIT
 from fastunit.training import objective, state, step
 from fastunit.training.objective import Decoded, Noise
@@ -76,8 +76,8 @@ ABLATIONS = {
     "fakes and real images in one pass": Ablation(
         replace=partial(setattr, discriminator.Discriminator, "can_join", lambda *images: False)
     ),
-    "weight cache": Ablation(
-        replace=partial(setattr, step, "keep_filters", lambda weights: nullcontext())
+    "filters laid out once": Ablation(
+        replace=partial(setattr, NetworkFilters, "write", lambda filters, grouped: None)
     ),
     "fused Adam": Ablation(replace=_plain_adam),
     "channels last": Ablation(

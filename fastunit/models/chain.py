@@ -14,6 +14,7 @@ from torch.nn.modules import module as torch_module
 
 from fastunit.kernels.common import eager, runtime
 from fastunit.kernels.conv.block import apply
+from fastunit.kernels.conv.layouts import Filters
 from fastunit.kernels.conv.linked import Next, Padded
 from fastunit.kernels.conv.plan import Plan
 from fastunit.models.unfused import untouched
@@ -28,6 +29,10 @@ class Weights(NamedTuple):
     bias: Tensor | None  # [K]
     gamma: Tensor | None  # [K]
     beta: Tensor | None  # [K]
+    filters: Filters | None = None  # the weight, laid out before
+
+
+Store = dict[tuple[int, ...], Filters]  # by the identity of a convolution, or of two grouped ones
 
 
 class Operation(NamedTuple):
@@ -37,17 +42,18 @@ class Operation(NamedTuple):
     conv: nn.Module
     norm: nn.Module | None = None  # with gamma and beta
 
-    def weights(self) -> Weights:
-        """Return the parameters as they are now."""
+    def weights(self, store: Store | None = None) -> Weights:
+        """Return the parameters as they are now, and their layouts if there are some."""
         conv = self.conv._parameters
         affine = {} if self.norm is None else self.norm._parameters
         weight = cast(Tensor, conv["weight"])
-        return Weights(weight, conv["bias"], affine.get("gamma"), affine.get("beta"))
+        filters = store.get((id(self.conv),)) if store else None
+        return Weights(weight, conv["bias"], affine.get("gamma"), affine.get("beta"), filters)
 
     def resembles(self, other: Operation) -> bool:
         """Return whether two layers differ in their weights alone."""
         mine, others = self.weights(), other.weights()
-        shapes = [[None if p is None else p.shape for p in each] for each in (mine, others)]
+        shapes = [[None if p is None else p.shape for p in each] for each in (mine[:4], others[:4])]
         return self.plan == other.plan and shapes[0] == shapes[1]
 
     def run(
@@ -58,7 +64,8 @@ class Operation(NamedTuple):
         Weights may be stacked: with G of each, sample n uses group n // (N / G). The result is
         Padded where `follow` says which layer reads it and kernels can hand it on.
         """
-        return apply(self.plan, x, *weights, None, residual, follow=follow)
+        *tensors, filters = weights
+        return apply(self.plan, x, *tensors, None, residual, filters=filters, follow=follow)
 
 
 class Step(NamedTuple):
@@ -111,26 +118,27 @@ class Program:
         """Return whether both networks have a layer in common, at the same place."""
         return any(a.layer is b.layer for a, b in zip(self.steps, other.steps, strict=True))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Apply the layers."""
+    def __call__(self, x: Tensor, store: Store | None = None) -> Tensor:
+        """Apply the layers, with filters from the store."""
         if links(x):
-            return self._run_linked(x)
+            return self._run_linked(x, store)
         before = y = x
         for layer, operation, adds in self.steps:
             before, given = y, before
             if operation is not None:
-                weights = operation.weights()
-                y = apply(operation.plan, y, *weights, None, given if adds else None)
+                *tensors, filters = operation.weights(store)
+                residual = given if adds else None
+                y = apply(operation.plan, y, *tensors, None, residual, filters=filters)
             else:
                 y = layer(y, given) if adds else layer(y)
         return y
 
-    def _run_linked(self, x: Tensor) -> Tensor:
+    def _run_linked(self, x: Tensor, store: Store | None) -> Tensor:
         before: Image = x
         y: Image = x
         for step, follow in zip(self.steps, self.readers, strict=True):
             residual = image_of(before) if step.adds else None
-            before, y = y, call(step, follow, y, residual)
+            before, y = y, call(step, store, follow, y, residual)
         return image_of(y)
 
 
@@ -170,11 +178,17 @@ def _reader(step: Step) -> Next | None:
     return Next(step.operation.plan, step.operation.weights().weight.shape)
 
 
-def call(step: Step, follow: Next | None, x: Image, residual: Tensor | None = None) -> Image:
-    """Apply a layer, whose result goes to `follow`."""
+def call(
+    step: Step,
+    store: Store | None,
+    follow: Next | None,
+    x: Image,
+    residual: Tensor | None = None,
+) -> Image:
+    """Apply a layer, whose result goes to `follow`, with filters from the store."""
     layer, operation, adds = step
     if operation is not None:
-        return operation.run(operation.weights(), follow, x, residual)
+        return operation.run(operation.weights(store), follow, x, residual)
     return layer(image_of(x), residual) if adds else layer(image_of(x))
 
 

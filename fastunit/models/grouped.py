@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from fastunit.kernels.common.weight_cache import kept
 from fastunit.kernels.conv.linked import Next
-from fastunit.models.chain import Image, Program, Step, Weights, call, image_of, links
+from fastunit.models.chain import Image, Program, Step, Store, Weights, call, image_of, links
 from fastunit.models.discriminator import Discriminator
 from fastunit.models.unfused import untouched
 from fastunit.models.vae import check_image
@@ -112,11 +111,13 @@ class GroupedExecution:
     Attributes:
         grouped: whether layers of equal shapes run in one launch; None: on a GPU.
         recompute: save only the inputs of blocks, and run the blocks again in backward.
+        filters: the layers' filters, where they were laid out before (`packed.NetworkFilters`).
         programs: the layers of the networks that were run, by the networks' identities.
     """
 
     grouped: bool | None = None
     recompute: bool = False
+    filters: Store = field(default_factory=dict, compare=False, repr=False)
     programs: dict[int, Program] = field(default_factory=dict, compare=False, repr=False)
 
     def run(self, a: nn.Module, b: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,7 +167,7 @@ class GroupedExecution:
             both = both.apply_apart(a, b)
         elif not (self.recompute or self._is_grouping(both) or mine.shares(others)):
             x, y = both.parts
-            return mine(image_of(x)), others(image_of(y))
+            return mine(image_of(x), self.filters), others(image_of(y), self.filters)
         else:
             both = self._run_steps(mine, others, both)
         x, y = both.parts
@@ -210,11 +211,14 @@ class GroupedExecution:
         """Apply a layer of each network, whose results go to `follow`."""
         mine, other = a.operation, b.operation
         if a.layer is b.layer and (mine is not None or _serves_both(a.layer)):
-            return both.apply_shared(partial(call, a, follow), *residual)
+            return both.apply_shared(partial(call, a, self.filters, follow), *residual)
         if mine is not None and other is not None and self._groups(both) and mine.resembles(other):
             weights = _stacked(mine.weights(), other.weights())
+            filters = self.filters.get((id(mine.conv), id(other.conv)))
+            weights = weights._replace(filters=filters)
             return both.apply_joined(partial(mine.run, weights, follow), *residual)
-        return both.apply_apart(partial(call, a, follow), partial(call, b, follow), *residual)
+        apart = [partial(call, each, self.filters, follow) for each in (a, b)]
+        return both.apply_apart(*apart, *residual)
 
     def _groups(self, both: BatchPair) -> bool:
         """Return whether these images can go through one launch."""
@@ -272,9 +276,8 @@ def _whole(layer: object) -> bool:
 
 
 def _stacked(mine: Weights, others: Weights) -> Weights:
-    weight = kept(_stack, mine.weight, others.weight)
-    pairs = zip(mine[1:], others[1:], strict=True)
-    return Weights(weight, *(None if p is None else kept(_stack, p, q) for p, q in pairs))
+    pairs = zip(mine[:4], others[:4], strict=True)
+    return Weights(*(None if p is None else _stack(p, q) for p, q in pairs))
 
 
 def _stack(p: Tensor, q: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from fastunit.common.choices import ACTIVATIONS, NORMS, PAD_TYPES, Activation, N
 from fastunit.kernels import norm_act
 from fastunit.kernels.common import checks
 from fastunit.kernels.conv.block import apply
-from fastunit.kernels.conv.phases import REFLECT_LIMIT
+from fastunit.kernels.conv.phases import upsampling
 from fastunit.kernels.conv.plan import Kind, Plan
 from fastunit.models.chain import Chain, Operation
 from fastunit.models.norms import LayerNorm, RowNorm
@@ -223,8 +223,7 @@ class UpsampleConv2dBlock(Conv2dBlock):
 
     @property
     def _kind(self) -> Kind:
-        large = self.pad_type == "reflect" and self.padding > REFLECT_LIMIT
-        return "conv" if large else "upsample"
+        return upsampling(self.padding, self.pad_type)
 
     def _run_modules(self, x: Tensor) -> Tensor:
         return super()._run_modules(F.interpolate(x, scale_factor=2, mode="nearest"))

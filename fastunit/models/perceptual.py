@@ -7,6 +7,7 @@ from a file with torchvision's key names; `load_perceptual` checks it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from fastunit.common import files
 from fastunit.common.errors import CheckpointError, ConfigError
 from fastunit.kernels import norm_act
 from fastunit.kernels.common import runtime
-from fastunit.kernels.common.weight_cache import kept
 from fastunit.models.layers import moved
 
 # Output channels of the convolutions of VGG16's five blocks (Simonyan and Zisserman 2015).
@@ -27,6 +27,7 @@ POOLED_BLOCKS = 3
 SHRINKS = 2**POOLED_BLOCKS
 MEAN_BGR = (103.939, 116.779, 123.680)
 LARGEST_FILE = 1200 * 10**6  # bytes; all of VGG16 with its classifier is 1,107 MB in float64
+Weights = list[tuple[Tensor, Tensor]]
 REMEDY = "give vgg_model_path=FILE.pth, or set vgg_w=0 to train without the perceptual term"
 
 
@@ -58,26 +59,31 @@ class Perceptual(nn.Module):
         self.convs = nn.ModuleList(layers)
         self.requires_grad_(False)
 
-    def features(self, x: Tensor) -> Tensor:
-        """Return relu5_3's features [N, 512, H / 8, W / 8] of images [N, C, H, W] in [-1, 1]."""
+    def features(self, x: Tensor, weights: Weights | None = None) -> Tensor:
+        """Return relu5_3's features [N, 512, H / 8, W / 8] of images [N, C, H, W] in [-1, 1].
+
+        `weights` are those of `weights_for` the images, for several calls.
+        """
         _check_images(x)
-        dtype = _dtype(x)
+        dtype, layers = _dtype(x), iter(self.weights_for(x) if weights is None else weights)
         with runtime.no_autocast(x):
             x = as_vgg_takes(x).to(dtype, memory_format=torch.channels_last)
-            convs = iter(self.convs)
             for index, block in enumerate(BLOCKS):
                 for _ in block:
-                    conv = next(convs)
-                    weight, bias = (kept(_cast, p, dtype) for p in (conv.weight, conv.bias))
-                    x = F.relu(F.conv2d(x, weight, bias, padding=1))
+                    x = F.relu(F.conv2d(x, *next(layers), padding=1))
                 if index < POOLED_BLOCKS:
                     x = F.max_pool2d(x, 2)
         return x
 
+    def weights_for(self, x: Tensor) -> Weights:
+        """Return the convolutions' weights and biases in the dtype in which images run."""
+        dtype = _dtype(x)
+        return [(conv.weight.to(dtype), conv.bias.to(dtype)) for conv in self.convs]
+
     @torch.no_grad()
-    def target_features(self, x: Tensor) -> Tensor:
+    def target_features(self, x: Tensor, weights: Weights | None = None) -> Tensor:
         """Return the normalized features of a target for `distance`, without gradient."""
-        return self._normalised(x)
+        return self._normalised(x, weights)
 
     def distance(self, output: Tensor, wanted: Tensor) -> Tensor:
         """Return the distance of images from a target's `target_features`, a scalar."""
@@ -88,15 +94,16 @@ class Perceptual(nn.Module):
 
         Images of equal [C, H, W] go through the network in one batch.
         """
-        wanted = _together(self.target_features, targets)
-        found = _together(self._normalised, outputs)
+        weights = self.weights_for(outputs[0])
+        wanted = _together(partial(self.target_features, weights=weights), targets)
+        found = _together(partial(self._normalised, weights=weights), outputs)
         return tuple(_mean_square(*each) for each in zip(found, wanted, strict=True))
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         return self.distance(output, self.target_features(target))
 
-    def _normalised(self, x: Tensor) -> Tensor:
-        features = self.features(x)
+    def _normalised(self, x: Tensor, weights: Weights | None = None) -> Tensor:
+        features = self.features(x, weights)
         return norm_act(_widened(features), norm="in")
 
 
@@ -121,10 +128,6 @@ def as_vgg_takes(x: Tensor) -> Tensor:
     x = (_widened(x) + 1) * 127.5
     planes = reversed(x.expand(-1, 3, -1, -1).unbind(1))
     return torch.stack([c - mean for c, mean in zip(planes, MEAN_BGR, strict=True)], 1)
-
-
-def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    return weight.to(dtype)
 
 
 def _widened(x: Tensor) -> Tensor:

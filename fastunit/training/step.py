@@ -16,9 +16,9 @@ from fastunit.common import precision
 from fastunit.common.choices import Precision
 from fastunit.common.errors import ConfigError
 from fastunit.config import Config
-from fastunit.kernels.common.weight_cache import forget, keep_filters
 from fastunit.models.domain_pair import TrainablePair
 from fastunit.models.grouped import GroupedExecution
+from fastunit.models.packed import NetworkFilters
 from fastunit.models.perceptual import Perceptual
 from fastunit.training import lr_schedule, optim
 from fastunit.training.compilation import Compiled
@@ -66,9 +66,12 @@ class TrainStep:
     ) -> None:
         self.unit, self.config, self.average = unit, config, average
         self.perceptual: nn.Module | None = perceptual
-        unit.execution = GroupedExecution(
+        self._execution = unit.execution = GroupedExecution(
             _SWITCH[config.pair_domains], config.checkpoint_activations
         )
+        store, self._keeps_filters = self._execution.filters, False
+        self._gen_filters = NetworkFilters(unit.gen_a, unit.gen_b, store)
+        self._dis_filters = NetworkFilters(unit.dis_a, unit.dis_b, store)
         self.dis_opt: Optimizer = adam(unit.discriminators(), config)
         self.gen_opt: Optimizer = adam(unit.generators(), config)
         self.dis_scheduler = lr_schedule.scheduler(self.dis_opt, config)
@@ -105,12 +108,13 @@ class TrainStep:
 
     def _updates(self, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Losses:
         self.gen_opt.zero_grad()  # frees the memory of the last step's gradients
-        with keep_filters(self.unit.generators()):  # unchanged until the generators' update
+        with self._filters():
             decoded = None
             if self.config.share_fakes and self.config.accumulate == 1:
                 decoded = self._call(decode_both, self.unit, x_a, x_b, noise)
             losses = self.dis_update(x_a, x_b, noise, decoded)
             self.dis_opt.zero_grad()
+            self._write(self._dis_filters)
             losses |= self.gen_update(x_a, x_b, noise, decoded)
         if self.average is not None:
             self.average.update()
@@ -159,11 +163,35 @@ class TrainStep:
         noise: Noise | None,
         decoded: Decoded | None,
     ) -> Losses:
-        """As `descend`, with a weight cache over all weights until they change."""
+        """As `descend`, with the blocks' filters laid out before."""
         if decoded is not None and self.config.accumulate > 1:
             raise ValueError("decoded belongs to a whole batch; leave it out with accumulate > 1")
-        with keep_filters(self._weights()):
+        with self._filters():
             return self.descend(optimizer, total, losses, x_a, x_b, noise)
+
+    @contextmanager
+    def _filters(self) -> Iterator[None]:
+        """Lay out the filters of all networks, as they are now, for the calls inside the block.
+
+        What changes filters inside has to `_write` them before they are used again. Before the
+        block anything may have changed them, such as load_state_dict.
+        """
+        if self._keeps_filters:  # a block around this one does
+            yield
+            return
+        self._keeps_filters = True
+        try:
+            self._write(self._gen_filters)
+            self._write(self._dis_filters)
+            yield
+        finally:
+            self._keeps_filters = False
+            self._execution.filters.clear()
+
+    def _write(self, filters: NetworkFilters) -> None:
+        grouped = self._execution.grouped
+        with precision.autocast(self._resolved(), self.device):
+            filters.write(self.device.type == "cuda" if grouped is None else grouped)
 
     def descend(
         self,
@@ -193,7 +221,6 @@ class TrainStep:
                 (found[-1][total] / count).backward()
                 found[-1] = _detached(found[-1])
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        forget(parameters)
         if self.config.clip_grad_norm:
             clip_grad_norm_(parameters, self.config.clip_grad_norm)
         optimizer.step()
@@ -214,11 +241,6 @@ class TrainStep:
 
     def _resolved(self) -> Precision:
         return precision.resolve(self.config.precision, self.device)
-
-    def _weights(self) -> list[nn.Parameter]:
-        """Return the weights of all networks, including the perceptual term."""
-        modules = [self.unit] if self.perceptual is None else [self.unit, self.perceptual]
-        return [weight for module in modules for weight in module.parameters()]
 
     @property
     def device(self) -> torch.device:

@@ -19,8 +19,8 @@ from torch import Tensor
 from fastunit.kernels.common.checks import Activation, Norm, PadMode
 from fastunit.kernels.common.runtime import Impl
 from fastunit.kernels.conv.block import conv_block
-from fastunit.kernels.conv.phases import REFLECT_LIMIT
-from fastunit.kernels.conv.plan import Kind
+from fastunit.kernels.conv.layouts import Filters
+from fastunit.kernels.conv.phases import upsampling
 
 
 def conv_norm_act(
@@ -41,6 +41,7 @@ def conv_norm_act(
     halo: int = 0,
     halo_mode: PadMode = "zero",
     impl: Impl = "auto",
+    filters: Filters | None = None,
 ) -> Tensor:
     """Apply ``act(gamma * norm(conv(pad(x), w) + b) + beta) + residual``.
 
@@ -65,6 +66,8 @@ def conv_norm_act(
             padding=0.
         halo_mode: what they hold; as pad_mode.
         impl: "auto", "triton", "aten" or "plain"; see `fastunit.kernels.common.runtime`.
+        filters: w in the layouts that the kernels read, from `packed.PackedFilters`, and as long as
+            it stays the same; None makes them for this call.
 
     Returns:
         [N, K, P, Q] with P = (H + 2 * padding - R) // stride + 1, likewise Q, both enlarged by
@@ -84,6 +87,7 @@ def conv_norm_act(
     return conv_block(
         "conv", x, w, b, gamma, beta, residual, slope, stride=stride, padding=padding,
         pad_mode=pad_mode, norm=norm, eps=eps, act=act, halo=halo, halo_mode=halo_mode, impl=impl,
+        filters=filters,
     )  # fmt: skip
 
 
@@ -141,6 +145,7 @@ def upsample_conv(
     act: Activation = "none",
     slope: float | Tensor = 0.2,
     impl: Impl = "auto",
+    filters: Filters | None = None,
 ) -> Tensor:
     """Double x's height and width by repetition, then apply `conv_norm_act` with stride 1.
 
@@ -163,6 +168,7 @@ def upsample_conv(
         act: as in `conv_norm_act`.
         slope: negative slope; a float for lrelu, a tensor [1] or [K] for prelu.
         impl: "auto", "triton", "aten" or "plain"; see `fastunit.kernels.common.runtime`.
+        filters: as in `conv_norm_act`.
 
     Returns:
         [N, K, P, Q] with P = 2 * H + 2 * padding - R + 1, likewise Q. Otherwise as
@@ -175,12 +181,11 @@ def upsample_conv(
         NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
         RuntimeError: on a second derivative.
     """
-    kind: Kind = "upsample"
-    if pad_mode == "reflect" and padding > REFLECT_LIMIT:
-        kind, x = "conv", F.interpolate(x, scale_factor=2, mode="nearest")
+    if (kind := upsampling(padding, pad_mode)) == "conv":
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
     return conv_block(
         kind, x, w, b, gamma, beta, None, slope, padding=padding, pad_mode=pad_mode, norm=norm,
-        eps=eps, act=act, impl=impl, name="upsample_conv",
+        eps=eps, act=act, impl=impl, filters=filters, name="upsample_conv",
     )  # fmt: skip
 
 
@@ -200,6 +205,7 @@ def conv_transpose(
     slope: float | Tensor = 0.2,
     residual: Tensor | None = None,
     impl: Impl = "auto",
+    filters: Filters | None = None,
 ) -> Tensor:
     """Apply ``act(gamma * norm(conv_transpose(x, w) + b) + beta) + residual``, by phases.
 
@@ -224,6 +230,7 @@ def conv_transpose(
         slope: negative slope; a float for lrelu, a tensor [1] or [K] for prelu.
         residual: [N, K, P, Q], of x's dtype, added after the activation.
         impl: "auto", "triton", "aten" or "plain"; see `fastunit.kernels.common.runtime`.
+        filters: as in `conv_norm_act`.
 
     Returns:
         [N, K, P, Q] with P = (H - 1) * stride - 2 * padding + R + output_padding, likewise Q.
@@ -238,5 +245,5 @@ def conv_transpose(
     """
     return conv_block(
         "transpose", x, w, b, gamma, beta, residual, slope, stride=stride, padding=padding,
-        output_padding=output_padding, norm=norm, eps=eps, act=act, impl=impl,
+        output_padding=output_padding, norm=norm, eps=eps, act=act, impl=impl, filters=filters,
     )  # fmt: skip

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fastunit.kernels.common.eager import cached
 from fastunit.kernels.common.frame import laid_out_as, memory_format, owned
-from fastunit.kernels.common.weight_cache import kept
 from fastunit.kernels.conv import phases
 from fastunit.kernels.conv.plan import Gradients, NeededGradients, Plan
 from fastunit.kernels.norm_act.aten import (
@@ -42,10 +41,16 @@ class Direct:
             "groups": 1,
         }
 
-    def fprop(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return torch.convolution(x, _cast(w, x.dtype), b, **self._options)
+    def filters(self, w: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return w [K, C, R, S] as the methods read it."""
+        return w.to(dtype)
 
-    def backward(self, dy: Tensor, x: Tensor, w: Tensor, mask: list[bool]) -> tuple[Any, Any]:
+    def fprop(self, x: Tensor, filters: Tensor, b: Tensor | None) -> Tensor:
+        return torch.convolution(x, filters, b, **self._options)
+
+    def backward(
+        self, dy: Tensor, x: Tensor, w: Tensor, filters: Tensor, mask: list[bool]
+    ) -> tuple[Any, Any]:
         """Return the gradients of x and w; None where the mask has False."""
         dw = None
         if mask[1] and not self._options["transposed"] and _has_few_pixels(dy):
@@ -55,7 +60,7 @@ class Direct:
         if not any(mask):
             return None, dw
         found = torch.ops.aten.convolution_backward(
-            dy, x, _cast(w, x.dtype), None, **self._options, output_mask=[*mask, False]
+            dy, x, filters, None, **self._options, output_mask=[*mask, False]
         )
         return found[0], found[1] if dw is None else dw
 
@@ -80,18 +85,24 @@ class Phases:
         mode = "zero" if plan.pad_mode == "zero" else "replicate"
         self.halo = NormActOptions(halo=pad, pad_mode=mode)
 
-    def fprop(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    def filters(self, w: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return w [K, C, R, S] as the methods read it."""
+        return phases.phase_filters(w, dtype)
+
+    def fprop(self, x: Tensor, filters: Tensor, b: Tensor | None) -> Tensor:
         b = None if b is None else b.repeat_interleave(4)
-        y = F.conv2d(x, kept(phases.phase_filters, w, x.dtype), b)
+        y = F.conv2d(x, filters, b)
         return self._inside(F.pixel_shuffle(y, 2))
 
-    def backward(self, dy: Tensor, x: Tensor, w: Tensor, mask: list[bool]) -> tuple[Any, Any]:
+    def backward(
+        self, dy: Tensor, x: Tensor, w: Tensor, filters: Tensor, mask: list[bool]
+    ) -> tuple[Any, Any]:
         """Return the gradients of x and w; None where the mask has False."""
         if (whole := dy.new_zeros(*dy.shape[:2], *self._whole)).shape != dy.shape:
             self._inside(whole).copy_(dy)
             dy = whole
         dx, dw, _ = torch.ops.aten.convolution_backward(
-            F.pixel_unshuffle(dy, 2), x, kept(phases.phase_filters, w, x.dtype), None,
+            F.pixel_unshuffle(dy, 2), x, filters, None,
             [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [*mask, False],
         )  # fmt: skip
         return dx, None if dw is None else phases.phase_filters_backward(dw, w)
@@ -148,18 +159,19 @@ def fprop(
     beta: Tensor | None,
     slope: Tensor | None,
     residual: Tensor | None,
+    filters: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Return the result [N, K, P, Q], and what is saved: haloed input, product, mean, rstd.
 
-    None stands for what is not needed, and for the haloed input where the input is its own
-    haloed form.
+    `filters` are w as PyTorch's kernels read it, made before. None stands for what is not needed,
+    and for the haloed input where the input is its own haloed form.
     """
     conv, form = convolution(plan, x.shape[2:], w), result_format(x, w)
     haloed = norm_act_aten(x, None, None, None, None, conv.halo)[0] if conv.halo.halo else x
     haloed = haloed.contiguous(memory_format=form)
     groups = len(w)
     bias = b.to(x.dtype).unbind() if b is not None and plan.norm != "in" else [None] * groups
-    parts = zip(_split(haloed, groups), w.unbind(), bias, strict=True)
+    parts = zip(_split(haloed, groups), _filters(conv, w, filters, x.dtype), bias, strict=True)
     raw = _joined([conv.fprop(*part) for part in parts])
     if plan.corrects_border:
         phases.add_border_correction(raw, phases.border_correction(x, w))
@@ -171,8 +183,13 @@ def fprop(
     return y.contiguous(memory_format=form), saved, raw, mean, rstd
 
 
-def _cast(w: Tensor, dtype: torch.dtype) -> Tensor:
-    return w if w.dtype == dtype else kept(Tensor.to, w, dtype)
+def _filters(
+    conv: Direct | Phases, w: Tensor, filters: Tensor | None, dtype: torch.dtype
+) -> Sequence[Tensor]:
+    """Return the filters of each group as `conv` reads them."""
+    if filters is not None:
+        return filters.unbind()
+    return [conv.filters(group, dtype) for group in w.unbind()]
 
 
 def _split(x: Tensor, groups: int) -> Sequence[Tensor]:
@@ -197,8 +214,11 @@ def backward(
     beta: Tensor | None,
     slope: Tensor | None,
     needed: NeededGradients,
+    filters: Tensor | None = None,
 ) -> Gradients:
     """Return the gradients that `needed` names; others are None.
+
+    `filters` as in `fprop`.
 
     `source` is the haloed input, or the input where that is the same; `raw` the result where
     the activation was fused, and anything where backward does without.
@@ -210,7 +230,7 @@ def backward(
         from_output=plan.fuses_activation(needed.residual, gamma, beta, slope),
         sums=needed.sums, residual=needed.residual,
     )  # fmt: skip
-    dx, dw = _conv_backward(plan, x_shape, gradients.dx, source, w, needed)
+    dx, dw = _conv_backward(plan, x_shape, gradients.dx, source, w, needed, filters)
     form = result_format(source, w)
     dresidual = gradients.dresidual
     if dresidual is not None:
@@ -228,9 +248,11 @@ def _conv_backward(
     haloed: Tensor,
     w: Tensor,
     needed: NeededGradients,
+    filters: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     conv, dx, dw = convolution(plan, x_shape[2:], w), None, None
-    parts = zip(_split(dy, len(w)), _split(haloed, len(w)), w.unbind(), strict=True)
+    images = _split(dy, len(w)), _split(haloed, len(w))
+    parts = zip(*images, w.unbind(), _filters(conv, w, filters, haloed.dtype), strict=True)
     found = [conv.backward(*part, [needed.x, needed.w]) for part in parts]
     if needed.x:
         dx = fold_halo(_joined([dx for dx, _ in found]), conv.halo)

@@ -18,6 +18,7 @@ from fastunit.kernels.common import checks, derivatives, eager, runtime
 from fastunit.kernels.common.checks import Activation, Form, Norm, PadMode
 from fastunit.kernels.common.runtime import Impl
 from fastunit.kernels.conv import arguments, aten, launch, linked
+from fastunit.kernels.conv.layouts import Filters
 from fastunit.kernels.conv.linked import Next, Padded
 from fastunit.kernels.conv.plain import split_block, splitting_pays
 from fastunit.kernels.conv.plan import Gradients, Kind, NeededGradients, Plan
@@ -31,8 +32,9 @@ _PLAN = (
 )
 _NAMES = {"conv": "conv_norm_act", "transpose": "conv_transpose", "upsample": "upsample_conv"}
 _PARAMETERS = "Tensor w, Tensor? b, Tensor? gamma, Tensor? beta, Tensor? prelu"
-_TENSORS = 7  # that the forward operator takes
-_GIVEN = 14  # arguments of the backward operator between dy and the plan
+_FILTERS = "Tensor? fprop_filters, Tensor? dgrad_filters"  # w in its layouts
+_TENSORS = 9  # that the forward operator takes
+_GIVEN = 15  # arguments of the backward operator between dy and the plan
 
 
 def conv_block(
@@ -55,12 +57,14 @@ def conv_block(
     halo: int = 0,
     halo_mode: PadMode = "zero",
     impl: Impl = "auto",
+    filters: Filters | None = None,
     name: str | None = None,
 ) -> Tensor:
     """Check the arguments and run a block; `kind` is "conv", "transpose" or "upsample".
 
     The public functions say what the arguments are; `name` is the one that was called, where it
-    does not follow from `kind`.
+    does not follow from `kind`. `filters` are w, laid out before (see `packed`); they are left
+    unused where the block runs in another dtype or implementation.
     """
     learnt = isinstance(slope, Tensor)
     if learnt and act == "lrelu":
@@ -70,14 +74,14 @@ def conv_block(
         slope if act in ("lrelu", "prelu") and not learnt else 0.0, halo, halo_mode, impl,
     )  # fmt: skip
     prelu = slope if learnt and act == "prelu" else None
-    return apply(plan, x, w, b, gamma, beta, prelu, residual, name=name)
+    return apply(plan, x, w, b, gamma, beta, prelu, residual, filters=filters, name=name)
 
 
 @overload
 def apply(
     plan: Plan, x: Tensor, w: Tensor, b: Tensor | None = None, gamma: Tensor | None = None,
     beta: Tensor | None = None, prelu: Tensor | None = None, residual: Tensor | None = None,
-    *, name: str | None = None, follow: None = None,
+    *, filters: Filters | None = None, name: str | None = None, follow: None = None,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def apply(
@@ -95,6 +99,7 @@ def apply(
     prelu: Tensor | None = None,
     residual: Tensor | None = None,
     *,
+    filters: Filters | None = None,
     name: str | None = None,
     follow: Next | None = None,
 ) -> Tensor | Padded:
@@ -109,6 +114,8 @@ def apply(
         beta: shift after the norm.
         prelu: prelu's slope.
         residual: added last.
+        filters: w, laid out before (see `packed`); left unused where they are of another dtype or
+            implementation than the block runs in.
         name: the public function that was called.
         follow: the block that reads the result next. On Triton kernels in eager mode the result
             is then written into that block's frame, and the halo's gradient folded where this
@@ -120,7 +127,8 @@ def apply(
         given = x if image is x or (isinstance(x, Padded) and image is x.image) else image
         with runtime.no_autocast(image):
             return apply(
-                plan, given, w, b, gamma, beta, prelu, residual, name=name, follow=follow
+                plan, given, w, b, gamma, beta, prelu, residual,
+                filters=filters, name=name, follow=follow,
             )  # fmt: skip
     chosen = runtime.choose_impl(plan.impl, image)
     if chosen == "triton" and plan.impl == "auto" and _is_oblong(plan.kind, w):
@@ -141,12 +149,20 @@ def apply(
         residual = checks.residual(result, residual)
     if chosen == "plain" or (direct and splitting_pays(plan, asked, image, w)):
         return split_block(plan, *tensors, residual)
+    laid_out = (None, None) if filters is None else _fitting(filters, plan, image)
     if not direct:
         rows = arguments.grouped(w, b, gamma, beta)
-        return _forward(image, *rows, prelu, residual, *plan)[0]
+        return _forward(image, *rows, prelu, residual, *laid_out, *plan)[0]
     if chosen == "triton" and (follow is not None or isinstance(x, Padded)):
-        return linked.run(plan, x, *tensors, residual, result.shape, follow)
-    return _Eager.apply(*tensors, residual, plan)
+        return linked.run(plan, x, *tensors, residual, laid_out, result.shape, follow)
+    return _Eager.apply(*tensors, residual, *laid_out, plan)
+
+
+def _fitting(filters: Filters, plan: Plan, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return filters for the product and for the gradient of x, if the kernels can read them."""
+    if filters.fprop.dtype != x.dtype or filters.of != (plan.impl, plan.kind, plan.stride):
+        return None, None
+    return filters.fprop, filters.dgrad
 
 
 def _autocast(residual: Tensor | None) -> Tensor | None:
@@ -176,15 +192,15 @@ def _filled(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...
 def _bprop(plan: Plan, dy: Tensor, *given: Any) -> Gradients:
     with runtime.no_autocast(dy):
         return _IMPLEMENTATIONS[plan.impl].backward(
-            plan, dy, *given[:-4], NeededGradients(*given[-4:])
+            plan, dy, *given[:-5], NeededGradients(*given[-4:]), given[-5]
         )
 
 
 _forward = torch.library.custom_op(
     "fastunit::conv_block",
-    lambda x, *args: _filled(_fprop(Plan(*args[_TENSORS - 1 :]), x, *args[: _TENSORS - 1]), x),
+    lambda x, *args: _filled(_fprop(Plan(*args[_TENSORS - 1 :]), x, *args[: _TENSORS - 2]), x),
     mutates_args=(),
-    schema=f"(Tensor x, {_PARAMETERS}, Tensor? residual, {_PLAN})"
+    schema=f"(Tensor x, {_PARAMETERS}, Tensor? residual, {_FILTERS}, {_PLAN})"
     " -> (Tensor y, Tensor haloed, Tensor raw, Tensor mean, Tensor rstd)",
 )
 _backward = torch.library.custom_op(
@@ -192,7 +208,8 @@ _backward = torch.library.custom_op(
     lambda dy, *args: _filled(_bprop(Plan(*args[_GIVEN:]), dy, *args[:_GIVEN]), dy),
     mutates_args=(),
     schema="(Tensor dy, SymInt[] x_shape, Tensor source, Tensor raw, Tensor mean, Tensor rstd, "
-    f"{_PARAMETERS}, bool want_x, bool want_w, bool want_sums, bool has_residual, {_PLAN})"
+    f"{_PARAMETERS}, Tensor? filters, bool want_x, bool want_w, bool want_sums, "
+    f"bool has_residual, {_PLAN})"
     f" -> ({', '.join(f'Tensor d{name}' for name in Gradients._fields)})",
 )
 
@@ -206,6 +223,8 @@ def _(
     beta: Tensor | None,
     prelu: Tensor | None,
     residual: Tensor | None,
+    fprop_filters: Tensor | None,
+    dgrad_filters: Tensor | None,
     *settings: Any,
 ) -> tuple[Tensor, ...]:
     plan = Plan(*settings)
@@ -222,8 +241,8 @@ def _(
 
 @_backward.register_fake
 def _(dy: Tensor, x_shape: Sequence[int], *args: Any) -> tuple[Tensor, ...]:
-    source, _, _, _, w, *parameters = args[:9]
-    want_x, want_w, want_sums, has_residual, *settings = args[9:]
+    source, _, _, _, w, *parameters = args[:9]  # then the filters
+    want_x, want_w, want_sums, has_residual, *settings = args[10:]
     plan = Plan(*settings)
     form = _IMPLEMENTATIONS[plan.impl].result_format(source, w)
     dx = dy.new_empty(x_shape).to(memory_format=form) if want_x else None
@@ -241,7 +260,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor | None, ...]) -
 
 
 def _save(ctx: Any, plan: Plan, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
-    x, w, b, gamma, beta, prelu, residual = inputs[:_TENSORS]
+    x, w, b, gamma, beta, prelu, residual, _, filters = inputs[:_TENSORS]
     y, haloed, raw, mean, rstd = output
     product = y if plan.fuses_activation(residual is not None, gamma, beta, prelu) else raw
     if not plan.keeps_product(gamma):
@@ -249,7 +268,7 @@ def _save(ctx: Any, plan: Plan, inputs: tuple, output: tuple[Tensor | None, ...]
     source = x if haloed is None or haloed.dim() == 1 else haloed
     ctx.plan, ctx.x_shape, ctx.has_residual = plan, x.shape, residual is not None
     ctx.saves_x = source is x
-    ctx.save_for_backward(source, product, mean, rstd, w, b, gamma, beta, prelu)
+    ctx.save_for_backward(source, product, mean, rstd, w, b, gamma, beta, prelu, filters)
     ctx.set_materialize_grads(False)
 
 
@@ -259,11 +278,11 @@ def _gradients(ctx: Any, dy: Tensor | None) -> Sequence[Tensor | None]:
         return (None,) * _TENSORS
     plan, of_inputs = ctx.plan, ctx.needs_input_grad[:_TENSORS]
     needed = *of_inputs[:2], any(of_inputs[2:6]), ctx.has_residual
-    source, product, mean, rstd, *parameters, prelu = ctx.saved_tensors
+    source, product, mean, rstd, *parameters, prelu, filters = ctx.saved_tensors
     if ctx.saves_x and plan.impl == "triton":
         # Hooks that keep saved tensors elsewhere (save_on_cpu) may return them in other strides.
         source = source.contiguous(memory_format=torch.channels_last)
-    saved = [product, mean, rstd, *arguments.grouped(*parameters), prelu]
+    saved = [product, mean, rstd, *arguments.grouped(*parameters), prelu, filters]
     if eager.hides_backward(dy, source, *saved):
         found = list(_bprop(plan, dy, ctx.x_shape, source, *saved, *needed))
     else:
@@ -275,6 +294,7 @@ def _gradients(ctx: Any, dy: Tensor | None) -> Sequence[Tensor | None]:
             found[place] = gradient[0]
     if plan.halo == 0:
         found[-1] = dy  # an operator may not return its argument
+    found += None, None  # of the filters in their layouts
     return [g if need else None for g, need in zip(found, of_inputs, strict=True)]
 
 
@@ -296,9 +316,9 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        x, w, b, gamma, beta, prelu, residual, plan = args
+        x, w, b, gamma, beta, prelu, residual, filters, _, plan = args
         rows = arguments.grouped(w, b, gamma, beta)
-        found = _IMPLEMENTATIONS[plan.impl].fprop(plan, x, *rows, prelu, residual)
+        found = _IMPLEMENTATIONS[plan.impl].fprop(plan, x, *rows, prelu, residual, filters)
         _save(ctx, plan, args, found)
         y = found[0]
         assert y is not None

@@ -18,7 +18,6 @@ from fastunit.kernels.common import runtime
 from fastunit.kernels.common.frame import MAX_OFFSET, check_offsets, vector
 from fastunit.kernels.conv import tiles
 from fastunit.kernels.conv.gemm_kernels import conv_gemm_kernel, wgrad_kernel
-from fastunit.kernels.conv.phases import phases
 from fastunit.kernels.conv.tiles import Tile
 from fastunit.kernels.norm_act.merges import Merge, merge_of, merge_statistics
 
@@ -61,7 +60,8 @@ def gather(
 ) -> Product:
     """Convolve windows of x, [N, rows, columns, pitch]: y [N, P, Q, K] with P x Q the windows.
 
-    `filters` come from `gather_filters`; `channels` is K. Also returns the statistics, or None.
+    `filters` have the layout of a gather (see layouts.py); `channels` is K. Also returns the
+    statistics, or None.
     """
     return _gemm(x, filters, windows, (windows.rows, windows.columns), channels, 1, 0, epilogue)
 
@@ -78,7 +78,8 @@ def scatter(
 ) -> Product:
     """Write up x up output pixels for each window of x; `crop` rows and columns are dropped.
 
-    `filters` come from `scatter_filters`. Otherwise as `gather`, with y [N, *out, K].
+    `filters` have the layout of a scatter (see layouts.py). Otherwise as `gather`, with y
+    [N, *out, K].
     """
     return _gemm(x, filters, windows, out, channels, up, crop, epilogue)
 
@@ -198,31 +199,6 @@ def wgrad(
     dw = partial[0] if len(partial) == 1 else partial.sum(0)
     dw = dw.view(groups, *taps, pitch, pitch_dy)[..., : channels[1], : channels[0]]
     return dw.permute(0, 4, 3, 1, 2)
-
-
-def gather_filters(w: Tensor, dtype: torch.dtype, pitch: int) -> Tensor:
-    """Lay filters [G, K, C, R, S] out for `gather`: [G, 1, R, S * pitch, ld_w]."""
-    return _laid(w.permute(0, 3, 4, 2, 1)[:, None], dtype, pitch).flatten(3, 4)
-
-
-def scatter_filters(w: Tensor, dtype: torch.dtype, pitch: int, up: int) -> Tensor:
-    """Lay filters [G, K, C, R, S] out for `scatter` of K channels into C.
-
-    They are the filters' phases (see phases.py):
-    [G, up * up, ceil(R / up), ceil(S / up) * pitch, ld_w].
-    """
-    sorted_by_phase = phases(w, up).permute(0, 4, 6, 3, 5, 1, 2)
-    return _laid(sorted_by_phase, dtype, pitch).flatten(1, 2).flatten(3, 4)
-
-
-def _laid(w: Tensor, dtype: torch.dtype, pitch: int) -> Tensor:
-    """Copy w [..., C, K] into [..., pitch, ld_w] of a dtype, zeros filling up."""
-    *shape, c, k = w.shape
-    ld_w = tiles.filter_columns(k)
-    make = w.new_empty if (c, k) == (pitch, ld_w) else w.new_zeros
-    laid = make(*shape, pitch, ld_w, dtype=dtype)
-    laid[..., :c, :k] = w
-    return laid
 
 
 def _precision() -> str:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fastunit.kernels.common.eager import cached
 from fastunit.kernels.common.frame import Frame, pitch
-from fastunit.kernels.common.weight_cache import kept
 from fastunit.kernels.conv import gemm
 from fastunit.kernels.conv.plan import Plan
 
@@ -41,14 +40,12 @@ class Conv:
         self.x_frame = Frame(self.halo, self.step * rows, self.step * columns, pitch(self.channels))
         self.dy_frame = Frame(0, rows, columns, pitch(self.channels_out), self._slack)
 
-    def fprop(self, xh: Tensor, w: Tensor, epilogue: gemm.Epilogue) -> gemm.Product:
-        filters = kept(gemm.gather_filters, w, xh.dtype, xh.shape[3])
+    def fprop(self, xh: Tensor, filters: Tensor, epilogue: gemm.Epilogue) -> gemm.Product:
         windows = gemm.Windows(*self.out, self.step, 0)
         return gemm.gather(xh, filters, windows, self.channels_out, epilogue)
 
-    def dgrad(self, dy: Tensor, w: Tensor) -> Tensor:
+    def dgrad(self, dy: Tensor, filters: Tensor) -> Tensor:
         """Return the gradient of the haloed input, [N, H + 2 * halo, W + 2 * halo, C]."""
-        filters = kept(gemm.scatter_filters, w, dy.dtype, dy.shape[3], self.step)
         windows = gemm.Windows(dy.shape[1], dy.shape[2], 1, -self._slack)
         dxh, _ = gemm.scatter(dy, filters, windows, self.padded, self.channels, self.step)
         return dxh
@@ -88,8 +85,7 @@ class Transpose:
         fine = self.step * rows, self.step * columns
         self.dy_frame = Frame(self._crop, *fine, pitch(self.channels_out))
 
-    def fprop(self, xh: Tensor, w: Tensor, epilogue: gemm.Epilogue) -> gemm.Product:
-        filters = kept(gemm.scatter_filters, w, xh.dtype, xh.shape[3], self.step)
+    def fprop(self, xh: Tensor, filters: Tensor, epilogue: gemm.Epilogue) -> gemm.Product:
         drop = self._crop % self.step
         first = self._crop // self.step - (self._reach - 1)
         count = _pair(-(-(drop + out) // self.step) for out in self.out)
@@ -98,9 +94,8 @@ class Transpose:
             xh, filters, windows, self.out, self.channels_out, self.step, drop, epilogue
         )
 
-    def dgrad(self, dy: Tensor, w: Tensor) -> Tensor:
+    def dgrad(self, dy: Tensor, filters: Tensor) -> Tensor:
         """Return the gradient of the haloed input, [N, H + 2 * halo, W + 2 * halo, C]."""
-        filters = kept(gemm.gather_filters, w, dy.dtype, dy.shape[3])
         count = _pair(length + 2 * self.halo for length in self.size)
         first = self.step * (self._lead - self.halo)
         windows = gemm.Windows(*count, self.step, first * (self.dy_frame.width + 1))

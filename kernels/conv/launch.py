@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from fastunit.kernels.common.frame import channels_last, dense, laid_out_as
-from fastunit.kernels.common.weight_cache import kept
 from fastunit.kernels.conv import gemm, phases
 from fastunit.kernels.conv.geometry import Conv, Transpose, convolution, is_frame
+from fastunit.kernels.conv.layouts import layouts
 from fastunit.kernels.conv.plan import Gradients, NeededGradients, Plan
 from fastunit.kernels.norm_act.aten import NormActOptions
 from fastunit.kernels.norm_act.launch import norm_act_backward_triton, norm_act_triton
@@ -33,15 +33,19 @@ def fprop(
     beta: Tensor | None,
     slope: Tensor | None,
     residual: Tensor | None,
+    filters: Tensor | None = None,
     buffer: Tensor | None = None,
     reader: Conv | Transpose | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Return the result [N, K, P, Q], and what is saved: haloed input, product, mean, rstd.
 
-    None stands for what is not needed, and for the haloed input where the input is its own
+    `filters` are w as `layouts` has them for the forward product; None lays w out here. None in the
+    result stands for what is not needed, and for the haloed input where the input is its own
     haloed buffer, or `buffer` is. For a reader the result is its frame, [N, rows, columns, pitch].
     """
     conv = convolution(plan, x.shape, w.shape[-4:])
+    if filters is None:
+        filters = layouts(plan.kind, plan.stride)[0].make(w, x.dtype)
     saved, haloed = None, buffer
     if haloed is None:
         haloed = x.permute(0, 2, 3, 1) if is_frame(x, conv.x_frame) else _haloed(x, conv)
@@ -51,11 +55,11 @@ def fprop(
     bias = None if b is None or plan.norm == "in" else b.contiguous()
     if plan.fuses_activation(residual is not None, gamma, beta, slope):
         epilogue = gemm.Epilogue(bias, border, plan.act, plan.slope)
-        y, _ = conv.fprop(haloed, _filters(plan, w), epilogue)
+        y, _ = conv.fprop(haloed, filters, epilogue)
         y = channels_last(y)
         return y if reader is None else _haloed(y, reader), saved, None, None, None
     epilogue = gemm.Epilogue(bias, border, norm=plan.norm, eps=plan.eps)
-    raw, statistics = conv.fprop(haloed, _filters(plan, w), epilogue)
+    raw, statistics = conv.fprop(haloed, filters, epilogue)
     residual = None if residual is None else residual.permute(0, 2, 3, 1)
     frame, options = None, plan.norm_act
     if reader is not None:
@@ -92,11 +96,14 @@ def backward(
     beta: Tensor | None,
     slope: Tensor | None,
     needed: NeededGradients,
+    filters: Tensor | None = None,
     more: Tensor | None = None,
     linked: bool = False,
     reader: Conv | Transpose | None = None,
 ) -> Gradients:
     """Return the gradients that `needed` names; others are None.
+
+    `filters` are w as `layouts` has them for the input's gradient; None lays w out here.
 
     `source` is the haloed input, or the input where that is the same; `raw` the result where
     the activation was fused, and anything where backward does without. For a reader dy is the
@@ -117,7 +124,7 @@ def backward(
         dy, raw, mean, rstd, gamma, beta, slope, options, frame=conv.dy_frame,
         from_output=fused, sums=needed.sums, residual=needed.residual, more=more,
     )  # fmt: skip
-    dx, dw = _conv_backward(plan, conv, gradients.dx, haloed, w, needed, linked)
+    dx, dw = _conv_backward(plan, conv, gradients.dx, haloed, w, needed, filters, linked)
     dresidual = None if gradients.dresidual is None else channels_last(gradients.dresidual)
     found = None, None, None, None
     if needed.sums:
@@ -132,6 +139,7 @@ def _conv_backward(
     haloed: Tensor,
     w: Tensor,
     needed: NeededGradients,
+    filters: Tensor | None,
     linked: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of x [N, C, H, W] and of w, for dy in its frame.
@@ -140,8 +148,9 @@ def _conv_backward(
     """
     (rows, columns), lead, dx, dw = conv.size, conv.x_frame.lead, None, None
     x = haloed[:, lead : lead + rows, lead : lead + columns, : conv.channels]
-    filters = _filters(plan, w)
     if needed.x:
+        if filters is None:
+            filters = layouts(plan.kind, plan.stride)[1].make(w, dy.dtype)
         dxh = conv.dgrad(dy, filters)
         if conv.halo and not linked:
             options = _read_by(NormActOptions(), conv)
@@ -149,7 +158,7 @@ def _conv_backward(
             dxh = norm_act_backward_triton(dxh, x, *nones, options, sums=False).dx
         dx = channels_last(dxh)
     if needed.w:
-        dw = conv.wgrad(haloed, dy, filters)
+        dw = conv.wgrad(haloed, dy, w)
         dw = dw if plan.kind != "upsample" else phases.combined_filters_backward(dw)
     if plan.corrects_border:
         lead, (rows, columns) = conv.dy_frame.lead, conv.out
@@ -166,10 +175,6 @@ def _channels_last_pixels(x: Tensor) -> Tensor:
     """View an image [N, C, H, W] as [N, H, W, C] with channel stride 1, copying where it is not."""
     pixels = x.permute(0, 2, 3, 1)
     return pixels if pixels.stride(3) == 1 else pixels.contiguous()
-
-
-def _filters(plan: Plan, w: Tensor) -> Tensor:
-    return kept(phases.combined_filters, w) if plan.kind == "upsample" else w
 
 
 def outputs(plan: Plan, x: Tensor, w: Tensor, shape: Sequence[int]) -> tuple[Tensor | None, ...]:

@@ -49,6 +49,7 @@ def run(
     beta: Tensor | None,
     prelu: Tensor | None,
     residual: Tensor | None,
+    filters: tuple[Tensor | None, Tensor | None],
     shape: tuple[int, ...],
     follow: Next | None,
 ) -> Tensor | Padded:
@@ -64,6 +65,7 @@ def run(
         beta: shift.
         prelu: prelu's slope.
         residual: added last.
+        filters: w, laid out before for the product and for the gradient of x.
         shape: [N, K, P, Q] of the result.
         follow: the block that reads the result; None: anything may.
     """
@@ -72,7 +74,7 @@ def run(
     source = x.haloed if framed and isinstance(x, Padded) else image
     reader = None if follow is None else convolution(follow.plan, shape, follow.filters[-4:])
     tensors = source, w, b, gamma, beta, prelu, residual
-    found = _Linked.apply(*tensors, plan, conv if framed else None, reader)
+    found = _Linked.apply(*tensors, *filters, plan, conv if framed else None, reader)
     return found if reader is None else Padded(*found, reader.x_frame)
 
 
@@ -81,13 +83,15 @@ class _Linked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
-        x, w, b, gamma, beta, prelu, residual, plan, conv, reader = args
+        x, w, b, gamma, beta, prelu, residual, filters, for_x, plan, conv, reader = args
         buffer, image = None, x
         if conv is not None:
             buffer, image = _buffer(x, conv), _inside(x, conv.halo)
         weights = arguments.grouped(w, b, gamma, beta)
         tensors = (*weights, prelu, residual)
-        y, haloed, raw, mean, rstd = launch.fprop(plan, image, *tensors, buffer, reader)
+        y, haloed, raw, mean, rstd = launch.fprop(
+            plan, image, *tensors, filters, buffer, reader
+        )  # fmt: skip
         ctx.plan, ctx.reader, ctx.x_shape = plan, reader, image.shape
         ctx.linked, ctx.has_residual = conv is not None, residual is not None
         results = (y,) if reader is None else _views(y, reader)
@@ -96,14 +100,14 @@ class _Linked(torch.autograd.Function):
         saved = raw if plan.keeps_product(gamma) else None
         source = buffer if haloed is None else haloed
         source = image if source is None else source
-        ctx.save_for_backward(source, saved, mean, rstd, w, b, gamma, beta, prelu)
+        ctx.save_for_backward(source, saved, mean, rstd, w, b, gamma, beta, prelu, for_x)
         ctx.set_materialize_grads(False)
         return results[0] if reader is None else results
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_image: Tensor | None, of_haloed: Tensor | None = None) -> Any:
-        nothing = None, None, None  # plan, conv, reader
+        nothing = (None,) * 5  # filters, plan, conv, reader
         if of_image is None and of_haloed is None:
             return *(None,) * _TENSORS, *nothing
         reader, needs = ctx.reader, ctx.needs_input_grad[:_TENSORS]
@@ -111,12 +115,12 @@ class _Linked(torch.autograd.Function):
             dy, more, reader = of_image, None, None
         else:
             dy, more = of_haloed, of_image
-        source, product, mean, rstd, *parameters, prelu = ctx.saved_tensors
+        source, product, mean, rstd, *parameters, prelu, filters = ctx.saved_tensors
         needed = NeededGradients(*needs[:2], any(needs[2:6]), ctx.has_residual)
         with runtime.no_autocast(dy):
             found = launch.backward(
                 ctx.plan, dy, ctx.x_shape, source, product, mean, rstd,
-                *arguments.grouped(*parameters), prelu, needed, more, ctx.linked, reader,
+                *arguments.grouped(*parameters), prelu, needed, filters, more, ctx.linked, reader,
             )  # fmt: skip
         gradients = list(found)
         for place, parameter in enumerate(parameters, start=1):

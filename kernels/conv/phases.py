@@ -16,8 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastunit.kernels.common.frame import channels_last
+from fastunit.kernels.conv.plan import Kind
 
 REFLECT_LIMIT = 2  # pixels of reflect padding for which the border correction is exact
+
+
+def upsampling(padding: int, pad_mode: str) -> Kind:
+    """Return the kind of block that `upsample_conv` is; "conv" enlarges the image before it."""
+    return "conv" if pad_mode == "reflect" and padding > REFLECT_LIMIT else "upsample"
 
 
 def combined_filters(w: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from fastunit.kernels.conv import tiles
 
 PRODUCTS = {"conv_gemm_kernel", "wgrad_kernel"}
 KERNELS = PRODUCTS | {
+    "pack_kernel",
     "_reparameterize_fprop_kernel",
     "_reparameterize_dgrad_kernel",
     "merge_kernel",

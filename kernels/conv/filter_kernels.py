@@ -1,0 +1,72 @@
+"""The Triton kernel that lays out the filters of a whole network, for the matrix kernels."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def pack_kernel(
+    w_ptr,  # a filter of the network; the others are at offsets from it
+    packed_ptr,  # all layouts, one after the other
+    jobs_ptr,  # [J, 17] int64: a layout of a filter, see packed.JOB
+    owner_ptr,  # [programs] int32: the job of each program
+    COLUMNS: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    job_ptr = jobs_ptr + tl.load(owner_ptr + pid) * COLUMNS
+    tile = pid - tl.load(job_ptr).to(tl.int32)
+    source = tl.load(job_ptr + 1)
+    target = tl.load(job_ptr + 2)
+    inner = tl.load(job_ptr + 3).to(tl.int32)
+    outer = tl.load(job_ptr + 4).to(tl.int32)
+    stride_i = tl.load(job_ptr + 5)
+    stride_o = tl.load(job_ptr + 6)
+    stride_r = tl.load(job_ptr + 7)
+    stride_s = tl.load(job_ptr + 8)
+    R = tl.load(job_ptr + 9).to(tl.int32)  # of the filter itself, as S
+    S = tl.load(job_ptr + 10).to(tl.int32)
+    up = tl.load(job_ptr + 11).to(tl.int32)  # 0: a gather
+    rows = tl.load(job_ptr + 12).to(tl.int32)
+    columns = tl.load(job_ptr + 13).to(tl.int32)
+    pitch = tl.load(job_ptr + 14).to(tl.int32)
+    ld = tl.load(job_ptr + 15).to(tl.int32)
+    combined = tl.load(job_ptr + 16).to(tl.int32)
+
+    tiles_o = tl.cdiv(ld, BLOCK_O)
+    tiles_i = tl.cdiv(pitch, BLOCK_I)
+    offs_o = (tile % tiles_o) * BLOCK_O + tl.arange(0, BLOCK_O)
+    offs_i = (tile // tiles_o % tiles_i) * BLOCK_I + tl.arange(0, BLOCK_I)
+    place = tile // (tiles_o * tiles_i)  # (phase * rows + row) * columns + column
+    column = place % columns
+    row = place // columns % rows
+    phase = place // (columns * rows)
+    if up > 0:
+        row = up * (rows - 1 - row) + phase // up
+        column = up * (columns - 1 - column) + phase % up
+    inside = (offs_i < inner)[:, None] & (offs_o < outer)[None, :]
+    w_ptrs = w_ptr + source + offs_i[:, None] * stride_i + offs_o[None, :] * stride_o
+    if combined > 0:  # flipped, and each tap is the sum of two rows and two columns
+        row = R - 1 - row
+        column = S - 1 - column
+        w_ptrs += row * stride_r + column * stride_s
+        left = inside & (column >= 0)
+        right = inside & (column + 1 < S)
+        value = tl.load(w_ptrs, mask=left & (row >= 0), other=0.0).to(tl.float32)
+        lower = w_ptrs + stride_r
+        value += tl.load(lower, mask=left & (row + 1 < R), other=0.0).to(tl.float32)
+        w_ptrs += stride_s
+        lower += stride_s
+        column_sum = tl.load(w_ptrs, mask=right & (row >= 0), other=0.0).to(tl.float32)
+        column_sum += tl.load(lower, mask=right & (row + 1 < R), other=0.0).to(tl.float32)
+        value += column_sum
+    else:
+        w_ptrs += row * stride_r + column * stride_s
+        there = inside & (row < R) & (column < S)
+        value = tl.load(w_ptrs, mask=there, other=0.0).to(tl.float32)
+    at = (place.to(tl.int64) * pitch + offs_i[:, None]) * ld + offs_o[None, :]
+    stored = (offs_i < pitch)[:, None] & (offs_o < ld)[None, :]
+    tl.store(packed_ptr + target + at, value.to(packed_ptr.dtype.element_ty), mask=stored)

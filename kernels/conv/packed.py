@@ -1,0 +1,140 @@
+"""The filters of a network in the layouts that the kernels read, written all at once.
+
+Casts, layouts and phases of filters take several launches a block where they are made for each
+call. Who knows when the weights change, as a training step does, makes them for all blocks at once
+and hands each block its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastunit.kernels.common import eager, runtime
+from fastunit.kernels.conv.filter_kernels import pack_kernel
+from fastunit.kernels.conv.layouts import Filters, Layout, layouts
+from fastunit.kernels.conv.phases import phase_filters
+
+# What `pack_kernel` is told of each layout of each filter.
+JOB = (
+    "first program", "source", "target", "inner", "outer", "stride of inner", "stride of outer",
+    "stride of R", "stride of S", "R", "S", "up", "rows", "columns", "pitch", "ld", "combined",
+)  # fmt: skip
+ALIGNMENT = 128  # values; the kernels' loads are at most 16 bytes wide
+BLOCK_I, BLOCK_O = 32, 64
+
+
+class Block(NamedTuple):
+    """A block's filters: [K, C, R, S], or [C, K, R, S] of a transpose, one for each group."""
+
+    weights: tuple[Tensor, ...]
+    kind: str  # one of plan.Kind
+    stride: int
+
+
+class PackedFilters:
+    """The filters of blocks in one buffer, in the layouts that the Triton kernels read.
+
+    Args:
+        blocks: they keep their shapes, strides, dtypes and device; where they lie may change.
+        dtype: of the layouts, as of the images.
+
+    Attributes:
+        filters: for each block, views of the buffer, which `write` fills.
+    """
+
+    def __init__(self, blocks: Sequence[Block], dtype: torch.dtype) -> None:
+        self._blocks, self._described = list(blocks), _described(blocks, dtype)
+        self._places: list[tuple[Tensor, Layout, int]] = []  # of each filter's layouts
+        shapes, size = [], 0
+        for weights, kind, stride in blocks:
+            for layout in layouts(kind, stride):
+                count, rows, columns, pitch, ld = layout.shape(weights[0])
+                each = count * rows * columns * pitch * ld
+                shapes.append((size, (len(weights), count, rows, columns * pitch, ld)))
+                self._places += [(w, layout, size + i * each) for i, w in enumerate(weights)]
+                size += -(-len(weights) * each // ALIGNMENT) * ALIGNMENT
+        self.buffer = blocks[0].weights[0].new_empty(size, dtype=dtype, requires_grad=False)
+        views = [_view(self.buffer, start, shape) for start, shape in shapes]
+        self.filters = [
+            Filters(("triton", kind, stride), fprop, dgrad)
+            for (_, kind, stride), fprop, dgrad in zip(blocks, views[::2], views[1::2], strict=True)
+        ]
+        self._tables: dict[torch.dtype, tuple[Tensor, Tensor, Tensor]] = {}
+        self._addresses: list[int] = []
+
+    def is_of(self, blocks: Sequence[Block], dtype: torch.dtype) -> bool:
+        """Return whether these are the constructor's arguments, of the shapes they had."""
+        return _described(blocks, dtype) == self._described
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Lay out the filters as they are now: one launch, or one for each of their dtypes."""
+        if not eager.only_autograd(*(w for w, _, _ in self._places)):
+            self._write_aten()
+            return
+        addresses = [w.data_ptr() for w, _, _ in self._places]
+        if addresses != self._addresses:
+            self._addresses = addresses
+            of_dtypes = {w.dtype: w for w, _, _ in self._places}.values()
+            self._tables = {base.dtype: (base, *self._table(base)) for base in of_dtypes}
+        for base, jobs, owner in self._tables.values():
+            runtime.launch(
+                pack_kernel, (len(owner),), base, self.buffer, jobs, owner,
+                COLUMNS=len(JOB), BLOCK_I=BLOCK_I, BLOCK_O=BLOCK_O,
+            )  # fmt: skip
+
+    def _write_aten(self) -> None:
+        for w, layout, start in self._places:
+            laid = layout.make(w[None], self.buffer.dtype)
+            self.buffer[start : start + laid.numel()].copy_(laid.view(-1))
+
+    def _table(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the jobs of the filters of base's dtype, and the job of each program."""
+        jobs, counts, first = [], [], 0
+        for w, layout, start in self._places:
+            if w.dtype != base.dtype:
+                continue
+            count, rows, columns, pitch, ld = layout.shape(w)
+            source = (w.data_ptr() - base.data_ptr()) // w.element_size()
+            axes = layout.inner, 1 - layout.inner
+            channels, strides = [w.shape[i] for i in axes], [w.stride(i) for i in axes]
+            where = first, source, start, *channels, *strides, *w.stride()[2:], *w.shape[2:]
+            jobs.append([*where, layout.up, rows, columns, pitch, ld, int(layout.combined)])
+            tiles = runtime.cdiv(pitch, BLOCK_I) * runtime.cdiv(ld, BLOCK_O)
+            counts.append(count * rows * columns * tiles)
+            first += counts[-1]
+        owner = torch.arange(len(jobs), dtype=torch.int32)
+        owner = owner.repeat_interleave(torch.tensor(counts))
+        return torch.tensor(jobs, device=base.device), owner.to(base.device)
+
+
+def _described(blocks: Sequence[Block], dtype: torch.dtype) -> list[object]:
+    weights = [w for block in blocks for w in block.weights]
+    tensors = [(id(w), w.shape, w.stride(), w.dtype, w.device) for w in weights]
+    return [dtype, *tensors, *(block[1:] for block in blocks)]
+
+
+def _view(buffer: Tensor, start: int, shape: Sequence[int]) -> Tensor:
+    return buffer[start:].as_strided(shape, torch.empty(shape, device="meta").stride())
+
+
+@torch.no_grad()
+def aten_filters(blocks: Iterable[Block], dtype: torch.dtype) -> Iterator[Filters | None]:
+    """Return the filters as PyTorch's kernels read them: cast, upsampling's by phases.
+
+    None where they are read as they are.
+    """
+    for weights, kind, stride in blocks:
+        if kind == "upsample":
+            made = [phase_filters(w, dtype) for w in weights]
+        elif weights[0].dtype != dtype:
+            made = [w.to(dtype) for w in weights]
+        else:
+            yield None
+            continue
+        one = made[0][None] if len(made) == 1 else torch.stack(made)
+        yield Filters(("aten", kind, stride), one, one)

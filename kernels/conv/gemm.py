@@ -25,8 +25,8 @@ from fastunit.kernels.conv.tiles import Tile
 class Epilogue(NamedTuple):
     """What happens to a product before it is stored, in this order.
 
-    bias: contiguous [G, K]; border: fp32 values added along the border; then act. `statistics` asks
-    for the per-tile (mean, M2, count) that an instance or layer norm merges.
+    bias: contiguous [G, K]; border: what `Ring` adds along the border, [4, N, length, K] fp32; then
+    act. `statistics` asks for the per-tile (mean, M2, count) that an instance or layer norm merges.
     """
 
     bias: Tensor | None = None
@@ -53,14 +53,20 @@ class Windows(NamedTuple):
 
 
 def gather(
-    x: Tensor, filters: Tensor, windows: Windows, channels: int, epilogue: Epilogue = PLAIN
+    x: Tensor,
+    filters: Tensor,
+    windows: Windows,
+    channels: int,
+    epilogue: Epilogue = PLAIN,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Convolve windows of x, [N, rows, columns, pitch]: y [N, P, Q, K] with P x Q the windows.
 
-    `filters` come from `gather_filters`; `channels` is K. Also returns the statistics' partials
-    [N, T, 3, K] fp32, or None.
+    `filters` come from `gather_filters`; `channels` is K; y is of x's dtype, or of `dtype`. Also
+    returns the statistics' partials [N, T, 3, K] fp32, or None.
     """
-    return _gemm(x, filters, windows, (windows.rows, windows.columns), channels, 1, 0, epilogue)
+    out = windows.rows, windows.columns
+    return _gemm(x, filters, windows, out, channels, 1, 0, epilogue, dtype)
 
 
 def scatter(
@@ -89,10 +95,11 @@ def _gemm(
     up: int,
     crop: int,
     epilogue: Epilogue,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     samples, rows, columns, pitch = x.shape
     groups, phases, taps, run, ld_w = filters.shape
-    y = x.new_empty(samples, *out, channels)
+    y = x.new_empty(samples, *out, channels, dtype=dtype)
     check_offsets(x, y)
     vec = vector(pitch)
     count = windows.rows * windows.columns
@@ -146,11 +153,29 @@ def wgrad(
         taps: (R, S); channels: (K of dy, C of x), without their padding.
         extent: rows and columns of the gradient inside dy.
     """
+    if len(x) == 0:
+        return x.new_zeros(groups, *channels, *taps, dtype=torch.float32)
+    partial = wgrad_splits(x, dy, groups, taps, extent, stride)
+    dw = partial[0] if len(partial) == 1 else partial.sum(0)
+    dw = dw.view(groups, *taps, x.shape[3], dy.shape[3])[..., : channels[1], : channels[0]]
+    return dw.permute(0, 4, 3, 1, 2)
+
+
+def wgrad_splits(
+    x: Tensor,
+    dy: Tensor,
+    groups: int,
+    taps: tuple[int, int],
+    extent: tuple[int, int],
+    stride: int,
+) -> Tensor:
+    """Return the splits whose sum `wgrad` returns: [splits, G, R, S * pitch, pitch of dy] fp32.
+
+    The arguments are those of `wgrad`, with at least one sample.
+    """
     samples, rows, columns, pitch_dy = dy.shape
     pitch = x.shape[3]
     run, per_group = taps[1] * pitch, samples // groups
-    if samples == 0:
-        return x.new_zeros(groups, *channels, *taps, dtype=torch.float32)
     pixels = ((per_group - 1) * rows + extent[0] - 1) * columns + extent[1]
     vec, vec_dy = vector(pitch), vector(pitch_dy)
 
@@ -179,13 +204,10 @@ def wgrad(
         )  # fmt: skip
         return partial
 
-    shape = (samples, groups, rows, columns, *taps, *channels, stride)
+    shape = (samples, groups, rows, columns, *taps, pitch_dy, pitch, stride)
     key = ("wgrad", x.dtype, _precision(), *shape)
     candidates = tiles.wgrad_candidates(x, run, pitch_dy)
-    partial = launch(tiles.choose(key, candidates, launch, x))
-    dw = partial[0] if len(partial) == 1 else partial.sum(0)
-    dw = dw.view(groups, *taps, pitch, pitch_dy)[..., : channels[1], : channels[0]]
-    return dw.permute(0, 4, 3, 1, 2)
+    return launch(tiles.choose(key, candidates, launch, x))
 
 
 def gather_filters(w: Tensor, dtype: torch.dtype, pitch: int) -> Tensor:

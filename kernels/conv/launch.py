@@ -18,6 +18,7 @@ from fastunit.kernels.common.weight_cache import kept
 from fastunit.kernels.conv import gemm, phases
 from fastunit.kernels.conv.geometry import Conv, Transpose, convolution, is_frame
 from fastunit.kernels.conv.plan import Gradients, NeededGradients, Plan
+from fastunit.kernels.conv.ring import Ring
 from fastunit.kernels.norm_act.aten import NormActOptions
 from fastunit.kernels.norm_act.launch import norm_act_backward_triton, norm_act_triton
 
@@ -42,7 +43,10 @@ def fprop(
     conv = convolution(plan, x.shape, w)
     haloed = x.permute(0, 2, 3, 1) if is_frame(x, conv.x_frame) else _haloed(x, conv)
     saved = None if is_frame(x, conv.x_frame) else haloed
-    border = phases.border_correction(x, w) if plan.corrects_border else None
+    border = None
+    if plan.corrects_border:
+        image = conv.x_frame.image(haloed, conv.size, conv.channels)
+        border = Ring(conv.size, conv.out, w).fprop(image, w)
     # Before an instance norm a bias is a constant that the norm takes away again.
     bias = None if b is None or plan.norm == "in" else b.contiguous()
     if plan.fuses_activation(residual is not None, gamma, beta, slope):
@@ -111,8 +115,7 @@ def _conv_backward(
     needed: NeededGradients,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of x [N, C, H, W] and of w, for dy in its frame."""
-    (rows, columns), lead, dx, dw = conv.size, conv.x_frame.lead, None, None
-    x = haloed[:, lead : lead + rows, lead : lead + columns, : conv.channels]
+    x, dx, dw = conv.x_frame.image(haloed, conv.size, conv.channels), None, None
     filters = _filters(plan, w)
     if needed.x:
         dxh = conv.dgrad(dy, filters)
@@ -120,14 +123,14 @@ def _conv_backward(
             options = NormActOptions(halo=conv.halo, pad_mode=conv.pad_mode)
             nones = None, None, None, None, None  # statistics, gamma, beta, slope
             dxh = norm_act_backward_triton(dxh, x, *nones, options, sums=False).dx
-        dx = channels_last(dxh)
+        dx = dxh
     if needed.w:
         dw = conv.wgrad(haloed, dy, filters)
         dw = dw if plan.kind != "upsample" else phases.combined_filters_backward(dw)
     if plan.corrects_border:
-        lead, (rows, columns) = conv.dy_frame.lead, conv.out
-        plain = dy[:, lead : lead + rows, lead : lead + columns, : conv.channels_out]
-        phases.add_border_correction_backward(channels_last(plain), channels_last(x), w, dx, dw)
+        plain = conv.dy_frame.image(dy, conv.out, conv.channels_out)
+        Ring(conv.size, conv.out, w).backward(plain, x, w, dx, dw)
+    dx = None if dx is None else channels_last(dx)
     return dx, None if dw is None else laid_out_as(w, dw)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastunit.kernels.common.frame import Frame, pitch
 from fastunit.kernels.common.weight_cache import kept
+from fastunit.kernels.conv import columns as by_columns
 from fastunit.kernels.conv import gemm
 from fastunit.kernels.conv.plan import Plan
 
@@ -31,6 +32,7 @@ class Conv:
     def __init__(self, plan: Plan, x_shape: Sequence[int], w: Tensor) -> None:
         self.channels, self.size = x_shape[1], _pair(x_shape[2:])
         self.channels_out, self.taps = w.shape[1], _pair(w.shape[3:])
+        self._by_columns = by_columns.pays(plan.stride, self.taps, self.channels, self.channels_out)
         self.step, self.halo, self.pad_mode = plan.stride, plan.padding, plan.pad_mode
         self.out = _pair(map(plan.size_out, self.size, self.taps))
         self.padded = _pair(length + 2 * self.halo for length in self.size)
@@ -41,6 +43,8 @@ class Conv:
         self.dy_frame = Frame(0, rows, columns, pitch(self.channels_out), self._slack)
 
     def fprop(self, xh: Tensor, w: Tensor, epilogue: gemm.Epilogue) -> tuple[Tensor, Tensor | None]:
+        if self._by_columns:
+            return by_columns.fprop(xh, w, self.out, epilogue), None
         filters = kept(gemm.gather_filters, w, xh.dtype, xh.shape[3])
         windows = gemm.Windows(*self.out, self.step, 0)
         return gemm.gather(xh, filters, windows, self.channels_out, epilogue)
@@ -55,6 +59,8 @@ class Conv:
     def wgrad(self, xh: Tensor, dy: Tensor, w: Tensor) -> Tensor:
         """Return the gradient of w in fp32."""
         channels = self.channels_out, self.channels
+        if self._by_columns:
+            return by_columns.wgrad(xh, dy, len(w), self.taps, channels)
         return gemm.wgrad(xh, dy, len(w), self.taps, channels, self.out, self.step)
 
 

@@ -28,6 +28,7 @@ KERNELS = PRODUCTS | {
     "lines_backward_kernel",
     "taps_kernel",
     "taps_backward_kernel",
+    "shift_add_kernel",
 }
 
 pytestmark = pytest.mark.skipif(runtime.INTERPRET, reason="the interpreter compiles nothing")

@@ -58,6 +58,11 @@ class Frame:
         flat = like.new_empty(start + samples * self.height * self.width * self.pitch)
         return flat[start:].view(shape)
 
+    def image(self, buffer: Tensor, size: tuple[int, int], channels: int) -> Tensor:
+        """Return the view [N, *size, channels] of a buffer that is the image."""
+        rows, columns = (slice(self.lead, self.lead + length) for length in size)
+        return buffer[:, rows, columns, :channels]
+
 
 def channels_last(buffer: Tensor) -> Tensor:
     """View a buffer [N, H, W, C] as an image [N, C, H, W]."""

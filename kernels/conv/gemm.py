@@ -25,8 +25,9 @@ from fastunit.kernels.norm_act.merges import Merge, merge_of, merge_statistics
 class Epilogue(NamedTuple):
     """What happens to a product before it is stored, in this order.
 
-    bias: contiguous [G, K]; border: fp32 values added along the border; then act. With `norm` "in"
-    or "ln" the statistics of what is stored are returned too, `eps` as in `norm_act`.
+    bias: contiguous [G, K]; border: what `Ring` adds along the border, [4, N, length, K] fp32; then
+    act. With `norm` "in" or "ln" the statistics of what is stored are returned too, `eps` as in
+    `norm_act`.
     """
 
     bias: Tensor | None = None
@@ -56,14 +57,20 @@ class Windows(NamedTuple):
 
 
 def gather(
-    x: Tensor, filters: Tensor, windows: Windows, channels: int, epilogue: Epilogue = PLAIN
+    x: Tensor,
+    filters: Tensor,
+    windows: Windows,
+    channels: int,
+    epilogue: Epilogue = PLAIN,
+    dtype: torch.dtype | None = None,
 ) -> Product:
     """Convolve windows of x, [N, rows, columns, pitch]: y [N, P, Q, K] with P x Q the windows.
 
-    `filters` have the layout of a gather (see layouts.py); `channels` is K. Also returns the
-    statistics, or None.
+    `filters` have the layout of a gather (see layouts.py); `channels` is K; y is of x's dtype, or
+    of `dtype`. Also returns the statistics, or None.
     """
-    return _gemm(x, filters, windows, (windows.rows, windows.columns), channels, 1, 0, epilogue)
+    out = windows.rows, windows.columns
+    return _gemm(x, filters, windows, out, channels, 1, 0, epilogue, dtype)
 
 
 def scatter(
@@ -93,10 +100,11 @@ def _gemm(
     up: int,
     crop: int,
     epilogue: Epilogue,
+    dtype: torch.dtype | None = None,
 ) -> Product:
     samples, rows, columns, pitch = x.shape
     groups, phases, taps, run, ld_w = filters.shape
-    y = x.new_empty(samples, *out, channels)
+    y = x.new_empty(samples, *out, channels, dtype=dtype)
     check_offsets(x, y)
     vec = vector(pitch)
     count = windows.rows * windows.columns
@@ -159,11 +167,29 @@ def wgrad(
         taps: (R, S); channels: (K of dy, C of x), without their padding.
         extent: rows and columns of the gradient inside dy.
     """
+    if len(x) == 0:
+        return x.new_zeros(groups, *channels, *taps, dtype=torch.float32)
+    partial = wgrad_splits(x, dy, groups, taps, extent, stride)
+    dw = partial[0] if len(partial) == 1 else partial.sum(0)
+    dw = dw.view(groups, *taps, x.shape[3], dy.shape[3])[..., : channels[1], : channels[0]]
+    return dw.permute(0, 4, 3, 1, 2)
+
+
+def wgrad_splits(
+    x: Tensor,
+    dy: Tensor,
+    groups: int,
+    taps: tuple[int, int],
+    extent: tuple[int, int],
+    stride: int,
+) -> Tensor:
+    """Return the splits whose sum `wgrad` returns: [splits, G, R, S * pitch, pitch of dy] fp32.
+
+    The arguments are those of `wgrad`, with at least one sample.
+    """
     samples, rows, columns, pitch_dy = dy.shape
     pitch = x.shape[3]
     run, per_group = taps[1] * pitch, samples // groups
-    if samples == 0:
-        return x.new_zeros(groups, *channels, *taps, dtype=torch.float32)
     pixels = ((per_group - 1) * rows + extent[0] - 1) * columns + extent[1]
     vec, vec_dy = vector(pitch), vector(pitch_dy)
 
@@ -192,13 +218,10 @@ def wgrad(
         )  # fmt: skip
         return partial
 
-    shape = (samples, groups, rows, columns, *taps, *channels, stride)
+    shape = (samples, groups, rows, columns, *taps, pitch_dy, pitch, stride)
     key = ("wgrad", x.dtype, _precision(), *shape)
     candidates = tiles.wgrad_candidates(x, run, pitch_dy)
-    partial = launch(tiles.choose(key, candidates, launch, x))
-    dw = partial[0] if len(partial) == 1 else partial.sum(0)
-    dw = dw.view(groups, *taps, pitch, pitch_dy)[..., : channels[1], : channels[0]]
-    return dw.permute(0, 4, 3, 1, 2)
+    return launch(tiles.choose(key, candidates, launch, x))
 
 
 def _precision() -> str:

@@ -30,7 +30,7 @@ def conv_gemm_kernel(
     x_ptr,  # [N, rows, columns, pitch], haloed
     w_ptr,  # [G, UP * UP, R, run, ld_w]
     b_ptr,  # [G, K], or None
-    border_ptr,  # [N, 2 * Q + 2 * P, K] fp32 to add on the border of the output, or None
+    border_ptr,  # [4, N, max(P, Q), K] fp32 to add at each side of the output, or None
     y_ptr,  # [N, P, Q, K]
     partial_ptr,  # [N, UP * UP * tiles_m, 3, K] fp32: mean, M2 and count per tile, or None
     mean_ptr,  # [N, K] fp32; with a counter the last program of an image writes them
@@ -120,13 +120,31 @@ def conv_gemm_kernel(
     inside = inside & (out_row >= 0) & (out_row < P) & (out_column >= 0) & (out_column < Q)
     mask = inside[:, None] & (offs_n < K)[None, :]
     if border_ptr is not None:
-        place = tl.where(out_column == 0, 2 * Q + out_row, 2 * Q + P + out_row)
-        place = tl.where(out_row == P - 1, Q + out_column, place)
-        place = tl.where(out_row == 0, out_column, place)
-        border = (out_row == 0) | (out_row == P - 1) | (out_column == 0) | (out_column == Q - 1)
-        border_sample = border_ptr + sample.to(tl.int64) * (2 * Q + 2 * P) * K
-        border_ptrs = border_sample + place[:, None] * K + offs_n[None, :]
-        acc += tl.load(border_ptrs, mask=mask & border[:, None], other=0.0)
+        # A branch for each side: most tiles touch none, and sides loaded at once spill.
+        samples = tl.num_programs(0) // (tiles_n * UP * UP * tiles_m)
+        length = tl.maximum(P, Q)
+        first = tile * BLOCK_M
+        last = tl.minimum(first + BLOCK_M, windows) - 1
+        wraps = first // window_columns < last // window_columns
+        for side in tl.static_range(4):
+            line = border_ptr + (side * samples + sample).to(tl.int64) * length * K
+            if side < 2:
+                at = out_row == (0 if side == 0 else P - 1)
+                along = out_column
+                offset = phase // UP - crop
+                low = first // window_columns * UP + offset
+                high = last // window_columns * UP + offset
+                touches = low <= 0 if side == 0 else high >= P - 1
+            else:
+                at = out_column == (0 if side == 2 else Q - 1)
+                along = out_row
+                offset = phase % UP - crop
+                low = first % window_columns * UP + offset
+                high = last % window_columns * UP + offset
+                touches = wraps | (low <= 0 if side == 2 else high >= Q - 1)
+            if touches:
+                ptrs = line + (along * K)[:, None] + offs_n[None, :]
+                acc += tl.load(ptrs, mask=mask & at[:, None], other=0.0)
 
     # Storing before the statistics takes 128 registers, after them 238.
     y_sample = y_ptr + sample.to(tl.int64) * P * Q * K

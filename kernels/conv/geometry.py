@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastunit.kernels.common.eager import cached
 from fastunit.kernels.common.frame import Frame, pitch
+from fastunit.kernels.conv import columns as by_columns
 from fastunit.kernels.conv import gemm
 from fastunit.kernels.conv.plan import Plan
 
@@ -31,6 +32,7 @@ class Conv:
     def __init__(self, plan: Plan, x_shape: Sequence[int], filters: Sequence[int]) -> None:
         self.channels, self.size = x_shape[1], _pair(x_shape[2:])
         self.channels_out, self.taps = filters[-4], _pair(filters[-2:])
+        self.by_columns = by_columns.pays(plan.stride, self.taps, self.channels, self.channels_out)
         self.step, self.halo, self.pad_mode = plan.stride, plan.padding, plan.pad_mode
         self.out = _pair(map(plan.size_out, self.size, self.taps))
         self.padded = _pair(length + 2 * self.halo for length in self.size)
@@ -41,6 +43,9 @@ class Conv:
         self.dy_frame = Frame(0, rows, columns, pitch(self.channels_out), self._slack)
 
     def fprop(self, xh: Tensor, filters: Tensor, epilogue: gemm.Epilogue) -> gemm.Product:
+        if self.by_columns:
+            k, columns = self.channels_out, self.taps[1]
+            return by_columns.fprop(xh, filters, columns, k, self.out, epilogue), None
         windows = gemm.Windows(*self.out, self.step, 0)
         return gemm.gather(xh, filters, windows, self.channels_out, epilogue)
 
@@ -53,6 +58,8 @@ class Conv:
     def wgrad(self, xh: Tensor, dy: Tensor, w: Tensor) -> Tensor:
         """Return the gradient of w in fp32."""
         channels = self.channels_out, self.channels
+        if self.by_columns:
+            return by_columns.wgrad(xh, dy, len(w), self.taps, channels)
         return gemm.wgrad(xh, dy, len(w), self.taps, channels, self.out, self.step)
 
 
@@ -61,6 +68,8 @@ class Transpose:
 
     Output pixel o is pixel o + crop of the fine frame; input pixel h is h + lead of the coarse.
     """
+
+    by_columns = False
 
     def __init__(self, plan: Plan, x_shape: Sequence[int], filters: Sequence[int]) -> None:
         self.channels, self.size = x_shape[1], _pair(x_shape[2:])

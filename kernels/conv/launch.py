@@ -15,9 +15,11 @@ from torch import Tensor
 
 from fastunit.kernels.common.frame import channels_last, dense, laid_out_as
 from fastunit.kernels.conv import gemm, phases
+from fastunit.kernels.conv.columns import column_filters
 from fastunit.kernels.conv.geometry import Conv, Transpose, convolution, is_frame
 from fastunit.kernels.conv.layouts import layouts
 from fastunit.kernels.conv.plan import Gradients, NeededGradients, Plan
+from fastunit.kernels.conv.ring import Ring
 from fastunit.kernels.norm_act.aten import NormActOptions
 from fastunit.kernels.norm_act.launch import norm_act_backward_triton, norm_act_triton
 
@@ -44,13 +46,18 @@ def fprop(
     haloed buffer, or `buffer` is. For a reader the result is its frame, [N, rows, columns, pitch].
     """
     conv = convolution(plan, x.shape, w.shape[-4:])
-    if filters is None:
+    if conv.by_columns:
+        filters = column_filters(w, x.dtype, conv.x_frame.pitch)
+    elif filters is None:
         filters = layouts(plan.kind, plan.stride)[0].make(w, x.dtype)
     saved, haloed = None, buffer
     if haloed is None:
         haloed = x.permute(0, 2, 3, 1) if is_frame(x, conv.x_frame) else _haloed(x, conv)
         saved = None if is_frame(x, conv.x_frame) else haloed
-    border = phases.border_correction(x, w) if plan.corrects_border else None
+    border = None
+    if plan.corrects_border:
+        image = conv.x_frame.image(haloed, conv.size, conv.channels)
+        border = Ring(conv.size, conv.out, w).fprop(image, w)
     # Before an instance norm a bias is a constant that the norm takes away again.
     bias = None if b is None or plan.norm == "in" else b.contiguous()
     if plan.fuses_activation(residual is not None, gamma, beta, slope):
@@ -146,8 +153,7 @@ def _conv_backward(
 
     That of x with its halo, [N, C, H + 2 * halo, W + 2 * halo], if `linked`.
     """
-    (rows, columns), lead, dx, dw = conv.size, conv.x_frame.lead, None, None
-    x = haloed[:, lead : lead + rows, lead : lead + columns, : conv.channels]
+    x, dx, dw = conv.x_frame.image(haloed, conv.size, conv.channels), None, None
     if needed.x:
         if filters is None:
             filters = layouts(plan.kind, plan.stride)[1].make(w, dy.dtype)
@@ -156,18 +162,18 @@ def _conv_backward(
             options = _read_by(NormActOptions(), conv)
             nones = None, None, None, None, None  # statistics, gamma, beta, slope
             dxh = norm_act_backward_triton(dxh, x, *nones, options, sums=False).dx
-        dx = channels_last(dxh)
+        dx = dxh
     if needed.w:
         dw = conv.wgrad(haloed, dy, w)
         dw = dw if plan.kind != "upsample" else phases.combined_filters_backward(dw)
     if plan.corrects_border:
-        lead, (rows, columns) = conv.dy_frame.lead, conv.out
-        plain = dy[:, lead : lead + rows, lead : lead + columns, : conv.channels_out]
+        plain = conv.dy_frame.image(dy, conv.out, conv.channels_out)
         inside = dx
         if dx is not None and linked:
             halo, (rows, columns) = conv.halo, conv.size
-            inside = dx[:, :, halo : halo + rows, halo : halo + columns]
-        phases.add_border_correction_backward(channels_last(plain), channels_last(x), w, inside, dw)
+            inside = dx[:, halo : halo + rows, halo : halo + columns]
+        Ring(conv.size, conv.out, w).backward(plain, x, w, inside, dw)
+    dx = None if dx is None else channels_last(dx)
     return dx, None if dw is None else laid_out_as(w, dw)
 
 

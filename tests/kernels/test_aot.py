@@ -25,6 +25,11 @@ KERNELS = PRODUCTS | {
     "backward_reduce_kernel",
     "backward_merge_kernel",
     "backward_apply_kernel",
+    "lines_kernel",
+    "lines_backward_kernel",
+    "taps_kernel",
+    "taps_backward_kernel",
+    "shift_add_kernel",
 }
 
 pytestmark = pytest.mark.skipif(runtime.INTERPRET, reason="the interpreter compiles nothing")

@@ -1,0 +1,81 @@
+"""Convolutions into few channels, against the ATen twin in float64 and against eager PyTorch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastunit.kernels import conv_gemm, conv_norm_act
+from fastunit.kernels.conv import columns
+
+SHAPES = {
+    # N, C, K, groups, filters, H, W, options
+    "last layer": (2, 64, 3, 1, (7, 7), 6, 9, {"pad_mode": "reflect", "act": "tanh"}),
+    "two domains": (4, 20, 3, 2, (7, 7), 5, 4, {"pad_mode": "replicate", "act": "lrelu"}),
+    "one channel": (1, 16, 1, 1, (5, 5), 7, 3, {"act": "relu"}),
+    "four channels": (3, 24, 4, 1, (3, 3), 2, 5, {}),
+    "oblong filters": (1, 17, 2, 1, (1, 6), 4, 9, {}),
+    "its own frame": (2, 16, 2, 2, (2, 5), 4, 9, {}),
+    "with a norm": (2, 32, 3, 1, (7, 7), 6, 5, {"norm": "in", "act": "relu"}),
+    "many tiles": (1, 16, 3, 1, (3, 3), 20, 33, {"act": "tanh"}),
+}
+
+
+def run(name, dtype, impl, dy=None, seed=0):
+    n, c, k, groups, taps, *size, options = SHAPES[name]
+    torch.manual_seed(seed)
+    tensors = {
+        "x": torch.randn(n, c, *size),
+        "w": torch.randn(groups, k, c, *taps) / (c * taps[0] * taps[1]) ** 0.5,
+        "b": torch.randn(groups, k),
+    }
+    tensors["x"] = tensors["x"].to(memory_format=torch.channels_last)
+    given = {name: tensor.to(dtype).requires_grad_() for name, tensor in tensors.items()}
+    if taps[0] == taps[1]:
+        options = options | {"padding": taps[0] // 2}
+        y = conv_norm_act(**given, **options, impl=impl)
+    else:
+        y = conv_gemm(**given, impl=impl)
+    dy = torch.randn(y.shape) if dy is None else dy
+    found = [y.detach(), *torch.autograd.grad(y, list(given.values()), dy.to(dtype))]
+    return [value.double() for value in found], dy
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor"),
+    # The interpreter truncates to bfloat16, which doubles an error.
+    [(torch.float32, 2), (torch.float16, 2), (torch.bfloat16, 4)],
+    ids=str,
+)
+@pytest.mark.parametrize("name", SHAPES)
+def test_results_and_gradients_are_as_exact_as_pytorch_s(name, dtype, factor):
+    taps, c, k = SHAPES[name][4], *SHAPES[name][1:3]
+    assert columns.pays(1, taps, c, k)
+    exact, dy = run(name, torch.float64, "aten")
+    theirs, _ = run(name, dtype, "aten", dy)
+    mine, _ = run(name, dtype, "triton", dy)
+    for wanted, their, our in zip(exact, theirs, mine, strict=True):
+        floor = 16 * torch.finfo(dtype).eps * wanted.abs().max()
+        assert our.shape == wanted.shape
+        if wanted.any():  # an instance norm takes the bias away
+            assert (our - wanted).abs().max() <= factor * (their - wanted).abs().max() + floor
+
+
+def test_an_empty_batch():
+    x, w = (
+        torch.randn(0, 16, 6, 6, requires_grad=True),
+        torch.randn(3, 16, 7, 7, requires_grad=True),
+    )
+    y = conv_norm_act(x, w, padding=3, impl="triton")
+    dx, dw = torch.autograd.grad(y.sum(), (x, w))
+    assert y.shape == (0, 3, 6, 6)
+    assert dx.shape == x.shape
+    assert not dw.any()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [(2, (7, 7), 64, 3), (1, (7, 7), 3, 64), (1, (7, 7), 3, 3), (1, (1, 1), 64, 1)],
+)
+def test_others_are_computed_by_taps(case):
+    assert not columns.pays(*case)

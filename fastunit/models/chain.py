@@ -56,6 +56,13 @@ class Operation(NamedTuple):
         shapes = [[None if p is None else p.shape for p in each] for each in (mine[:4], others[:4])]
         return self.plan == other.plan and shapes[0] == shapes[1]
 
+    def __call__(
+        self, x: Tensor, residual: Tensor | None = None, prelu: Tensor | None = None
+    ) -> Tensor:
+        """Apply the layer as it is, without regard to others."""
+        *tensors, _ = self.weights()
+        return apply(self.plan, x, *tensors, prelu, residual)
+
     def run(
         self, weights: Weights, follow: Next | None, x: Image, residual: Tensor | None = None
     ) -> Image:

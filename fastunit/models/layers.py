@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from fastunit.common.choices import ACTIVATIONS, NORMS, PAD_TYPES, Activation, Norm, PadType
 from fastunit.kernels import norm_act
 from fastunit.kernels.common import checks
-from fastunit.kernels.conv.block import apply
 from fastunit.kernels.conv.phases import upsampling
 from fastunit.kernels.conv.plan import Kind, Plan
 from fastunit.models.chain import Chain, Operation
@@ -135,10 +134,10 @@ class Conv2dBlock(_Block):
             say_plain(type(self).__name__)
             y = self._run_modules(x)
             return y if residual is None else y + residual
-        plan, *_ = operation = self.operation()
+        operation = self.operation()
         if self.norm_name != "bn":
-            return apply(plan, x, *operation.weights(), self._prelu, residual)
-        y = self.norm(apply(plan, x, *operation.weights()))
+            return operation(x, residual, self._prelu)
+        y = self.norm(operation(x))
         return norm_act(y, residual=residual, **self._norm_act_options())
 
     @property

@@ -92,8 +92,7 @@ class FusedConvolution:
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.fuses:
-            plan, *_ = operation = self.operation()
-            return apply(plan, x, *operation.weights(), None, residual)
+            return self.operation()(x, residual)
         say_plain(type(self.conv).__name__)
         stop = min(self.stop, len(self._layers))
         following = (self._layers[place] for place in range(self._place + 1, stop))

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from fastunit.kernels.common.activations import activate
+from fastunit.kernels.common.runtime import COUNTS
 
 
 @triton.jit
@@ -75,7 +76,7 @@ def load_slope(slope, slope_ptr, slope_step, C, offs_c):
     return slope
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def statistics_kernel(
     x_ptr,  # [N, H, W, C], any strides
     partial_ptr,  # [N, tiles, 3, C] fp32: mean, M2 and count
@@ -111,7 +112,7 @@ def statistics_kernel(
     tl.store(partial_ptrs + 2 * C, tl.zeros_like(shift) + count, mask=in_c)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def merge_kernel(
     partial_ptr,  # [N, tiles, 3, C] fp32
     mean_ptr,  # [N, C] fp32
@@ -159,7 +160,7 @@ def merge_kernel(
     tl.store(rstd_ptr + sample * C + offs_c, rstd, mask=in_c)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def fprop_kernel(
     x_ptr,  # [N, H, W, C], any strides
     residual_ptr,  # [N, H, W, C], any strides, or None

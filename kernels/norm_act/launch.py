@@ -25,12 +25,13 @@ class NormActConfig:
     num_warps: int = 8
 
     @staticmethod
-    def of(pixels: int, channels: int, element_size: int = 2) -> NormActConfig:
+    def of(channels: int, element_size: int = 2) -> NormActConfig:
         # 64 channels of bf16 fill a 128-byte line; more would repeat the parameters in more
         # registers, fewer pixels would write more partial sums.
         block_c = min(64, next_power_of_2(max(channels, 4)))
-        # 8192 values of four bytes spill in the sums of backward (sm_100).
-        block_m = min(16384 // element_size // block_c, next_power_of_2(max(pixels, 16)))
+        # 8192 values of four bytes spill in the sums of backward (sm_100). Small images take the
+        # same tile, most of it masked, so that they need no variants of their own.
+        block_m = 16384 // element_size // block_c
         return NormActConfig(block_m, block_c, 8 if block_m * block_c > 4096 else 4)
 
     def tiles(self, pixels: int, channels: int) -> tuple[int, int]:
@@ -53,8 +54,9 @@ class MergeConfig:
         # "ln" merges over the channels too, so that one program has all of a sample's.
         every = next_power_of_2(max(channels, 4))
         block_c = every if norm == "ln" else min(16, every)
-        block_t = min(max(4096 // block_c, 1), next_power_of_2(max(tiles, 1)))
-        return MergeConfig(block_t, block_c)
+        # Two sizes, so that few variants are compiled: one for few tiles, and what registers hold.
+        largest = max(4096 // block_c, 1)
+        return MergeConfig(min(64, largest) if tiles <= 64 else largest, block_c)
 
 
 def norm_act_triton(
@@ -117,7 +119,7 @@ def norm_act_triton(
 def _statistics(x: Tensor) -> Tensor:
     """Return mean, M2 and count of tiles of pixels, [N, T, 3, C] fp32, of x [N, H, W, C]."""
     samples, height, width, channels = x.shape
-    config = NormActConfig.of(height * width, channels)
+    config = NormActConfig.of(channels)
     tiles, tiles_c = config.tiles(height * width, channels)
     partial = x.new_empty((samples, tiles, 3, channels), dtype=torch.float32)
     check_offsets(x)
@@ -232,7 +234,7 @@ def _sum_over_tiles(
     """Return the sums over tiles of padded pixels, [N, T, SUMS, C] fp32."""
     samples, height, width, channels = x.shape
     pixels = dy.shape[1] * dy.shape[2]
-    config = NormActConfig.of(pixels, channels, x.element_size())
+    config = NormActConfig.of(channels, x.element_size())
     tiles, tiles_c = config.tiles(pixels, channels)
     count = 2 + (norm == "ln") + (modes["ACT"] == "prelu")
     sums = x.new_empty((samples, tiles, count, channels), dtype=torch.float32)
@@ -338,7 +340,7 @@ def _dense_frame(x: Tensor, halo: int) -> Frame:
 def _tiled(frame: Frame) -> tuple[NormActConfig, tuple[int, ...], tuple[int, int]]:
     """Return tile sizes, the kernels' lead, pixels, width and pitch_v, and counts of tiles."""
     pixels = frame.height * frame.width
-    config = NormActConfig.of(pixels, frame.pitch)
+    config = NormActConfig.of(frame.pitch)
     place = (frame.lead, pixels, frame.width, frame.pitch // vector(frame.pitch))
     return config, place, config.tiles(pixels, frame.pitch)
 

@@ -95,10 +95,14 @@ def _parser() -> argparse.ArgumentParser:
 def step_launches(settings: config.Config, arch: int, dtype: torch.dtype) -> list[runtime.Launch]:
     """Record the launches of one training step, forward and backward; nothing is computed.
 
-    With grouped execution, as on a GPU, unless the settings turn it off.
+    With grouped execution, as on a GPU, unless the settings turn it off. In bfloat16 weights are
+    float32 and autocast is on, as in training.
     """
+    mixed = dtype == torch.bfloat16
+    settings = replace(settings, precision="bf16" if mixed else "inherit")
     if settings.pair_domains == "auto":
         settings = replace(settings, pair_domains="on")
+    dtype = torch.float32 if mixed else dtype
     unit = UNIT(settings).to(dtype, memory_format=torch.channels_last)
     x_a, x_b = (
         torch.zeros(settings.batch_size, channels, *settings.crop, dtype=dtype).to(

@@ -32,6 +32,18 @@ IMPLS = get_args(Impl)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTERPRET: bool = knobs.runtime.interpret
 OLDEST = 80  # Ampere: bf16 and tf32 tensor cores
+# Arguments of the kernels, by name, whose values no load's width depends on: counts, sizes, and
+# offsets in units of a load (_v). Triton compiles a kernel once for all of them, not anew for 1
+# and for multiples of 16. Channels and strides are left out: from these it knows that loads are
+# wide.
+COUNTS = (
+    *("H", "W", "P", "Q", "R", "pixels", "width", "columns", "halo", "lead", "crop", "copies"),
+    *("slack", "samples"),
+    *("tiles", "tiles_c", "tiles_l", "tiles_m", "tiles_n", "windows", "window_columns", "split"),
+    *("samples_per_gamma", "samples_per_beta", "samples_per_group", "pixels_per_group"),
+    *("slope_step", "run_v", "shift_v", "pitch_v", "K_v", "stride_xn_v", "stride_row_v"),
+    *("stride_column_v", "stride_window_row_v", "stride_window_v", "stride_tap_row_v"),
+)
 
 _default = os.environ.get("FASTUNIT_IMPL", "auto")
 

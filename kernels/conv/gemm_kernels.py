@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from fastunit.kernels.common.activations import activate
+from fastunit.kernels.common.runtime import COUNTS
 from fastunit.kernels.norm_act.merge_kernels import finish_statistics
 
 
@@ -25,7 +26,7 @@ def _operand(x, UPCAST: tl.constexpr):
     return x.to(tl.float32) if UPCAST else x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def conv_gemm_kernel(
     x_ptr,  # [N, rows, columns, pitch], haloed
     w_ptr,  # [G, UP * UP, R, run, ld_w]
@@ -182,7 +183,7 @@ def conv_gemm_kernel(
             )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def wgrad_kernel(
     x_ptr,  # [N, stride * rows, stride * columns, pitch], haloed
     dy_ptr,  # [N, rows, columns, pitch_dy], zeros around the gradient
@@ -192,7 +193,7 @@ def wgrad_kernel(
     columns,
     run_v,  # S * C; this and the strides of x are in units of VEC values
     R,
-    K,  # pitch_dy, in units of VEC_DY values
+    K_v,  # pitch_dy, in units of VEC_DY values
     stride_row_v,  # between the windows of neighbouring rows and columns of dy
     stride_column_v,
     stride_tap_row_v,
@@ -222,11 +223,11 @@ def wgrad_kernel(
     offs_l = run_tile * BLOCK_L + tl.arange(0, BLOCK_L)
     offs_n = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     in_l = offs_l < run
-    in_n = offs_n < K * VEC_DY
+    in_n = offs_n < K_v * VEC_DY
 
     start = group.to(tl.int64) * pixels_per_group + first
     start_row = start // columns
-    dy_ptrs = dy_ptr + start * K * VEC_DY + (offs_m * K * VEC_DY)[:, None] + offs_n[None, :]
+    dy_ptrs = dy_ptr + start * K_v * VEC_DY + (offs_m * K_v * VEC_DY)[:, None] + offs_n[None, :]
     x_run = x_ptr + (start_row * stride_row_v + r * stride_tap_row_v) * VEC + offs_l[None, :]
     row = (start % columns).to(tl.int32) + offs_m
     column = row % columns
@@ -256,9 +257,10 @@ def wgrad_kernel(
             carry = column >= columns
             column = tl.where(carry, column - columns, column)
             row += BLOCK_M // columns + carry.to(tl.int32)
-        dy_ptrs += BLOCK_M * K * VEC_DY
+        dy_ptrs += BLOCK_M * K_v * VEC_DY
         m += BLOCK_M
 
     index = (tl.program_id(1) * tl.num_programs(2) + group).to(tl.int64) * R + r
-    dw_ptrs = dw_ptr + index * run * K * VEC_DY + (offs_l * K * VEC_DY)[:, None] + offs_n[None, :]
+    dw_ptrs = dw_ptr + index * run * K_v * VEC_DY
+    dw_ptrs += (offs_l * K_v * VEC_DY)[:, None] + offs_n[None, :]
     tl.store(dw_ptrs, acc, mask=in_l[:, None] & in_n[None, :])

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from fastunit.kernels.common.activations import SELU_ALPHA, SELU_SCALE
+from fastunit.kernels.common.runtime import COUNTS
 from fastunit.kernels.norm_act.forward_kernels import (
     affine,
     load_row,
@@ -49,7 +50,7 @@ def _activate_backward(dy, pre, slope, ACT: tl.constexpr, FROM_OUTPUT: tl.conste
         return dy
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def backward_reduce_kernel(
     dy_ptr,  # [N, H + 2 * halo, W + 2 * halo, C], channel stride 1
     x_ptr,  # [N, H, W, C], any strides
@@ -202,7 +203,7 @@ def _load_folded(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def backward_apply_kernel(
     dy_ptr,  # [N, H + 2 * halo, W + 2 * halo, C], channel stride 1
     x_ptr,  # [N, H, W, C], any strides

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from fastunit.kernels.common.activations import activate
+from fastunit.kernels.common.runtime import COUNTS
 from fastunit.kernels.norm_act.merge_kernels import finish_statistics
 
 
@@ -76,7 +77,7 @@ def load_slope(slope, slope_ptr, slope_step, C, offs_c):
     return slope
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def statistics_kernel(
     x_ptr,  # [N, H, W, C], any strides
     partial_ptr,  # [N, tiles, 3, C] fp32: mean, M2 and count
@@ -136,7 +137,7 @@ def statistics_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def fprop_kernel(
     x_ptr,  # [N, H, W, C], any strides
     residual_ptr,  # [N, H, W, C], any strides, or None

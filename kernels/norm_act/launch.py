@@ -26,12 +26,13 @@ class NormActConfig:
     num_warps: int = 8
 
     @staticmethod
-    def of(pixels: int, channels: int, element_size: int = 2) -> NormActConfig:
+    def of(channels: int, element_size: int = 2) -> NormActConfig:
         # 64 channels of bf16 fill a 128-byte line; more would repeat the parameters in more
         # registers, fewer pixels would write more partial sums.
         block_c = min(64, next_power_of_2(max(channels, 4)))
-        # 8192 values of four bytes spill in the sums of backward (sm_100).
-        block_m = min(16384 // element_size // block_c, next_power_of_2(max(pixels, 16)))
+        # 8192 values of four bytes spill in the sums of backward (sm_100). Small images take the
+        # same tile, most of it masked, so that they need no variants of their own.
+        block_m = 16384 // element_size // block_c
         return NormActConfig(block_m, block_c, 8 if block_m * block_c > 4096 else 4)
 
     def tiles(self, pixels: int, channels: int) -> tuple[int, int]:
@@ -101,7 +102,7 @@ def norm_act_triton(
 def _statistics(x: Tensor, options: NormActOptions) -> tuple[Tensor, Tensor]:
     """Return mean and rstd [N, C] fp32 of x [N, H, W, C]."""
     samples, height, width, channels = x.shape
-    config = NormActConfig.of(height * width, channels)
+    config = NormActConfig.of(channels)
     tiles, tiles_c = config.tiles(height * width, channels)
     partial = x.new_empty((samples, tiles, 3, channels), dtype=torch.float32)
     mean, rstd = (x.new_empty((samples, channels), dtype=torch.float32) for _ in range(2))
@@ -206,7 +207,7 @@ def _sums(
     """Return the sums over samples [N, SUMS, C], and b, c and the sum of dx [N, 3, C]."""
     samples, height, width, channels = x.shape
     pixels = dy.shape[1] * dy.shape[2]
-    config = NormActConfig.of(pixels, channels, x.element_size())
+    config = NormActConfig.of(channels, x.element_size())
     tiles, tiles_c = config.tiles(pixels, channels)
     count = 2 + (options.norm == "ln") + (options.act == "prelu")
     total, coefficient, sums = (
@@ -271,9 +272,10 @@ def _apply(
     samples, height, width, channels = x.shape
     halo, more = scalars[-1], pointers[5]
     config, place, tiles = _tiled(frame)
+    slack_tiles = cdiv(frame.slack, config.block_m) if samples else 0
     launch(
         backward_kernels.backward_apply_kernel,
-        ((samples * tiles[0] + cdiv(frame.slack, config.block_m)) * tiles[1],),
+        ((samples * tiles[0] + slack_tiles) * tiles[1],),
         dy,
         x,
         *pointers,
@@ -304,7 +306,7 @@ def _dense_frame(x: Tensor, halo: int) -> Frame:
 def _tiled(frame: Frame) -> tuple[NormActConfig, tuple[int, ...], tuple[int, int]]:
     """Return tile sizes, the kernels' lead, pixels, width and pitch_v, and counts of tiles."""
     pixels = frame.height * frame.width
-    config = NormActConfig.of(pixels, frame.pitch)
+    config = NormActConfig.of(frame.pitch)
     place = (frame.lead, pixels, frame.width, frame.pitch // vector(frame.pitch))
     return config, place, config.tiles(pixels, frame.pitch)
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastunit.kernels.common.runtime import COUNTS
+
 
 @triton.jit
 def is_last(counter_ptr, programs):
@@ -105,7 +107,7 @@ def merge_statistics(
     tl.store(rstd_ptr + offs, rstd, mask=in_c)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def merge_kernel(
     partial_ptr,  # [N, tiles, 3, C] fp32
     mean_ptr,  # [N, C] fp32
@@ -197,7 +199,7 @@ def merge_sums(
         tl.store(coefficient_ptrs + 2 * C, gamma * dpre, mask=in_c)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def backward_merge_kernel(
     sums_ptr,  # [N, tiles, SUMS, C] fp32
     rstd_ptr,  # [N, C] fp32, or None

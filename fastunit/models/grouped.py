@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +19,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from fastunit.kernels.conv.linked import Next
-from fastunit.models.chain import Image, Program, Step, Store, Weights, call, image_of, links
+from fastunit.models.chain import (
+    Image,
+    Operation,
+    Program,
+    Step,
+    Store,
+    Weights,
+    call,
+    image_of,
+    links,
+)
 from fastunit.models.discriminator import Discriminator
 from fastunit.models.unfused import untouched
 from fastunit.models.vae import check_image
@@ -66,42 +75,26 @@ class BatchPair:
         """Return whether both batches are the same tensor."""
         return self._joined is None and self.parts[0] is self.parts[1]
 
-    def sizes(self) -> tuple[torch.Size, torch.Size]:
-        """Return the sizes [C, H, W] of each network's images."""
+    def fits_together(self) -> bool:
+        """Return whether the batches can be concatenated."""
         if self._joined is not None:
-            size = image_of(self._joined).shape[1:]
-            return size, size
+            return True
         x, y = self.parts
-        return image_of(x).shape[1:], image_of(y).shape[1:]
+        return image_of(x).shape[1:] == image_of(y).shape[1:]
 
     def is_cuda(self) -> bool:
         """Return whether the images are on a GPU."""
         return image_of(self.parts[0] if self._joined is None else self._joined).is_cuda
 
-    def apply_joined(self, layer: Callable[..., Image], *others: BatchPair) -> BatchPair:
-        """Apply a layer to both batches, concatenated."""
-        result = layer(self.joined(), *(image_of(other.joined()) for other in others))
-        return BatchPair.of_joined(result, self.counts)
-
-    def apply_shared(self, layer: Callable[..., Image], *others: BatchPair) -> BatchPair:
-        """Apply a layer that both networks share: once, if the batches can be concatenated."""
-        if self.is_one() and all(other.is_one() for other in others):
-            result = layer(self.parts[0], *(image_of(other.parts[0]) for other in others))
-            return BatchPair(result, result)
-        x, y = self.sizes()
-        if x == y:
-            return self.apply_joined(layer, *others)
-        return self.apply_apart(layer, layer, *others)
-
-    def apply_apart(
-        self, a: Callable[..., Image], b: Callable[..., Image], *others: BatchPair
-    ) -> BatchPair:
-        """Apply layer `a` to the first batch and `b` to the second."""
-        x, y = (
-            layer(self.parts[place], *(image_of(other.parts[place]) for other in others))
-            for place, layer in enumerate((a, b))
-        )
-        return BatchPair(x, y)
+    def apply_shared(self, layer: Callable[[Tensor], Tensor]) -> BatchPair:
+        """Apply a function to both batches: once, if they can be concatenated."""
+        if self.is_one():
+            x = layer(image_of(self.parts[0]))
+            return BatchPair(x, x)
+        if self.fits_together():
+            return BatchPair.of_joined(layer(image_of(self.joined())), self.counts)
+        x, y = self.parts
+        return BatchPair(layer(image_of(x)), layer(image_of(y)))
 
 
 @dataclass(frozen=True)
@@ -164,12 +157,15 @@ class GroupedExecution:
     def _outputs(self, a: nn.Module, b: nn.Module, both: BatchPair) -> tuple[Tensor, Tensor]:
         mine, others = self._program(a), self._program(b)
         if len(mine.steps) != len(others.steps):
-            both = both.apply_apart(a, b)
-        elif not (self.recompute or self._is_grouping(both) or mine.shares(others)):
+            x, y = both.parts
+            return a(image_of(x)), b(image_of(y))
+        if not (self.recompute or self._is_grouping(both) or mine.shares(others)):
             x, y = both.parts
             return mine(image_of(x), self.filters), others(image_of(y), self.filters)
-        else:
-            both = self._run_steps(mine, others, both)
+        linked = links(image_of(both.parts[0]))
+        readers = mine.readers if linked else [None] * len(mine.readers)
+        steps = [*zip(mine.steps, others.steps, readers, strict=True)]
+        both = self._recomputed(steps, both) if self.recompute else self._apply(steps, both)
         x, y = both.parts
         return image_of(x), image_of(y)
 
@@ -180,50 +176,61 @@ class GroupedExecution:
             found = self.programs[id(network)] = Program(network)
         return found
 
-    def _run_steps(self, mine: Program, others: Program, both: BatchPair) -> BatchPair:
-        linked = links(image_of(both.parts[0]))
-        readers = mine.readers if linked else [None] * len(mine.readers)
-        steps = [*zip(mine.steps, others.steps, readers, strict=True)]
-        place, recomputes = 0, self.recompute and torch.is_grad_enabled()
+    def _recomputed(self, steps: Steps, both: BatchPair) -> BatchPair:
+        """Apply the steps; backward runs them again from the inputs of blocks."""
+        place = 0
         while place < len(steps):
             block = steps[place : place + 1 + _is_half(steps, place)]
-            if recomputes and _can_recompute(block):
+            if torch.is_grad_enabled() and _can_recompute(block):
                 again: Any = checkpoint
                 both = again(
-                    self._block, block, both, use_reentrant=False, preserve_rng_state=False
+                    self._apply, block, both, use_reentrant=False, preserve_rng_state=False
                 )  # fmt: skip
             else:
-                both = self._block(block, both)
+                both = self._apply(block, both)
             place += len(block)
         return both
 
-    def _block(self, steps: Steps, both: BatchPair) -> BatchPair:
-        """Apply a layer, or the two of a residual block."""
-        given = both
+    def _apply(self, steps: Steps, both: BatchPair) -> BatchPair:
+        before = both
         for a, b, follow in steps:
-            others = (given,) if a.adds and b.adds else ()
-            both = self._layer(a, b, follow, both, *others)
+            before, given = both, before
+            both = self._layer(a, b, follow, both, given if a.adds and b.adds else None)
         return both
 
     def _layer(
-        self, a: Step, b: Step, follow: Next | None, both: BatchPair, *residual: BatchPair
+        self, a: Step, b: Step, follow: Next | None, both: BatchPair, given: BatchPair | None
     ) -> BatchPair:
-        """Apply a layer of each network, whose results go to `follow`."""
-        mine, other = a.operation, b.operation
-        if a.layer is b.layer and (mine is not None or _serves_both(a.layer)):
-            return both.apply_shared(partial(call, a, self.filters, follow), *residual)
-        if mine is not None and other is not None and self._groups(both) and mine.resembles(other):
-            weights = _stacked(mine.weights(), other.weights())
+        """Apply a layer of each network; its residual is `given`, its result goes to `follow`."""
+        mine, other, shared = a.operation, b.operation, a.layer is b.layer
+        if shared and mine is not None:
+            weights = mine.weights(self.filters)
+        elif mine is not None and other is not None and self._groups(both, mine, other):
             filters = self.filters.get((id(mine.conv), id(other.conv)))
-            weights = weights._replace(filters=filters)
-            return both.apply_joined(partial(mine.run, weights, follow), *residual)
-        apart = [partial(call, each, self.filters, follow) for each in (a, b)]
-        return both.apply_apart(*apart, *residual)
+            weights = _stacked(mine.weights(), other.weights())._replace(filters=filters)
+        elif shared and given is None and _serves_both(a.layer):
+            return both.apply_shared(a.layer)
+        else:
+            mine, weights = None, None
+        if mine is None or weights is None or not both.fits_together():
+            parts = []
+            for place, step in enumerate((a, b)):
+                residual = None if given is None else image_of(given.parts[place])
+                x = both.parts[place]
+                parts.append(call(step, self.filters, follow, x, residual))
+            return BatchPair(*parts)
+        if both.is_one() and (given is None or given.is_one()) and shared:
+            residual = None if given is None else image_of(given.parts[0])
+            x = mine.run(weights, follow, both.parts[0], residual)
+            return BatchPair(x, x)
+        residual = None if given is None else image_of(given.joined())
+        result = mine.run(weights, follow, both.joined(), residual)
+        return BatchPair.of_joined(result, both.counts)
 
-    def _groups(self, both: BatchPair) -> bool:
-        """Return whether these images can go through one launch."""
-        alike = both.counts[0] == both.counts[1] and len(set(both.sizes())) == 1
-        return alike and self._is_grouping(both)
+    def _groups(self, both: BatchPair, mine: Operation, other: Operation) -> bool:
+        """Return whether two layers run in one launch on these images."""
+        alike = both.counts[0] == both.counts[1] and both.fits_together()
+        return alike and self._is_grouping(both) and mine.resembles(other)
 
     def _is_grouping(self, both: BatchPair) -> bool:
         return both.is_cuda() if self.grouped is None else self.grouped

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from fastunit.models.perceptual import Perceptual, as_vgg_takes, load_perceptual
 from fastunit.models.unit import UNIT
 from fastunit.models.vae import VAE
 from fastunit.training import lr_schedule, optim, overrides, plain_objective, release_files
-from fastunit.training.objective import Losses, Noise
+from fastunit.training.objective import Batch, Losses, Noise
 from fastunit.training.step import TrainStep
 
 # The release's attribute for each loss of `objective.LOSSES`. The release names cycle losses by the
@@ -367,12 +368,8 @@ class UNIT_Trainer(nn.Module):
         noise: Noise | None,
     ) -> Losses:
         """Update with an objective of `plain_objective`; return its losses."""
-        step = self._step
-
-        def losses(x_a: Tensor, x_b: Tensor, noise: Noise | None) -> Losses:
-            return step.run_uncompiled(objective, self, x_a, x_b, step.config, noise)
-
-        return step.descend(optimizer, total, losses, x_a, x_b, noise)
+        losses = partial(objective, self, config=self._step.config)
+        return self._step.descend(optimizer, total, losses, Batch(x_a, x_b, noise))
 
     def _publish(self, losses: Losses, kinds: Iterable[str]) -> None:
         for name in kinds:

@@ -23,7 +23,10 @@ Image = Tensor | Padded
 
 
 class Weights(NamedTuple):
-    """The parameters of a convolutional layer; for G groups each has a leading dimension G."""
+    """The parameters of a convolutional layer.
+
+    For G groups each has a leading dimension G; sample n then uses group n // (N / G).
+    """
 
     weight: Tensor  # [K, C, R, S]
     bias: Tensor | None  # [K]
@@ -62,17 +65,6 @@ class Operation(NamedTuple):
         """Apply the layer as it is, without regard to others."""
         *tensors, _ = self.weights()
         return apply(self.plan, x, *tensors, prelu, residual)
-
-    def run(
-        self, weights: Weights, follow: Next | None, x: Image, residual: Tensor | None = None
-    ) -> Image:
-        """Apply the layer with these weights.
-
-        Weights may be stacked: with G of each, sample n uses group n // (N / G). The result is
-        Padded where `follow` says which layer reads it and kernels can hand it on.
-        """
-        *tensors, filters = weights
-        return apply(self.plan, x, *tensors, None, residual, filters=filters, follow=follow)
 
 
 class Step(NamedTuple):
@@ -144,7 +136,7 @@ class Program:
         before: Image = x
         y: Image = x
         for step, follow in zip(self.steps, self.readers, strict=True):
-            residual = image_of(before) if step.adds else None
+            residual = before if step.adds else None
             before, y = y, call(step, store, follow, y, residual)
         return image_of(y)
 
@@ -190,13 +182,18 @@ def call(
     store: Store | None,
     follow: Next | None,
     x: Image,
-    residual: Tensor | None = None,
+    residual: Image | None = None,
 ) -> Image:
-    """Apply a layer, whose result goes to `follow`, with filters from the store."""
+    """Apply a layer, whose result goes to `follow`, with filters from the store.
+
+    The result is Padded where `follow` says which layer reads it and kernels can hand it on.
+    """
     layer, operation, adds = step
-    if operation is not None:
-        return operation.run(operation.weights(store), follow, x, residual)
-    return layer(image_of(x), residual) if adds else layer(image_of(x))
+    added = None if residual is None else image_of(residual)
+    if operation is None:
+        return layer(image_of(x), added) if adds else layer(image_of(x))
+    *tensors, filters = operation.weights(store)
+    return apply(operation.plan, x, *tensors, None, added, filters=filters, follow=follow)
 
 
 def links(x: Tensor) -> bool:

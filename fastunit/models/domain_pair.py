@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastunit.common.choices import DIRECTIONS, Direction
 from fastunit.common.errors import UserError
 from fastunit.models.discriminator import Discriminator
-from fastunit.models.grouped import GroupedExecution
+from fastunit.models.grouped import BatchPair, GroupedExecution
 from fastunit.models.vae import VAE, check_image
 
 
@@ -44,11 +44,11 @@ class DomainPair(nn.Module):
         """Return the means of both images' codes; as each generator's `code`."""
         for generator, x in ((self.gen_a, x_a), (self.gen_b, x_b)):
             generator.check(x)
-        return self.execution.run(self.gen_a.enc, self.gen_b.enc, x_a, x_b)
+        return self.execution.run(self.gen_a.enc, self.gen_b.enc, BatchPair(x_a, x_b))
 
     def decode(self, for_a: Tensor, for_b: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images that gen_a decodes from for_a and gen_b from for_b."""
-        return self.execution.run(self.gen_a.dec, self.gen_b.dec, for_a, for_b)
+        return self.execution.run(self.gen_a.dec, self.gen_b.dec, BatchPair(for_a, for_b))
 
     def translate(self, x: Tensor, direction: Direction) -> Tensor:
         """Translate images without noise. Dropout is active in training mode only.

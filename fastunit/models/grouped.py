@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from fastunit.kernels.conv.block import apply
 from fastunit.kernels.conv.linked import Next
 from fastunit.models.chain import (
     Image,
-    Operation,
     Program,
     Step,
     Store,
@@ -113,13 +113,6 @@ class GroupedExecution:
     filters: Store = field(default_factory=dict, compare=False, repr=False)
     programs: dict[int, Program] = field(default_factory=dict, compare=False, repr=False)
 
-    def run(self, a: nn.Module, b: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``a(x), b(y)`` up to rounding, for sequences of fastunit's layers.
-
-        If x is y, leading layers that both networks share run once, on one batch.
-        """
-        return self._outputs(a, b, BatchPair(x, y))
-
     def run_scales(
         self,
         a: nn.ModuleList,
@@ -136,7 +129,7 @@ class GroupedExecution:
         for scale, networks in enumerate(zip(a, b, strict=True)):
             if scale:
                 both = both.apply_shared(halve)
-            outputs.append(self._outputs(*networks, both))
+            outputs.append(self.run(*networks, both))
         mine, others = zip(*outputs, strict=True)
         return mine, others
 
@@ -154,7 +147,12 @@ class GroupedExecution:
             check_image(images, discriminator.input_dim)
         return self.run_scales(a.cnns, b.cnns, x, y, a.halve)
 
-    def _outputs(self, a: nn.Module, b: nn.Module, both: BatchPair) -> tuple[Tensor, Tensor]:
+    def run(self, a: nn.Module, b: nn.Module, both: BatchPair) -> tuple[Tensor, Tensor]:
+        """Return each network's output for its batch, for sequences of fastunit's layers.
+
+        They are ``a(x), b(y)`` up to rounding. If both batches are one tensor, leading layers that
+        the networks share run once.
+        """
         mine, others = self._program(a), self._program(b)
         if len(mine.steps) != len(others.steps):
             x, y = both.parts
@@ -192,45 +190,51 @@ class GroupedExecution:
         return both
 
     def _apply(self, steps: Steps, both: BatchPair) -> BatchPair:
+        """Apply the layers of both networks; those that run as one, to both batches at once."""
         before = both
         for a, b, follow in steps:
-            before, given = both, before
-            both = self._layer(a, b, follow, both, given if a.adds and b.adds else None)
+            before, given = both, before if a.adds and b.adds else None
+            weights = self._weights_of_both(a, b, both)
+            if weights is None or a.operation is None:
+                both = self._apply_apart(a, b, follow, both, given)
+                continue
+            one = both.is_one() and (given is None or given.is_one()) and a.layer is b.layer
+            x = both.parts[0] if one else both.joined()
+            residual = None
+            if given is not None:
+                residual = image_of(given.parts[0] if one else given.joined())
+            *tensors, filters = weights
+            y = apply(
+                a.operation.plan, x, *tensors, None, residual, filters=filters, follow=follow
+            )  # fmt: skip
+            both = BatchPair(y, y) if one else BatchPair.of_joined(y, both.counts)
         return both
 
-    def _layer(
+    def _weights_of_both(self, a: Step, b: Step, both: BatchPair) -> Weights | None:
+        """Return the weights with which two layers run as one on these images; None: they do not.
+
+        A layer that both networks share has weights for all; two that differ in their weights
+        alone have a group each.
+        """
+        mine, other = a.operation, b.operation
+        if mine is None or other is None or not both.fits_together():
+            return None
+        if a.layer is b.layer:
+            return mine.weights(self.filters)
+        alike = both.counts[0] == both.counts[1] and self._is_grouping(both)
+        if not (alike and mine.resembles(other)):
+            return None
+        filters = self.filters.get((id(mine.conv), id(other.conv)))
+        return _stacked(mine.weights(), other.weights())._replace(filters=filters)
+
+    def _apply_apart(
         self, a: Step, b: Step, follow: Next | None, both: BatchPair, given: BatchPair | None
     ) -> BatchPair:
-        """Apply a layer of each network; its residual is `given`, its result goes to `follow`."""
-        mine, other, shared = a.operation, b.operation, a.layer is b.layer
-        if shared and mine is not None:
-            weights = mine.weights(self.filters)
-        elif mine is not None and other is not None and self._groups(both, mine, other):
-            filters = self.filters.get((id(mine.conv), id(other.conv)))
-            weights = _stacked(mine.weights(), other.weights())._replace(filters=filters)
-        elif shared and given is None and _serves_both(a.layer):
+        if a.layer is b.layer and a.operation is None and given is None and _serves_both(a.layer):
             return both.apply_shared(a.layer)
-        else:
-            mine, weights = None, None
-        if mine is None or weights is None or not both.fits_together():
-            parts = []
-            for place, step in enumerate((a, b)):
-                residual = None if given is None else image_of(given.parts[place])
-                x = both.parts[place]
-                parts.append(call(step, self.filters, follow, x, residual))
-            return BatchPair(*parts)
-        if both.is_one() and (given is None or given.is_one()) and shared:
-            residual = None if given is None else image_of(given.parts[0])
-            x = mine.run(weights, follow, both.parts[0], residual)
-            return BatchPair(x, x)
-        residual = None if given is None else image_of(given.joined())
-        result = mine.run(weights, follow, both.joined(), residual)
-        return BatchPair.of_joined(result, both.counts)
-
-    def _groups(self, both: BatchPair, mine: Operation, other: Operation) -> bool:
-        """Return whether two layers run in one launch on these images."""
-        alike = both.counts[0] == both.counts[1] and both.fits_together()
-        return alike and self._is_grouping(both) and mine.resembles(other)
+        parts, residuals = both.parts, (None, None) if given is None else given.parts
+        x = call(a, self.filters, follow, parts[0], residuals[0])
+        return BatchPair(x, call(b, self.filters, follow, parts[1], residuals[1]))
 
     def _is_grouping(self, both: BatchPair) -> bool:
         return both.is_cuda() if self.grouped is None else self.grouped

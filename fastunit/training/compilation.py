@@ -18,24 +18,23 @@ _logger = logging.getLogger(__name__)
 
 
 class Compiled:
-    """Calls functions of networks and images, compiled for the shapes of their arguments.
+    """Calls functions of tensors, compiled for the shapes of their arguments.
 
-    `mode` is "on", "off" or "auto", which compiles on GPUs only: on a CPU, compiling takes minutes
-    and saves little. The fused operations are opaque to the compiler, which fuses the code between
-    them: losses, pooling, concatenation. Each function is one graph; its backward pass is compiled
-    together with its forward pass. If compilation fails, a warning says why and all functions run
-    in eager mode from then on.
+    `mode` is "on", "off" or "auto", which compiles on GPUs only. The step compiles its losses: the
+    networks are fused operations already, into which a compiler cannot see. Each function is one
+    graph; its backward pass is compiled together with its forward pass. If compilation fails, a
+    warning says why and all functions run in eager mode from then on.
 
     Attributes:
         failed: whether compilation has failed.
     """
 
-    def __init__(self, mode: Switch) -> None:
-        self._mode, self.failed = mode, False
+    def __init__(self, mode: Switch, device: torch.device) -> None:
+        self._mode, self._device, self.failed = mode, device, False
         self._compiled: dict[Callable, Callable] = {}
 
-    def __call__(self, function: Callable, *args: Any, device: torch.device) -> Any:
-        if not self.is_on(device):
+    def __call__(self, function: Callable, *args: Any) -> Any:
+        if not self.is_on:
             return function(*args)
         if function not in self._compiled:
             self._compiled[function] = torch.compile(function, dynamic=False, fullgraph=True)
@@ -50,7 +49,8 @@ class Compiled:
             )
             return function(*args)
 
-    def is_on(self, device: torch.device) -> bool:
-        """Return whether functions are compiled on a device."""
-        wanted = self._mode == "on" or (self._mode == "auto" and device.type == "cuda")
+    @property
+    def is_on(self) -> bool:
+        """Whether functions are compiled."""
+        wanted = self._mode == "on" or (self._mode == "auto" and self._device.type == "cuda")
         return wanted and not self.failed

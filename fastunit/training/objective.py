@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,13 @@ from fastunit.models.perceptual import Perceptual
 
 Losses = dict[str, Tensor]
 Noise = Mapping[str, Tensor | None]  # None: drawn
+Call = Callable[..., Any]  # call(function, *arguments) returns what the function does
+
+
+def directly(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function."""
+    return function(*args)
+
 
 LOSSES = {
     "discriminator_a": "equation 2, discriminator of a: real a against b translated to a",
@@ -43,6 +50,46 @@ DISCRIMINATOR_NOISE = ("a", "b")
 GENERATOR_NOISE = ("a", "b", "ba", "ab")
 
 
+class Batch(NamedTuple):
+    """Images of both domains, and the noise of their codes.
+
+    x_a: images of domain a, [N, C, H, W] in [-1, 1].
+    x_b: images of domain b; N, C, H and W may differ from x_a's.
+    noise: standard normal noise of the codes' shapes, keys "a", "b" (codes of the images), "ba",
+        "ab" (codes of the translations, which the generators' losses use); None draws it.
+    """
+
+    x_a: Tensor
+    x_b: Tensor
+    noise: Noise | None = None
+
+    def parts(self, count: int) -> list[Batch]:
+        """Split the batch, and its noise, into equal parts.
+
+        Raises:
+            ValueError: the batch cannot be divided by `count`.
+        """
+        if count == 1:
+            return [self]
+        found = zip(_chunks(self.x_a, count), _chunks(self.x_b, count), strict=True)
+        if self.noise is None:
+            return [Batch(*images) for images in found]
+        noise = {
+            name: [None] * count if value is None else _chunks(value, count)
+            for name, value in self.noise.items()
+        }
+        return [
+            Batch(*images, {name: values[part] for name, values in noise.items()})
+            for part, images in enumerate(found)
+        ]
+
+
+def _chunks(value: Tensor, count: int) -> Sequence[Tensor]:
+    if len(value) % count:
+        raise ValueError(f"a batch of {len(value)} cannot be divided by accumulate={count}")
+    return value.chunk(count)
+
+
 class Decoded(NamedTuple):
     """Both codes decoded by both generators; `x_ba` is b translated to a."""
 
@@ -54,16 +101,8 @@ class Decoded(NamedTuple):
     kl_b: Tensor
 
 
-def decode_both(
-    unit: TrainablePair, x_a: Tensor, x_b: Tensor, noise: Noise | None = None
-) -> Decoded:
+def decode_both(unit: TrainablePair, batch: Batch) -> Decoded:
     """Encode both images and decode both codes with each generator.
-
-    Args:
-        unit: the networks of both domains.
-        x_a: images of domain a, [N, C, H, W] in [-1, 1].
-        x_b: images of domain b; N, C, H and W may differ from x_a's.
-        noise: standard normal noise of the codes' shapes, keys "a" and "b"; None draws it.
 
     Returns:
         Images in [-1, 1] and the codes' divergences, scalars, all with their graph.
@@ -71,8 +110,8 @@ def decode_both(
     Raises:
         ValueError: a key of noise is missing.
     """
-    noise = checked(noise, DISCRIMINATOR_NOISE)
-    mu_a, mu_b = unit.encode(x_a, x_b)
+    noise = checked(batch.noise, DISCRIMINATOR_NOISE)
+    mu_a, mu_b = unit.encode(batch.x_a, batch.x_b)
     z_a, kl_a = unit.gen_a.sample(mu_a, noise["a"])
     z_b, kl_b = unit.gen_b.sample(mu_b, noise["b"])
     if z_a.shape[1:] != z_b.shape[1:]:
@@ -86,21 +125,19 @@ def decode_both(
 
 def discriminator_losses(
     unit: TrainablePair,
-    x_a: Tensor,
-    x_b: Tensor,
+    batch: Batch,
     config: Config,
-    noise: Noise | None = None,
     decoded: Decoded | None = None,
+    call: Call = directly,
 ) -> Losses:
     """Return the discriminators' losses; the generators receive no gradient.
 
     Args:
         unit: the networks of both domains.
-        x_a: images of domain a, [N, C, H, W] in [-1, 1].
-        x_b: images of domain b; N, C, H and W may differ from x_a's.
+        batch: images and noise.
         config: its gan_w is the weight of both losses.
-        noise: standard normal noise of the codes' shapes, keys "a" and "b"; None draws it.
-        decoded: translations computed before; noise is then unused.
+        decoded: translations computed before; the batch's noise is then unused.
+        call: calls a function of tensors; may compile it.
 
     Returns:
         discriminator_a, discriminator_b (equation 2) and discriminator_total, scalars in float32
@@ -109,8 +146,9 @@ def discriminator_losses(
     Raises:
         ValueError: a key of noise is missing.
     """
+    x_a, x_b, _ = batch
     if decoded is None:
-        noise = checked(noise, DISCRIMINATOR_NOISE)
+        noise = checked(batch.noise, DISCRIMINATOR_NOISE)
         with torch.no_grad():
             mu_a, mu_b = unit.encode(x_a, x_b)
             z_a, _ = unit.gen_a.sample(mu_a, noise["a"])
@@ -118,31 +156,52 @@ def discriminator_losses(
             x_ba, x_ab = unit.decode(z_b, z_a)
     else:
         x_ba, x_ab = decoded.x_ba.detach(), decoded.x_ab.detach()
-    losses = _discriminated(unit, x_ba, x_a, x_ab, x_b)
-    both = losses["discriminator_a"] + losses["discriminator_b"]
-    return losses | {"discriminator_total": config.gan_w * both}
+    dis_a, dis_b = unit.dis_a, unit.dis_b
+    if dis_a.can_join(x_ba, x_a) and dis_b.can_join(x_ab, x_b):
+        outputs = unit.discriminate(torch.cat([x_ba, x_a]), torch.cat([x_ab, x_b]))
+        return call(_discriminator_terms, unit, *outputs, len(x_ba), len(x_ab), config.gan_w)
+    loss_a, loss_b = dis_a.calc_dis_loss(x_ba, x_a), dis_b.calc_dis_loss(x_ab, x_b)
+    return _discriminator_total(loss_a, loss_b, config.gan_w)
+
+
+def _discriminator_terms(
+    unit: TrainablePair,
+    outputs_a: Sequence[Tensor],
+    outputs_b: Sequence[Tensor],
+    fakes_a: int,
+    fakes_b: int,
+    weight: float,
+) -> Losses:
+    """Return the losses of outputs for fake and real images, of which the first are fake."""
+    loss_a, loss_b = (
+        unit.dis_a.dis_loss(outputs_a, fakes_a),
+        unit.dis_b.dis_loss(outputs_b, fakes_b),
+    )
+    return _discriminator_total(loss_a, loss_b, weight)
+
+
+def _discriminator_total(loss_a: Tensor, loss_b: Tensor, weight: float) -> Losses:
+    total = weight * (loss_a + loss_b)
+    return {"discriminator_a": loss_a, "discriminator_b": loss_b, "discriminator_total": total}
 
 
 def generator_losses(
     unit: TrainablePair,
-    x_a: Tensor,
-    x_b: Tensor,
+    batch: Batch,
     config: Config,
-    noise: Noise | None = None,
     perceptual: Perceptual | None = None,
     decoded: Decoded | None = None,
+    call: Call = directly,
 ) -> Losses:
     """Return the generators' losses (equations 1 to 3, and the terms that the release adds).
 
     Args:
         unit: the networks of both domains.
-        x_a: images of domain a, [N, C, H, W] in [-1, 1].
-        x_b: images of domain b; N, C, H and W may differ from x_a's.
+        batch: images and noise.
         config: the losses' weights.
-        noise: standard normal noise of the codes' shapes, keys "a", "b" (codes of the images),
-            "ba", "ab" (codes of the translations); None draws it.
         perceptual: the VGG16 term; required if config.vgg_w is above 0.
         decoded: the result of `decode_both`, with its graph; noise "a" and "b" are then unused.
+        call: calls a function of tensors; may compile it.
 
     With config.recon_x_cyc_w 0 there is no cycle, nor the KL of its codes. With config.identity_w
     above 0 the identity term of CycleGAN (Zhu et al. 2017, section 5.2) is added: images should
@@ -156,52 +215,50 @@ def generator_losses(
     Raises:
         ValueError: a key of noise is missing, or `perceptual` is required but None.
     """
-    noise = checked(noise, GENERATOR_NOISE)
+    noise = checked(batch.noise, GENERATOR_NOISE)
     if config.vgg_w > 0 and perceptual is None:
         raise ValueError(f"vgg_w={config.vgg_w} needs the perceptual term, which is not loaded")
     if decoded is None:
-        decoded = decode_both(unit, x_a, x_b, noise)
+        decoded = decode_both(unit, batch)
+    x_a, x_b, _ = batch
     x_aa, x_ba, x_ab, x_bb, kl_a, kl_b = decoded
-    outputs_a, outputs_b = unit.discriminate(x_ba, x_ab)
-    losses = {
-        "adversarial_a": unit.dis_a.gen_loss(outputs_a),
-        "adversarial_b": unit.dis_b.gen_loss(outputs_b),
-        "reconstruction_a": _l1(x_aa, x_a),
-        "reconstruction_b": _l1(x_bb, x_b),
-        "kl_a": kl_a,
-        "kl_b": kl_b,
-    }
+    outputs = unit.discriminate(x_ba, x_ab)
+    differences = {"reconstruction_a": (x_aa, x_a), "reconstruction_b": (x_bb, x_b)}
+    losses = {"kl_a": kl_a, "kl_b": kl_b}
     if config.recon_x_cyc_w > 0:
         mu_ba, mu_ab = unit.encode(x_ba, x_ab)
-        z_ba, kl_ba = unit.gen_a.sample(mu_ba, noise["ba"])
-        z_ab, kl_ab = unit.gen_b.sample(mu_ab, noise["ab"])
+        z_ba, losses["cycle_kl_b"] = unit.gen_a.sample(mu_ba, noise["ba"])
+        z_ab, losses["cycle_kl_a"] = unit.gen_b.sample(mu_ab, noise["ab"])
         x_aba, x_bab = unit.decode(z_ab, z_ba)
-        losses["cycle_a"], losses["cycle_b"] = _l1(x_aba, x_a), _l1(x_bab, x_b)
-        losses["cycle_kl_a"], losses["cycle_kl_b"] = kl_ab, kl_ba
+        differences |= {"cycle_a": (x_aba, x_a), "cycle_b": (x_bab, x_b)}
     if config.identity_w > 0:
         for_b, for_a = unit.encode(x_b, x_a)  # gen_a encodes b, gen_b encodes a
         x_a_again, x_b_again = unit.decode(for_a, for_b)
-        losses["identity_a"], losses["identity_b"] = _l1(x_a_again, x_a), _l1(x_b_again, x_b)
+        differences |= {"identity_a": (x_a_again, x_a), "identity_b": (x_b_again, x_b)}
     if config.vgg_w > 0:
         assert perceptual is not None
         distances = perceptual.pair((x_ba, x_ab), (x_b, x_a))
         losses["perceptual_a"], losses["perceptual_b"] = distances
-    return losses | {"generator_total": weighted(losses, config)}
+    return call(_generator_terms, unit, *outputs, differences, losses, config)
 
 
-def _discriminated(
-    unit: TrainablePair, x_ba: Tensor, x_a: Tensor, x_ab: Tensor, x_b: Tensor
+def _generator_terms(
+    unit: TrainablePair,
+    outputs_a: Sequence[Tensor],
+    outputs_b: Sequence[Tensor],
+    differences: Mapping[str, tuple[Tensor, Tensor]],
+    losses: Losses,
+    config: Config,
 ) -> Losses:
-    dis_a, dis_b = unit.dis_a, unit.dis_b
-    if not (dis_a.can_join(x_ba, x_a) and dis_b.can_join(x_ab, x_b)):
-        loss_a, loss_b = dis_a.calc_dis_loss(x_ba, x_a), dis_b.calc_dis_loss(x_ab, x_b)
-    else:
-        outputs = unit.discriminate(torch.cat([x_ba, x_a]), torch.cat([x_ab, x_b]))
-        loss_a, loss_b = (
-            dis_a.dis_loss(outputs[0], len(x_ba)),
-            dis_b.dis_loss(outputs[1], len(x_ab)),
-        )
-    return {"discriminator_a": loss_a, "discriminator_b": loss_b}
+    """Return all losses from the discriminators' outputs, images to compare, and other losses."""
+    found = {
+        "adversarial_a": unit.dis_a.gen_loss(outputs_a),
+        "adversarial_b": unit.dis_b.gen_loss(outputs_b),
+        **{name: _l1(*images) for name, images in differences.items()},
+        **losses,
+    }
+    found = {name: found[name] for name in LOSSES if name in found}
+    return found | {"generator_total": weighted(found, config)}
 
 
 def weighted(losses: Losses, config: Config) -> Tensor:

@@ -14,21 +14,19 @@ from fastunit.config import Config
 from fastunit.training.objective import (
     DISCRIMINATOR_NOISE,
     GENERATOR_NOISE,
+    Batch,
     Losses,
-    Noise,
     checked,
     weighted,
 )
 
 
-def discriminator_losses(
-    trainer: Any, x_a: Tensor, x_b: Tensor, config: Config, noise: Noise | None = None
-) -> Losses:
+def discriminator_losses(trainer: Any, batch: Batch, config: Config) -> Losses:
     """Return the discriminators' losses; arguments as in `objective.discriminator_losses`.
 
     `trainer` has gen_a, gen_b, dis_a and dis_b. Noise that is not given is what `encode` returns.
     """
-    noise = checked(noise, DISCRIMINATOR_NOISE)
+    (x_a, x_b, _), noise = batch, checked(batch.noise, DISCRIMINATOR_NOISE)
     h_a, n_a = _encoded(trainer.gen_a, x_a, noise["a"])
     h_b, n_b = _encoded(trainer.gen_b, x_b, noise["b"])
     x_ba = trainer.gen_a.decode(h_b + n_b).detach()
@@ -39,14 +37,12 @@ def discriminator_losses(
     return {"discriminator_a": loss_a, "discriminator_b": loss_b, "discriminator_total": total}
 
 
-def generator_losses(
-    trainer: Any, x_a: Tensor, x_b: Tensor, config: Config, noise: Noise | None = None
-) -> Losses:
+def generator_losses(trainer: Any, batch: Batch, config: Config) -> Losses:
     """Return the generators' losses; arguments as in `objective.generator_losses`.
 
     `trainer` is a `compat.UNIT_Trainer`.
     """
-    noise = checked(noise, GENERATOR_NOISE)
+    (x_a, x_b, _), noise = batch, checked(batch.noise, GENERATOR_NOISE)
     gen_a, gen_b = trainer.gen_a, trainer.gen_b
     # The latter by the release's private name, which a subclass of the same name may override.
     difference, divergence = trainer.recon_criterion, trainer._UNIT_Trainer__compute_kl

@@ -65,7 +65,7 @@ class TrainState:
         graphs = compiled = "on"
         if not self.step.uses_graphs:
             graphs = "off (graphs=off)" if gpu else "off (no GPU)"
-        if not self.step.compiled.is_on(self.device):
+        if not self.step.compiled.is_on:
             why = "compile=off" if settings.compile == "off" else "compile=auto is for GPUs"
             why = "it failed" if self.step.compiled.failed else why
             compiled = f"off ({why})"

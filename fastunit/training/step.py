@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from fastunit.training.compilation import Compiled
 from fastunit.training.cuda_graph import GraphedStep
 from fastunit.training.ema import Average
 from fastunit.training.objective import (
+    Batch,
     Decoded,
     Losses,
     Noise,
@@ -34,7 +35,7 @@ from fastunit.training.objective import (
 )
 from fastunit.training.optim import adam, make_capturable, reset_execution
 
-R = TypeVar("R")
+Objective = Callable[[Batch], Losses]
 _SWITCH = {"auto": None, "on": True, "off": False}
 
 
@@ -76,7 +77,7 @@ class TrainStep:
         self.gen_opt: Optimizer = adam(unit.generators(), config)
         self.dis_scheduler = lr_schedule.scheduler(self.dis_opt, config)
         self.gen_scheduler = lr_schedule.scheduler(self.gen_opt, config)
-        self.compiled = Compiled(config.compile)
+        self.compiled = Compiled(config.compile, self.device)
         self.learning_rate = config.lr  # on the host: with CUDA graphs the optimizers' is a tensor
         self._graphed: GraphedStep | None = None
 
@@ -104,18 +105,24 @@ class TrainStep:
         self.update_learning_rate()
         if self._graphed is not None and noise is None:
             return self._graphed(x_a, x_b)
-        return self._updates(x_a, x_b, noise)
+        return self._updates(Batch(x_a, x_b, noise))
 
-    def _updates(self, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Losses:
+    def _updates(self, batch: Batch) -> Losses:
         self.gen_opt.zero_grad()  # frees the memory of the last step's gradients
         with self._filters():
             decoded = None
             if self.config.share_fakes and self.config.accumulate == 1:
-                decoded = self._call(decode_both, self.unit, x_a, x_b, noise)
-            losses = self.dis_update(x_a, x_b, noise, decoded)
+                with self._precision():
+                    decoded = decode_both(self.unit, batch)
+            losses = self.descend(
+                self.dis_opt, "discriminator_total", self._discriminator_losses(decoded), batch
+            )
             self.dis_opt.zero_grad()
             self._write(self._dis_filters)
-            losses |= self.gen_update(x_a, x_b, noise, decoded)
+            with frozen(self.unit.discriminators()):
+                losses |= self.descend(
+                    self.gen_opt, "generator_total", self._generator_losses(decoded), batch
+                )
         if self.average is not None:
             self.average.update()
         return losses
@@ -128,13 +135,10 @@ class TrainStep:
         decoded: Decoded | None = None,
     ) -> Losses:
         """Update the discriminators; arguments as in `objective.discriminator_losses`."""
-
-        def losses(x_a: Tensor, x_b: Tensor, noise: Noise | None) -> Losses:
-            return self._call(
-                discriminator_losses, self.unit, x_a, x_b, self.config, noise, decoded
-            )
-
-        return self._update(self.dis_opt, "discriminator_total", losses, x_a, x_b, noise, decoded)
+        self._check_whole(decoded)
+        losses, batch = self._discriminator_losses(decoded), Batch(x_a, x_b, noise)
+        with self._filters():
+            return self.descend(self.dis_opt, "discriminator_total", losses, batch)
 
     def gen_update(
         self,
@@ -144,30 +148,50 @@ class TrainStep:
         decoded: Decoded | None = None,
     ) -> Losses:
         """Update the generators; arguments as in `objective.generator_losses`."""
+        self._check_whole(decoded)
+        losses, batch = self._generator_losses(decoded), Batch(x_a, x_b, noise)
+        with self._filters(), frozen(self.unit.discriminators()):
+            return self.descend(self.gen_opt, "generator_total", losses, batch)
 
-        def losses(x_a: Tensor, x_b: Tensor, noise: Noise | None) -> Losses:
-            return self._call(
-                generator_losses, self.unit, x_a, x_b, self.config, noise, self.perceptual, decoded
-            )
-
-        with frozen(self.unit.dis_a, self.unit.dis_b):
-            return self._update(self.gen_opt, "generator_total", losses, x_a, x_b, noise, decoded)
-
-    def _update(
-        self,
-        optimizer: Optimizer,
-        total: str,
-        losses: Callable[..., Losses],
-        x_a: Tensor,
-        x_b: Tensor,
-        noise: Noise | None,
-        decoded: Decoded | None,
-    ) -> Losses:
-        """As `descend`, with the blocks' filters laid out before."""
+    def _check_whole(self, decoded: Decoded | None) -> None:
         if decoded is not None and self.config.accumulate > 1:
             raise ValueError("decoded belongs to a whole batch; leave it out with accumulate > 1")
-        with self._filters():
-            return self.descend(optimizer, total, losses, x_a, x_b, noise)
+
+    def _discriminator_losses(self, decoded: Decoded | None) -> Objective:
+        return partial(
+            discriminator_losses, self.unit, config=self.config, decoded=decoded, call=self.compiled
+        )
+
+    def _generator_losses(self, decoded: Decoded | None) -> Objective:
+        return partial(
+            generator_losses, self.unit, config=self.config, perceptual=self.perceptual,
+            decoded=decoded, call=self.compiled,
+        )  # fmt: skip
+
+    def descend(self, optimizer: Optimizer, total: str, losses: Objective, batch: Batch) -> Losses:
+        """Update by the gradient of the losses' mean over the batch's parts; return the means.
+
+        Args:
+            optimizer: of the parameters to update.
+            total: the key of the loss to differentiate.
+            losses: returns the losses for a part of the batch.
+            batch: images and noise.
+        """
+        count, found = self.config.accumulate, []
+        optimizer.zero_grad()
+        with precision.matmul_settings(self._resolved()):
+            for part in batch.parts(count):
+                with self._precision():
+                    each = losses(part)
+                (each[total] / count).backward()
+                found.append({name: torch.as_tensor(loss).detach() for name, loss in each.items()})
+        if self.config.clip_grad_norm:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            clip_grad_norm_(parameters, self.config.clip_grad_norm)
+        optimizer.step()
+        if count == 1:
+            return found[0]
+        return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
 
     @contextmanager
     def _filters(self) -> Iterator[None]:
@@ -193,51 +217,8 @@ class TrainStep:
         with precision.autocast(self._resolved(), self.device):
             filters.write(self.device.type == "cuda" if grouped is None else grouped)
 
-    def descend(
-        self,
-        optimizer: Optimizer,
-        total: str,
-        losses: Callable[..., Losses],
-        x_a: Tensor,
-        x_b: Tensor,
-        noise: Noise | None,
-    ) -> Losses:
-        """Update by the gradient of the losses' mean over the batch's parts; return the means.
-
-        Args:
-            optimizer: of the parameters to update.
-            total: the key of the loss to differentiate.
-            losses: returns the losses for a part of x_a, x_b and noise.
-            x_a: images of domain a.
-            x_b: images of domain b.
-            noise: as in `__call__`.
-        """
-        count, found = self.config.accumulate, []
-        optimizer.zero_grad()
-        with precision.matmul_settings(self._resolved()):
-            for part in range(count):
-                inputs = (_part(value, part, count) for value in (x_a, x_b, noise))
-                found.append(losses(*inputs))
-                (found[-1][total] / count).backward()
-                found[-1] = _detached(found[-1])
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if self.config.clip_grad_norm:
-            clip_grad_norm_(parameters, self.config.clip_grad_norm)
-        optimizer.step()
-        if count == 1:
-            return found[0]
-        return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
-
-    def run_uncompiled(self, function: Callable[..., R], *args: Any) -> R:
-        """Call a function in the configured precision, without torch.compile."""
-        with precision.autocast(self._resolved(), self.device):
-            return function(*args)
-
-    def _call(self, function: Callable[..., R], *args: Any) -> R:
-        """Call a function in the configured precision, with torch.compile if configured."""
-        resolved, device = self._resolved(), self.device
-        with precision.autocast(resolved, device):
-            return self.compiled(function, *args, device=device)
+    def _precision(self) -> AbstractContextManager[object]:
+        return precision.autocast(self._resolved(), self.device)
 
     def _resolved(self) -> Precision:
         return precision.resolve(self.config.precision, self.device)
@@ -267,7 +248,9 @@ class TrainStep:
             raise ConfigError(f"graphs=on needs an NVIDIA GPU, not {self.device}; use graphs=auto")
         for optimizer in (self.dis_opt, self.gen_opt):
             make_capturable(optimizer)
-        self._graphed = GraphedStep(self._updates, required=required)
+        self._graphed = GraphedStep(
+            lambda x_a, x_b: self._updates(Batch(x_a, x_b)), required=required
+        )  # fmt: skip
 
     def update_learning_rate(self) -> None:
         """Advance both schedules by one iteration; the release does so before the updates."""
@@ -353,35 +336,13 @@ class TrainStep:
 
 
 @contextmanager
-def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Compute no gradients of the modules' parameters inside the block; inputs still get theirs."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for parameter in parameters:
+def frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Compute no gradients of parameters inside the block; inputs still get theirs."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in parameters:
+        for parameter in trained:
             parameter.requires_grad_(True)
-
-
-def _detached(losses: Losses) -> Losses:
-    return {name: torch.as_tensor(loss).detach() for name, loss in losses.items()}
-
-
-def _part(value: Tensor | Noise | None, part: int, count: int) -> Tensor | Noise | None:
-    """Return one of `count` equal parts of a batch, or of every tensor of the noise."""
-    if count == 1 or value is None:
-        return value
-    if not isinstance(value, Tensor):
-        return {
-            name: None if of_name is None else _chunk(of_name, part, count)
-            for name, of_name in value.items()
-        }
-    return _chunk(value, part, count)
-
-
-def _chunk(value: Tensor, part: int, count: int) -> Tensor:
-    if len(value) % count:
-        raise ValueError(f"a batch of {len(value)} cannot be cut into accumulate={count} parts")
-    return value.chunk(count)[part]

@@ -32,7 +32,7 @@ class Direct:
     def __init__(self, plan: Plan) -> None:
         inside = plan.kind == "transpose" or plan.pad_mode == "zero"
         self.halo = NormActOptions(halo=0 if inside else plan.padding, pad_mode=plan.pad_mode)
-        self._options = {
+        self.options = {
             "stride": [plan.stride] * 2,
             "padding": [plan.padding if inside else 0] * 2,
             "dilation": [1, 1],
@@ -46,21 +46,21 @@ class Direct:
         return w.to(dtype)
 
     def fprop(self, x: Tensor, filters: Tensor, b: Tensor | None) -> Tensor:
-        return torch.convolution(x, filters, b, **self._options)
+        return torch.convolution(x, filters, b, **self.options)
 
     def backward(
         self, dy: Tensor, x: Tensor, w: Tensor, filters: Tensor, mask: list[bool]
     ) -> tuple[Any, Any]:
         """Return the gradients of x and w; None where the mask has False."""
         dw = None
-        if mask[1] and not self._options["transposed"] and _has_few_pixels(dy):
-            padding, stride = self._options["padding"][0], self._options["stride"][0]
+        if mask[1] and not self.options["transposed"] and _has_few_pixels(dy):
+            padding, stride = self.options["padding"][0], self.options["stride"][0]
             padded = F.pad(x, (padding,) * 4) if padding else x
             dw, mask = filter_gradient(dy, padded, w.shape[1:], stride), [mask[0], False]
         if not any(mask):
             return None, dw
         found = torch.ops.aten.convolution_backward(
-            dy, x, filters, None, **self._options, output_mask=[*mask, False]
+            dy, x, filters, None, **self.options, output_mask=[*mask, False]
         )
         return found[0], found[1] if dw is None else dw
 
@@ -171,8 +171,14 @@ def fprop(
     haloed = haloed.contiguous(memory_format=form)
     groups = len(w)
     bias = b.to(x.dtype).unbind() if b is not None and plan.norm != "in" else [None] * groups
-    parts = zip(_split(haloed, groups), _filters(conv, w, filters, x.dtype), bias, strict=True)
-    raw = _joined([conv.fprop(*part) for part in parts])
+    filters_of_groups = _filters(conv, w, filters, x.dtype)
+    if groups == 1 and isinstance(conv, Direct):
+        raw = torch.convolution(haloed, filters_of_groups[0], bias[0], **conv.options)
+    elif groups == 1:
+        raw = conv.fprop(haloed, filters_of_groups[0], bias[0])
+    else:
+        parts = zip(_split(haloed, groups), filters_of_groups, bias, strict=True)
+        raw = _joined([conv.fprop(*part) for part in parts])
     if plan.corrects_border:
         phases.add_border_correction(raw, phases.border_correction(x, w))
     raw = raw.contiguous(memory_format=form)
@@ -189,6 +195,8 @@ def _filters(
     """Return the filters of each group as `conv` reads them."""
     if filters is not None:
         return filters.unbind()
+    if isinstance(conv, Direct):
+        return w.to(dtype).unbind()
     return [conv.filters(group, dtype) for group in w.unbind()]
 
 

@@ -10,11 +10,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastunit.config import from_dict
-from fastunit.models.chain import Operation
-from fastunit.models.grouped import GroupedExecution
+from fastunit.models import grouped
+from fastunit.models.grouped import BatchPair, GroupedExecution
 from fastunit.models.layers import Conv2dBlock
 from fastunit.models.unit import UNIT
-from fastunit.training.objective import decode_both
+from fastunit.training.objective import Batch, decode_both
 from fastunit.training.step import TrainStep
 from tests.support.compare import assert_agree
 from tests.support.steps import noise_for
@@ -115,7 +115,7 @@ def test_hooks_within_either_network_are_called():
     called = []
     for network in (a, b):
         hook = network[0].conv.register_forward_hook(lambda conv, *_: called.append(conv))
-        GroupedExecution(grouped=True).run(a, b, x, y)
+        GroupedExecution(grouped=True).run(a, b, BatchPair(x, y))
         hook.remove()
     assert called == [a[0].conv, b[0].conv]
 
@@ -125,7 +125,7 @@ def test_only_layers_that_differ_run_apart(make):
     for name in ("alike", "other channels"):
         step, batch = make(DOMAINS[name], pair_domains="on", share={"enc": 0, "dec": 0})
         with Calls() as calls, torch.no_grad():
-            decode_both(step.unit, *batch)
+            decode_both(step.unit, Batch(*batch))
         counts[name] = calls.count
     # An encoder's first layer and a decoder's last see the channels.
     assert counts["other channels"] == counts["alike"] + 2
@@ -134,20 +134,20 @@ def test_only_layers_that_differ_run_apart(make):
 @pytest.mark.parametrize("paired", ["on", "off"])
 def test_shared_layers_run_once_for_both_domains(paired, make, monkeypatch):
     step, batch = make(ALIKE, pair_domains=paired, share={"enc": 1, "dec": 1})
-    calls, unit, parts, run = Counter(), step.unit, {}, Operation.run
+    calls, unit, parts, run = Counter(), step.unit, {}, grouped.apply
     for part in ("enc", "dec"):
         block = getattr(unit.gen_a, part).res_blocks[-1 if part == "enc" else 0].model[0]
         assert block is getattr(unit.gen_b, part).res_blocks[-1 if part == "enc" else 0].model[0]
-        parts[block.conv] = part
+        parts[block.conv.weight] = part
 
-    def counted(operation, weights, follow, x, *others):  # a hook would take it out of the pair
-        if operation.conv in parts:
-            calls.update({parts[operation.conv]: len(x)})
-        return run(operation, weights, follow, x, *others)
+    def counted(plan, x, w, *others, **options):  # a hook would take it out of the pair
+        if w in parts:
+            calls.update({parts[w]: len(x)})
+        return run(plan, x, w, *others, **options)
 
-    monkeypatch.setattr(Operation, "run", counted)
+    monkeypatch.setattr(grouped, "apply", counted)
     with torch.no_grad():
-        decode_both(unit, *batch)
+        decode_both(unit, Batch(*batch))
     # The decoders' first block sees two codes of two samples, not these twice.
     assert calls == {"enc": 4, "dec": 4}
 
@@ -175,7 +175,7 @@ def saved_bytes(unit, batch):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        decoded = decode_both(unit, *batch)
+        decoded = decode_both(unit, Batch(*batch))
     assert decoded.x_aa.requires_grad
     return sum(size for _, size in held.values())
 

@@ -53,7 +53,7 @@ def test_a_compiled_step_is_handed_its_filters_too(make_step, batch, monkeypatch
     monkeypatch.setattr(compilation.torch, "compile", uncompiled)
     step = make_step(compile="on", pair_domains="on")
     assert recorded(step, batch, monkeypatch).count("pack_kernel") == 3
-    assert step.compiled.is_on(torch.device("cpu"))
+    assert step.compiled.is_on
 
 
 def changed_by_load(unit, state):

@@ -8,8 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastunit.models import unit2017
-from fastunit.models.chain import Operation
+from fastunit.models import chain, grouped, unit2017
 from fastunit.models.init import initialise
 from fastunit.models.unit2017 import COCOResGen, COCOResGen2, INSResBlock
 from tests.support.compare import assert_gradients_near, assert_near
@@ -165,15 +164,16 @@ def test_noise_is_drawn_in_training_only():
 def test_the_parts_of_a_training_step(shape_b, monkeypatch):
     gen, x_a, x_b = make(input_dim_b=shape_b[1]), images(2, 3, 8, 8), images(*shape_b)
     plain, joined = Reference(gen), shape_b[2:] == (8, 8)
-    calls, run = [], Operation.run
-    blocks = {shared[0].first.conv: shared[0] for shared in (gen.enc_shared, gen.dec_shared)}
+    calls, run = [], grouped.apply
+    blocks = {shared[0].first.conv.weight: shared[0] for shared in (gen.enc_shared, gen.dec_shared)}
 
-    def counted(operation, *inputs):
-        if operation.conv in blocks:
-            calls.append(blocks[operation.conv])
-        return run(operation, *inputs)
+    def counted(plan, x, w, *inputs, **options):
+        if w in blocks:
+            calls.append(blocks[w])
+        return run(plan, x, w, *inputs, **options)
 
-    monkeypatch.setattr(Operation, "run", counted)
+    for module in (grouped, chain):
+        monkeypatch.setattr(module, "apply", counted)
     mu_a, mu_b = gen.encode(x_a, x_b)
     assert calls == [gen.enc_shared[0]] * (1 if joined else 2)
     for mu, side, x in ((mu_a, "A", x_a), (mu_b, "B", x_b)):

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fastunit.config.schema2017 import DisOptions, ResGenOptions, SharedDisOptions
-from fastunit.models import unit2017
-from fastunit.models.chain import Operation
+from fastunit.models import chain, grouped, unit2017
 from fastunit.models.unit2017 import COCODis, COCOMsDis, COCOResGen, COCOSharedDis
 from fastunit.models.unit2017_discriminators import blur_downsample
 from tests.support.tensors import images
@@ -121,14 +120,15 @@ def test_the_last_layer_is_shared_with_the_layers_before_it():
 
 
 def test_shared_layers_run_once_over_both_domains(monkeypatch):
-    dis, calls, run = make(*VARIANTS[-1]), [], Operation.run
+    dis, calls, run = make(*VARIANTS[-1]), [], grouped.apply
 
-    def counted(operation, *args):  # no hook: it would have the layer run apart
-        if operation.conv is dis.model_S[0].model[0]:
+    def counted(plan, x, w, *args, **options):  # no hook: it would have the layer run apart
+        if w is dis.model_S[0].model[0].weight:
             calls.append(None)
-        return run(operation, *args)
+        return run(plan, x, w, *args, **options)
 
-    monkeypatch.setattr(Operation, "run", counted)
+    for module in (grouped, chain):
+        monkeypatch.setattr(module, "apply", counted)
     for sizes, count in zip(SIZES[:2], (1, 2), strict=True):
         dis(*of_both(dis, sizes))
         assert len(calls) == count

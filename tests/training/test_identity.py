@@ -8,7 +8,7 @@ import torch
 from fastunit.common.errors import ConfigError
 from fastunit.config import from_dict
 from fastunit.models.unit import networks
-from fastunit.training.objective import decode_both, generator_losses
+from fastunit.training.objective import Batch, decode_both, generator_losses
 from fastunit.training.step import TrainStep
 from tests.support.steps import noise_for, without_networks
 from tests.support.tensors import images
@@ -51,12 +51,12 @@ def test_the_term_is_its_formula_and_leaves_the_others_alone(make, batch):
     x_a, x_b = batch
     step = make(identity_w=3.0)
     unit, config = step.unit, step.config
-    decoded = decode_both(unit, x_a, x_b)
+    decoded = decode_both(unit, Batch(x_a, x_b))
     states = []
     found = []
     for weighted in (config, make().config):
         torch.manual_seed(3)
-        found.append(generator_losses(unit, x_a, x_b, weighted, decoded=decoded))
+        found.append(generator_losses(unit, Batch(x_a, x_b), weighted, decoded=decoded))
         states.append(torch.get_rng_state())
     losses, plain = found
     assert torch.equal(*states)  # codes without noise, as in translation

@@ -10,7 +10,7 @@ import torch
 
 from fastunit.config import Config, from_dict
 from fastunit.models.unit import UNIT
-from fastunit.training.objective import LOSSES, discriminator_losses, generator_losses
+from fastunit.training.objective import LOSSES, Batch, discriminator_losses, generator_losses
 from tests.support.steps import noise_for
 from tests.support.tensors import images
 
@@ -42,12 +42,12 @@ class Setting:
         self.noise = noise_for(self.unit, self.x_a, self.x_b)
 
     def generator_losses(self, **changes):
-        more = {"noise": self.noise, "perceptual": changes.pop("perceptual", StandIn())}
-        config = replace(self.config, **changes)
-        return generator_losses(self.unit, self.x_a, self.x_b, config, **more)
+        perceptual, config = changes.pop("perceptual", StandIn()), replace(self.config, **changes)
+        batch = Batch(self.x_a, self.x_b, self.noise)
+        return generator_losses(self.unit, batch, config, perceptual)
 
     def discriminator_losses(self, noise=None):
-        return discriminator_losses(self.unit, self.x_a, self.x_b, self.config, noise)
+        return discriminator_losses(self.unit, Batch(self.x_a, self.x_b, noise), self.config)
 
 
 @pytest.fixture(params=["lsgan", "nsgan"])
@@ -225,7 +225,7 @@ def test_noise_is_drawn_afresh_and_follows_the_seed(setting, of):
     config = replace(setting.config, vgg_w=0.0)
 
     def once():
-        return of(setting.unit, setting.x_a, setting.x_b, config)
+        return of(setting.unit, Batch(setting.x_a, setting.x_b), config)
 
     torch.manual_seed(7)
     first, second = once(), once()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastunit.common.errors import CheckpointError
-from fastunit.training.objective import LOSSES, discriminator_losses, generator_losses
+from fastunit.training.objective import LOSSES, Batch, discriminator_losses, generator_losses
 from fastunit.training.step import frozen
 from tests.support.compare import assert_same
 from tests.support.steps import noise_for, weights
@@ -80,7 +80,7 @@ def test_frozen_thaws_only_what_it_froze():
     layers = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     layers[0].bias.requires_grad_(False)
     x = torch.ones(1, 2, requires_grad=True)
-    with frozen(*layers):
+    with frozen([p for layer in layers for p in layer.parameters()]):
         layers[1](layers[0](x)).sum().backward()
         assert not any(p.requires_grad for layer in layers for p in layer.parameters())
     assert x.grad.any() and layers[1].weight.grad is None
@@ -97,7 +97,7 @@ def test_gradients_do_not_pile_up_and_adam_gets_them(make_step, batch):
         for _ in range(2):  # the second time over what the first left behind
             twin = copy.deepcopy(step.unit)
             torch.manual_seed(1)
-            total = losses_of(twin, *batch, step.config)[key]
+            total = losses_of(twin, Batch(*batch), step.config)[key]
             own = twin.discriminators() if "dis" in key else twin.generators()
             wanted = torch.autograd.grad(total, own)
             torch.manual_seed(1)

@@ -14,7 +14,7 @@ from torch._inductor.exc import InductorError
 from fastunit.common.errors import ConfigError
 from fastunit.config import from_dict
 from fastunit.training import compilation
-from fastunit.training.objective import decode_both
+from fastunit.training.objective import Batch, decode_both
 from fastunit.training.optim import make_capturable
 from fastunit.training.state import TrainState
 from tests.support.compare import assert_agree
@@ -51,7 +51,7 @@ def test_parts_of_a_batch_train_as_the_whole(count, paired, make, batch):
 
 
 def test_a_batch_that_has_no_equal_parts_is_refused(make, batch):
-    with pytest.raises(ValueError, match="a batch of 4 cannot be cut into accumulate=3 parts"):
+    with pytest.raises(ValueError, match="a batch of 4 cannot be divided by accumulate=3"):
         make(accumulate=3)(*batch)
 
 
@@ -59,7 +59,7 @@ def test_translations_of_a_whole_batch_do_not_go_with_parts(make, batch):
     step = make(accumulate=2)
     for update in (step.dis_update, step.gen_update):
         with pytest.raises(ValueError, match="decoded belongs to a whole batch"):
-            update(*batch, decoded=decode_both(step.unit, *batch))
+            update(*batch, decoded=decode_both(step.unit, Batch(*batch)))
 
 
 def test_recomputing_leaves_batch_norms_statistics_alone(tiny, make, batch):
@@ -138,17 +138,15 @@ def test_a_compiled_step_computes_the_same(changes, make, batch):
     noise = noise_for(eager.unit, *batch)
     for _ in range(2):
         losses = [step(*batch, noise=noise) for step in (eager, compiled)]
-    assert compiled.compiled.is_on(CPU) and not eager.compiled.is_on(CPU)
+    assert compiled.compiled.is_on and not eager.compiled.is_on
     assert_agree(losses[1], losses[0])
     assert_agree(state(compiled), state(eager))
 
 
-class Breaks(torch.nn.Module):
-    """Something that the compiler leaves to Python."""
-
-    def forward(self, x):
-        torch._dynamo.graph_break()
-        return x
+def breaking(loss, *args):
+    """Return a loss, by code that no compiler follows."""
+    torch._dynamo.graph_break()
+    return loss(*args)
 
 
 def uncompiled(function, **options):
@@ -167,7 +165,7 @@ COMPILE = torch.compile
         (2, "off", torch.float32, "fp32"),
     ],
 )
-def test_a_compiled_step_is_three_graphs_without_a_break(
+def test_a_compiled_step_is_two_graphs_without_a_break(
     accumulate, pair, dtype, precision, make, batch, monkeypatch
 ):
     torch.compiler.reset()
@@ -179,9 +177,9 @@ def test_a_compiled_step_is_three_graphs_without_a_break(
     for _ in range(2):
         step(*(x.to(dtype) for x in batch))
     counters = torch._dynamo.utils.counters
-    assert step.compiled.is_on(CPU)
+    assert step.compiled.is_on
     assert not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] == (3 if accumulate == 1 else 2)
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 def test_a_step_that_breaks_the_graph_is_not_said_to_be_compiled(make, batch, monkeypatch, caplog):
@@ -190,22 +188,13 @@ def test_a_step_that_breaks_the_graph_is_not_said_to_be_compiled(make, batch, mo
     eager, step = make(compile="off"), make(compile="on")
     noise = noise_for(eager.unit, *batch)
     for each in (eager, step):
-        each.unit.gen_a.dec.model.append(Breaks())
+        each.unit.dis_a.dis_loss = partial(breaking, each.unit.dis_a.dis_loss)
     with caplog.at_level(logging.WARNING, "fastunit"):
         losses = [each(*batch, noise=noise) for each in (eager, step)]
     assert_agree(losses[1], losses[0])
     (said,) = (r.getMessage() for r in caplog.records if r.name == "fastunit.training.compilation")
-    assert said.startswith("compile off: torch.compile failed in decode_both:")
-    assert not step.compiled.is_on(CPU)
-
-
-@pytest.mark.parametrize("recompute", [True, False])
-def test_paired_networks_compile_without_a_break(recompute, make, batch):
-    torch.compiler.reset()
-    unit = make(pair_domains="on", checkpoint_activations=recompute).unit
-    whole = torch.compile(decode_both, fullgraph=True, backend="aot_eager")
-    code = noise_for(unit, *batch)
-    assert_agree(whole(unit, *batch, code)._asdict(), decode_both(unit, *batch, code)._asdict())
+    assert said.startswith("compile off: torch.compile failed in _discriminator_terms:")
+    assert not step.compiled.is_on
 
 
 def test_where_a_backward_pass_does_not_compile_the_step_goes_on(make, batch, monkeypatch, caplog):
@@ -240,9 +229,9 @@ def test_where_the_compiler_fails_the_step_goes_on_with_a_word(make, batch, monk
     assert_agree(losses[1], losses[0])
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1
-    assert said[0].startswith("compile off: torch.compile failed in decode_both:")
+    assert said[0].startswith("compile off: torch.compile failed in _discriminator_terms:")
     assert "no compiler here" in said[0]
-    assert not step.compiled.is_on(CPU)
+    assert not step.compiled.is_on
 
 
 def test_errors_of_the_step_itself_are_not_taken_for_the_compilers(make, batch, monkeypatch):
@@ -253,8 +242,8 @@ def test_errors_of_the_step_itself_are_not_taken_for_the_compilers(make, batch, 
 
 def test_compiling_is_for_gpus_unless_asked_for():
     gpu = torch.device("cuda")
-    assert [compilation.Compiled("auto").is_on(device) for device in (CPU, gpu)] == [False, True]
-    assert not compilation.Compiled("off").is_on(gpu)
+    assert [compilation.Compiled("auto", device).is_on for device in (CPU, gpu)] == [False, True]
+    assert not compilation.Compiled("off", gpu).is_on
 
 
 def test_a_graph_needs_a_gpu(make, tiny):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from fastunit.kernels.common import eager, runtime
 from fastunit.kernels.conv.layouts import Filters
 from fastunit.models.discriminator import Discriminator
 from fastunit.models.layers import ResBlocks, Weights
@@ -199,17 +200,27 @@ class GroupedExecution:
         if a is b and _serves_both(a):
             return both.apply_shared(self._with_filters(a), *residual)
         if self._groups(both) and (pair := groupable(a, b)):
-            weights = _stacked(pair[0].weights(), pair[1].weights())
-            weights = weights._replace(filters=self.filters.get((id(a), id(b))))
+            weights = self._weights(*pair)
             return both.apply_joined(lambda *inputs: pair[0].run(weights, *inputs), *residual)
         return both.apply_apart(self._with_filters(a), self._with_filters(b), *residual)
 
+    def _weights(self, *layers: Groupable) -> Weights:
+        """Return the weights of layers, stacked where there are two, with filters if laid out."""
+        filters = self.filters.get(tuple(map(id, layers)))
+        if filters is not None and filters.direct is not None:
+            if runtime.recording() or eager.only_autograd():
+                weight, *others = filters.direct.values
+                assert weight is not None
+                return Weights(weight, *others, filters=filters)
+            filters = filters._replace(direct=None)
+        first, *others = (layer.weights() for layer in layers)
+        return (_stack_all(first, *others) if others else first)._replace(filters=filters)
+
     def _with_filters(self, layer: Any) -> Callable[..., Tensor]:
         """Return the layer, or a function that runs it with filters that were laid out before."""
-        filters = self.filters.get((id(layer),))
-        if filters is None or not layer.per_sample:
+        if (id(layer),) not in self.filters or not layer.per_sample:
             return layer
-        return partial(layer.run, layer.weights()._replace(filters=filters))
+        return partial(layer.run, self._weights(layer))
 
     def _groups(self, both: BatchPair) -> bool:
         x, y = both.parts
@@ -257,13 +268,20 @@ def groupable(a: Any, b: Any) -> tuple[Groupable, Groupable] | None:
     return (a, b) if alike else None
 
 
-def _stacked(mine: Weights, others: Weights) -> Weights:
-    pairs = zip(mine[:4], others[:4], strict=True)
-    return Weights(*(None if p is None else _stack(p, q) for p, q in pairs))
+def _stack_all(mine: Weights, others: Weights) -> Weights:
+    def both(p: Tensor | None, q: Tensor | None) -> Tensor | None:
+        return None if p is None or q is None else stacked(p, q)
+
+    return Weights(
+        stacked(mine.weight, others.weight),
+        both(mine.bias, others.bias),
+        both(mine.gamma, others.gamma),
+        both(mine.beta, others.beta),
+    )
 
 
-def _stack(p: Tensor, q: Tensor) -> Tensor:
-    """Stack two weights along a new first dimension; filters remain channels_last."""
-    if p.dim() != 4:
-        return torch.stack([p, q])
-    return torch.stack([w.permute(0, 2, 3, 1) for w in (p, q)]).permute(0, 1, 4, 2, 3)
+def stacked(*weights: Tensor) -> Tensor:
+    """Stack weights along a new first dimension; filters remain channels_last."""
+    if weights[0].dim() != 4:
+        return torch.stack(weights)
+    return torch.stack([w.permute(0, 2, 3, 1) for w in weights]).permute(0, 1, 4, 2, 3)

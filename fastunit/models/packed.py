@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fastunit.kernels.common import runtime
-from fastunit.kernels.conv.layouts import Filters
+from fastunit.kernels.common import eager, runtime
+from fastunit.kernels.conv.layouts import Direct, Filters
 from fastunit.kernels.conv.packed import Block, PackedFilters, aten_filters
-from fastunit.models.grouped import Groupable, Store, groupable
+from fastunit.models.grouped import Groupable, Store, groupable, stacked
+
+Gradients = Callable[..., Tensor | None]
 
 
 class NetworkFilters:
@@ -29,13 +31,21 @@ class NetworkFilters:
         self._networks, self._store = (a, b), store
         self._packed: PackedFilters | None = None
         self._layers: dict[bool, list[tuple[Groupable, ...]]] = {}
+        self._stacks: dict[tuple[int, ...], Tensor] = {}  # by the parameters' identities
+        self._copies: list[tuple[Tensor, Tensor]] = []  # where to, what
 
     @torch.no_grad()
-    def write(self, grouped: bool) -> None:
+    def write(self, grouped: bool, gradients: Gradients | None = None) -> bool:
         """Lay out the filters as they are now, for images of autocast's dtype.
 
         Args:
             grouped: whether layers of equal settings may be run in groups.
+            gradients: returns a buffer for the gradient of a parameter, or for those of several,
+                stacked; None if there is none. Where all of a block's parameters have one, its
+                backward pass on Triton's kernels adds their gradients to it.
+
+        Returns:
+            Whether there are such blocks.
         """
         if grouped not in self._layers:
             self._layers[grouped] = list(_layers(*self._networks, grouped))
@@ -50,13 +60,20 @@ class NetworkFilters:
             and all(layer.per_sample for layer in of)  # modules may have been modified since
         ]
         if not layers or impl == "plain":
-            return
+            return False
         blocks, of_layers = [_block(of) for of in layers], aten_filters
         if impl == "triton":
             of_layers = self._on_triton
+        if impl != "triton" or not (runtime.recording() or eager.only_autograd()):
+            gradients = None
+        found, self._copies = False, []
         for of, filters in zip(layers, of_layers(blocks, like.dtype), strict=True):
             if filters is not None:
-                self._keep(tuple(map(id, of)), filters)
+                found |= self._keep(of, filters, gradients)
+        if self._copies:
+            targets, sources = zip(*self._copies, strict=True)
+            torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
+        return found
 
     def _on_triton(self, blocks: list[Block], dtype: torch.dtype) -> Sequence[Filters]:
         if self._packed is None or not self._packed.is_of(blocks, dtype):
@@ -64,12 +81,51 @@ class NetworkFilters:
         self._packed.write()
         return self._packed.filters
 
-    def _keep(self, keys: tuple[int, ...], filters: Filters) -> None:
-        self._store[keys] = filters
-        for place, key in enumerate(keys if len(keys) > 1 else ()):  # each alone as well
-            self._store[key,] = Filters(
-                filters.of, *(each[place : place + 1] for each in filters[1:])
-            )
+    def _keep(
+        self, layers: tuple[Groupable, ...], filters: Filters, gradients: Gradients | None
+    ) -> bool:
+        """Put filters into the store; return whether gradients are added to buffers."""
+        both = filters.fprop, filters.dgrad
+        for place, layer in enumerate(layers if len(layers) > 1 else ()):  # each alone as well
+            fprop, dgrad = (each[place : place + 1] for each in both)
+            alone = Filters(filters.of, fprop, dgrad)
+            self._store[id(layer),] = alone._replace(direct=self._direct((layer,), gradients))
+        filters = filters._replace(direct=self._direct(layers, gradients))
+        self._store[tuple(map(id, layers))] = filters
+        return filters.direct is not None
+
+    def _direct(self, layers: tuple[Groupable, ...], gradients: Gradients | None) -> Direct | None:
+        """Return the layers' parameters with their gradients' buffers, if all have one."""
+        if gradients is None:
+            return None
+        values: list[Tensor | None] = []
+        buffers: list[Tensor | None] = []
+        for parameters in zip(*(layer.weights()[:4] for layer in layers), strict=True):
+            if parameters[0] is None:
+                values.append(None)
+                buffers.append(None)
+                continue
+            buffer = gradients(*parameters)
+            if buffer is None or any(map(_hooked, parameters)):
+                return None
+            if len(parameters) == 1:
+                values.append(parameters[0])
+            elif not values and layers[0].convolution[0] != "upsample":
+                values.append(parameters[0].detach().expand(len(parameters), -1, -1, -1, -1))
+            else:  # upsampling reads its filters themselves for the border
+                values.append(self._stack(parameters))
+            buffers.append(buffer)
+        return Direct(layers[0].weights().weight, tuple(values), tuple(buffers))
+
+    def _stack(self, parameters: tuple[Tensor, ...]) -> Tensor:
+        """Return a buffer that will hold the parameters, stacked."""
+        first, key = parameters[0], tuple(map(id, parameters))
+        form = (len(parameters), *first.shape), first.dtype, first.device
+        found = self._stacks.get(key)
+        if found is None or (found.shape, found.dtype, found.device) != form:
+            found = self._stacks[key] = stacked(*parameters)
+        self._copies += zip(found.unbind(), parameters, strict=True)
+        return found
 
 
 def _layers(a: nn.Module, b: nn.Module, grouped: bool) -> Iterator[tuple[Groupable, ...]]:
@@ -99,3 +155,8 @@ def _blocks(network: nn.Module) -> list[Groupable]:
 
 def _block(layers: tuple[Groupable, ...]) -> Block:
     return Block(tuple(layer.weights().weight for layer in layers), *layers[0].convolution)
+
+
+def _hooked(parameter: Tensor) -> bool:
+    """Return whether somebody wants to see the parameter's gradient when autograd has it."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)

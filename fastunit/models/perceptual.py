@@ -65,9 +65,9 @@ class Perceptual(nn.Module):
         `weights` are those of `weights_for` the images, for several calls.
         """
         _check_images(x)
+        layers, dtype = iter(self.weights_for(x) if weights is None else weights), _dtype(x)
         with runtime.no_autocast(x):
-            layers = iter(self.weights_for(x) if weights is None else weights)
-            x = as_vgg_takes(x).to(_dtype(x), memory_format=torch.channels_last)
+            x = as_vgg_takes(x).to(dtype, memory_format=torch.channels_last)
             for index, block in enumerate(BLOCKS):
                 for _ in block:
                     x = F.relu(F.conv2d(x, *next(layers), padding=1))
@@ -78,7 +78,8 @@ class Perceptual(nn.Module):
     def weights_for(self, x: Tensor) -> Weights:
         """Return the convolutions' weights and biases in the dtype in which images run."""
         dtype = _dtype(x)
-        return [(conv.weight.to(dtype), conv.bias.to(dtype)) for conv in self.convs]
+        pairs = ([p.to(dtype) for p in conv.parameters()] for conv in self.convs)
+        return [(weight, bias) for weight, bias in pairs]
 
     @torch.no_grad()
     def target_features(self, x: Tensor, weights: Weights | None = None) -> Tensor:

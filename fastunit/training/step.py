@@ -24,6 +24,7 @@ from fastunit.training import lr_schedule, optim
 from fastunit.training.compilation import Compiled
 from fastunit.training.cuda_graph import GraphedStep
 from fastunit.training.ema import Average
+from fastunit.training.gradients import FlatGradients
 from fastunit.training.objective import (
     Decoded,
     Losses,
@@ -72,6 +73,9 @@ class TrainStep:
         store, self._keeps_filters = self._execution.filters, False
         self._gen_filters = NetworkFilters(unit.gen_a, unit.gen_b, store)
         self._dis_filters = NetworkFilters(unit.dis_a, unit.dis_b, store)
+        self._gen_gradients = FlatGradients(unit.generators())
+        self._dis_gradients = FlatGradients(unit.discriminators())
+        self._flat: set[FlatGradients] = set()  # those to which backward adds inside `_filters`
         self.dis_opt: Optimizer = adam(unit.discriminators(), config)
         self.gen_opt: Optimizer = adam(unit.generators(), config)
         self.dis_scheduler = lr_schedule.scheduler(self.dis_opt, config)
@@ -114,7 +118,7 @@ class TrainStep:
                 decoded = self._call(decode_both, self.unit, x_a, x_b, noise)
             losses = self.dis_update(x_a, x_b, noise, decoded)
             self.dis_opt.zero_grad()
-            self._write(self._dis_filters)
+            self._write(self._dis_filters, self._dis_gradients)
             losses |= self.gen_update(x_a, x_b, noise, decoded)
         if self.average is not None:
             self.average.update()
@@ -181,17 +185,22 @@ class TrainStep:
             return
         self._keeps_filters = True
         try:
-            self._write(self._gen_filters)
-            self._write(self._dis_filters)
+            self._write(self._gen_filters, self._gen_gradients)
+            self._write(self._dis_filters, self._dis_gradients)
             yield
         finally:
             self._keeps_filters = False
             self._execution.filters.clear()
+            self._flat.clear()
 
-    def _write(self, filters: NetworkFilters) -> None:
+    def _write(self, filters: NetworkFilters, gradients: FlatGradients) -> None:
         grouped = self._execution.grouped
+        grouped = self.device.type == "cuda" if grouped is None else grouped
+        # Compiled code hands gradients to autograd.
+        flat = None if self.compiled.is_on(self.device) else gradients.of
         with precision.autocast(self._resolved(), self.device):
-            filters.write(self.device.type == "cuda" if grouped is None else grouped)
+            if filters.write(grouped, flat):
+                self._flat.add(gradients)
 
     def descend(
         self,
@@ -213,7 +222,7 @@ class TrainStep:
             noise: as in `__call__`.
         """
         count, found = self.config.accumulate, []
-        optimizer.zero_grad()
+        self._zero_gradients(optimizer)
         with precision.matmul_settings(self._resolved()):
             for part in range(count):
                 inputs = (_part(value, part, count) for value in (x_a, x_b, noise))
@@ -227,6 +236,18 @@ class TrainStep:
         if count == 1:
             return found[0]
         return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
+
+    def gradient_buffers(self) -> list[Tensor]:
+        """Return the buffers that backward adds gradients to; none where autograd keeps them."""
+        with self._filters():
+            return [gradients.buffer for gradients in self._flat]
+
+    def _zero_gradients(self, optimizer: Optimizer) -> None:
+        gradients = self._gen_gradients if optimizer is self.gen_opt else self._dis_gradients
+        if gradients in self._flat:
+            gradients.zero()
+        else:
+            optimizer.zero_grad()
 
     def run_uncompiled(self, function: Callable[..., R], *args: Any) -> R:
         """Call a function in the configured precision, without torch.compile."""

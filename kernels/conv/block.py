@@ -17,7 +17,7 @@ from fastunit.kernels.common import checks, derivatives, eager, runtime
 from fastunit.kernels.common.checks import Activation, Norm, PadMode
 from fastunit.kernels.common.runtime import Impl
 from fastunit.kernels.conv import arguments, aten, launch
-from fastunit.kernels.conv.layouts import Filters
+from fastunit.kernels.conv.layouts import Direct, Filters
 from fastunit.kernels.conv.plain import split_block, splitting_pays
 from fastunit.kernels.conv.plan import Gradients, Kind, NeededGradients, Plan
 
@@ -62,7 +62,8 @@ def conv_block(
 
     The public functions say what the arguments are; `name` is the one that was called, where it
     does not follow from `kind`. `filters` are w, laid out before (see `packed`); they are left
-    unused where the block runs in another dtype or implementation.
+    unused where the block runs in another dtype or implementation. With `filters.direct`
+    backward adds the parameters' gradients to its buffers; w, b, gamma and beta are its values.
     """
     chosen = runtime.choose_impl(impl, x)
     if chosen == "triton" and impl == "auto" and _is_oblong(kind, w):
@@ -83,14 +84,19 @@ def conv_block(
     if residual is not None:
         residual = checks.residual(result, residual)
     tensors = x, w, b, gamma, beta, prelu, residual
-    direct = eager.only_autograd(*tensors)
-    if chosen == "plain" or (direct and runtime.is_auto(impl) and splitting_pays(plan, x, w)):
+    fitting = _fitting(filters, plan, x)
+    into = None if filters is None else filters.direct
+    if filters is not None and into is not None and fitting[0] is None:
+        raise RuntimeError(f"filters for {filters.of} in {filters.fprop.dtype} cannot serve {plan}")
+    only = eager.only_autograd(*tensors)
+    split = chosen == "plain" or (only and runtime.is_auto(impl) and splitting_pays(plan, x, w))
+    if split and into is None:
         with runtime.no_autocast(x):
             return split_block(plan, *tensors)
-    if direct:
-        return _Eager.apply(*tensors, *_fitting(filters, plan, x), plan)
-    laid_out = _fitting(filters, plan, x)
-    return _forward(x, *_grouped(w, b, gamma, beta), prelu, residual, *laid_out, *plan)[0]
+    if only or into is not None:
+        anchor = None if into is None else into.parameter
+        return _Eager.apply(*tensors, *fitting, plan, into, anchor)
+    return _forward(x, *_grouped(w, b, gamma, beta), prelu, residual, *fitting, *plan)[0]
 
 
 def _fitting(filters: Filters | None, plan: Plan, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -126,10 +132,12 @@ def _filled(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...
     return tuple(like.new_empty(0) if tensor is None else tensor for tensor in tensors)
 
 
-def _bprop(plan: Plan, dy: Tensor, *given: Any) -> Gradients:
+def _bprop(plan: Plan, dy: Tensor, *given: Any, into: Tensor | None = None) -> Gradients:
+    """Return the gradients; that of the filters is added to `into` on Triton's kernels."""
+    more = {"into": into} if plan.impl == "triton" else {}
     with runtime.no_autocast(dy):
         return _IMPLEMENTATIONS[plan.impl].backward(
-            plan, dy, *given[:-5], NeededGradients(*given[-4:]), given[-5]
+            plan, dy, *given[:-5], NeededGradients(*given[-4:]), given[-5], **more
         )
 
 
@@ -204,7 +212,7 @@ def _save(ctx: Any, plan: Plan, inputs: tuple, output: tuple[Tensor | None, ...]
         product = None  # so that the result may be changed in place
     source = x if haloed is None or haloed.dim() == 1 else haloed
     ctx.plan, ctx.x_shape, ctx.has_residual = plan, x.shape, residual is not None
-    ctx.saves_x = source is x
+    ctx.saves_x, ctx.into = source is x, None
     ctx.save_for_backward(source, product, mean, rstd, w, b, gamma, beta, prelu, filters)
     ctx.set_materialize_grads(False)
 
@@ -213,18 +221,23 @@ def _gradients(ctx: Any, dy: Tensor | None) -> Sequence[Tensor | None]:
     """Return the gradients of the tensors that the forward operator was given."""
     if dy is None:
         return (None,) * _TENSORS
-    plan, of_inputs = ctx.plan, ctx.needs_input_grad[:_TENSORS]
-    needed = *of_inputs[:2], any(of_inputs[2:6]), ctx.has_residual
+    plan, of_inputs, into = ctx.plan, ctx.needs_input_grad[:_TENSORS], ctx.into
+    needed = NeededGradients(of_inputs[0], of_inputs[1], any(of_inputs[2:6]), ctx.has_residual)
+    if into is not None:
+        needed = needed._replace(w=True, sums=of_inputs[5] or _wants_sums(plan, into))
     source, product, mean, rstd, *parameters, prelu, filters = ctx.saved_tensors
     if ctx.saves_x and plan.impl == "triton":
         # Hooks that keep saved tensors elsewhere (save_on_cpu) may return them in other strides.
         source = source.contiguous(memory_format=torch.channels_last)
     saved = [product, mean, rstd, *_grouped(*parameters), prelu, filters]
-    if eager.hides_backward(dy, source, *saved):
-        found = list(_bprop(plan, dy, ctx.x_shape, source, *saved, *needed))
+    if eager.hides_backward(dy, source, *saved) or (into is not None and runtime.recording()):
+        dw = None if into is None else _grouped(into.gradients[0])[0]
+        found = list(_bprop(plan, dy, ctx.x_shape, source, *saved, *needed, into=dw))
     else:
         saved[:3] = _filled(saved[:3], dy)
         found = list(_backward(dy, ctx.x_shape, source, *saved, *needed, *plan))
+    if into is not None:
+        _add_gradients(plan, into, found)
     for place, parameter in enumerate(parameters, start=1):
         gradient = found[place]
         if gradient is not None and parameter is not None and gradient.dim() > parameter.dim():
@@ -233,6 +246,22 @@ def _gradients(ctx: Any, dy: Tensor | None) -> Sequence[Tensor | None]:
         found[-1] = dy  # an operator may not return its argument
     found += None, None  # of the filters in their layouts
     return [g if need else None for g, need in zip(found, of_inputs, strict=True)]
+
+
+def _wants_sums(plan: Plan, into: Direct) -> bool:
+    """Return whether a gradient of bias, gamma or beta is not always zero."""
+    _, b, *others = into.gradients
+    return (b is not None and plan.norm != "in") or any(other is not None for other in others)
+
+
+@torch.no_grad()
+def _add_gradients(plan: Plan, into: Direct, found: list[Tensor | None]) -> None:
+    """Add the gradients of w, b, gamma and beta to their buffers, and take them out of `found`."""
+    for place, buffer in enumerate(into.gradients, start=1):
+        gradient, found[place] = found[place], None
+        zero = place == 2 and plan.norm == "in"  # the norm takes a bias away again
+        if buffer is not None and gradient is not None and not zero:
+            buffer.add_(gradient.view(buffer.shape))
 
 
 def _backpropagate(ctx: Any, dy: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
@@ -249,20 +278,26 @@ def _refuse(ctx: Any, *gradients: Tensor) -> None:
 
 
 class _Eager(torch.autograd.Function):
-    """The forward operator in eager mode; its parameters may lack the dimension of groups."""
+    """The forward operator in eager mode; its parameters may lack the dimension of groups.
+
+    Where backward adds gradients to buffers itself, the last argument is a parameter, for autograd
+    to know that there is a backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        x, w, b, gamma, beta, prelu, residual, filters, _, plan = args
+        x, w, b, gamma, beta, prelu, residual, filters, _, plan, into, parameter = args
         found = _fprop(plan, x, *_grouped(w, b, gamma, beta), prelu, residual, filters)
         _save(ctx, plan, args, found)
+        if into is not None and parameter.requires_grad:
+            ctx.into = into
         y = found[0]
         assert y is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, dy), None
+        return *_gradients(ctx, dy), None, None, None
 
 
 _forward.register_autograd(_backpropagate, setup_context=_setup_context)

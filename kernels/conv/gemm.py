@@ -17,6 +17,7 @@ from torch import Tensor
 from fastunit.kernels.common import runtime
 from fastunit.kernels.common.frame import MAX_OFFSET, check_offsets, vector
 from fastunit.kernels.conv import tiles
+from fastunit.kernels.conv.filter_kernels import split_reduce_kernel
 from fastunit.kernels.conv.gemm_kernels import conv_gemm_kernel, wgrad_kernel
 from fastunit.kernels.conv.tiles import Tile
 
@@ -131,26 +132,33 @@ def _gemm(
 def wgrad(
     x: Tensor,
     dy: Tensor,
-    groups: int,
-    taps: tuple[int, int],
-    channels: tuple[int, int],
+    dw: Tensor,
     extent: tuple[int, int],
     stride: int,
-) -> Tensor:
-    """Correlate windows of x with dy: the gradient of filters, [G, K, C, R, S] in fp32.
+    *,
+    combined: bool = False,
+    add: bool = False,
+) -> None:
+    """Correlate windows of x with dy, and write the gradient of filters.
 
     Args:
         x: [N, stride * rows, stride * columns, pitch], haloed.
         dy: [N, rows, columns, pitch], the gradient at the origin and zeros after it, at least
             ceil(R / stride) - 1 rows and columns.
-        taps: (R, S); channels: (K of dy, C of x), without their padding.
+        dw: where to: [G, K, C, R, S] of any strides and dtype, with the channels of dy and x.
         extent: rows and columns of the gradient inside dy.
+        combined: the product is that of upsampling's combined filters, which have R + 1 by S + 1
+            taps; dw gets its share of their gradient (`phases.combined_filters_backward`).
+        add: to what dw holds.
     """
     samples, rows, columns, pitch_dy = dy.shape
-    pitch = x.shape[3]
+    pitch, groups = x.shape[3], len(dw)
+    taps = dw.shape[3] + combined, dw.shape[4] + combined
     run, per_group = taps[1] * pitch, samples // groups
     if samples == 0:
-        return x.new_zeros(groups, *channels, *taps, dtype=torch.float32)
+        if not add:
+            dw.zero_()
+        return
     pixels = ((per_group - 1) * rows + extent[0] - 1) * columns + extent[1]
     vec, vec_dy = vector(pitch), vector(pitch_dy)
 
@@ -179,13 +187,26 @@ def wgrad(
         )  # fmt: skip
         return partial
 
-    shape = (samples, groups, rows, columns, *taps, *channels, stride)
+    shape = (samples, groups, rows, columns, *taps, *dw.shape[1:3], stride)
     key = ("wgrad", x.dtype, _precision(), *shape)
     candidates = tiles.wgrad_candidates(x, run, pitch_dy)
     partial = launch(tiles.choose(key, candidates, launch, x))
-    dw = partial[0] if len(partial) == 1 else partial.sum(0)
-    dw = dw.view(groups, *taps, pitch, pitch_dy)[..., : channels[1], : channels[0]]
-    return dw.permute(0, 4, 3, 1, 2)
+    _sum_splits(partial, dw, pitch, pitch_dy, combined, add)
+
+
+def _sum_splits(
+    partial: Tensor, dw: Tensor, pitch: int, pitch_dy: int, combined: bool, add: bool
+) -> None:
+    """Write the sum of wgrad's splits, in their order, to dw [G, K, C, R, S], or add it."""
+    groups, channels_dy, channels, *taps = dw.shape
+    block_c, block_k = 16 if combined else 32, 64  # four loads at a time take four times as much
+    tiles_c, tiles_k = runtime.cdiv(channels, block_c), runtime.cdiv(channels_dy, block_k)
+    runtime.launch(
+        split_reduce_kernel, (tiles_c * tiles_k, taps[0] * taps[1], groups),
+        partial, dw, len(partial), partial.stride(0), channels, channels_dy, *taps,
+        pitch, pitch_dy, *dw.stride(), tiles_k,
+        COMBINED=combined, ADD=add, BLOCK_C=block_c, BLOCK_K=block_k,
+    )  # fmt: skip
 
 
 def _precision() -> str:

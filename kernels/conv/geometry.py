@@ -29,12 +29,12 @@ class Conv:
 
     def __init__(self, plan: Plan, x_shape: Sequence[int], w: Tensor) -> None:
         self.channels, self.size = x_shape[1], _pair(x_shape[2:])
-        self.channels_out, self.taps = w.shape[1], _pair(w.shape[3:])
+        self.channels_out, taps = w.shape[1], w.shape[3:]
         self.step, self.halo, self.pad_mode = plan.stride, plan.padding, plan.pad_mode
-        self.out = _pair(map(plan.size_out, self.size, self.taps))
+        self.out = _pair(map(plan.size_out, self.size, taps))
         self.padded = _pair(length + 2 * self.halo for length in self.size)
         rows, columns = (-(-length // self.step) for length in self.padded)
-        reach = [-(-taps // self.step) for taps in self.taps]
+        reach = [-(-count // self.step) for count in taps]
         self._slack = (reach[0] - 1) * columns + reach[1] - 1
         self.x_frame = Frame(self.halo, self.step * rows, self.step * columns, pitch(self.channels))
         self.dy_frame = Frame(0, rows, columns, pitch(self.channels_out), self._slack)
@@ -51,10 +51,9 @@ class Conv:
         dxh, _ = gemm.scatter(dy, filters, windows, self.padded, self.channels, self.step)
         return dxh
 
-    def wgrad(self, xh: Tensor, dy: Tensor, w: Tensor) -> Tensor:
-        """Return the gradient of w in fp32."""
-        channels = self.channels_out, self.channels
-        return gemm.wgrad(xh, dy, len(w), self.taps, channels, self.out, self.step)
+    def wgrad(self, xh: Tensor, dy: Tensor, dw: Tensor, add: bool) -> None:
+        """Write the gradient of w to dw, of w's shape, or add it."""
+        gemm.wgrad(xh, dy, dw, self.out, self.step, add=add)
 
 
 class Transpose:
@@ -76,7 +75,7 @@ class Transpose:
         self._reach = -(-taps // self.step)
         self._lead = max(self.halo, self._reach - 1 - padding // self.step)
         self._crop = self.step * self._lead + padding
-        self.taps = taps, taps
+        self._combined = plan.kind == "upsample"
         self._end = _pair(self._lead + length + self.halo for length in self.size)
         rows, columns = (
             max(end + self._reach - 1, -(-(self._crop + out) // self.step))
@@ -105,10 +104,10 @@ class Transpose:
         dxh, _ = gemm.gather(dy, filters, windows, self.channels)
         return dxh
 
-    def wgrad(self, xh: Tensor, dy: Tensor, w: Tensor) -> Tensor:
-        """Return the gradient of w in fp32."""
-        channels = self.channels, self.channels_out
-        return gemm.wgrad(dy, xh, len(w), self.taps, channels, self._end, self.step)
+    def wgrad(self, xh: Tensor, dy: Tensor, dw: Tensor, add: bool) -> None:
+        """Write the gradient of w to dw, of w's shape, or add it."""
+        dw = dw.transpose(1, 2) if self._combined else dw
+        gemm.wgrad(dy, xh, dw, self._end, self.step, combined=self._combined, add=add)
 
 
 def convolution(plan: Plan, x_shape: Sequence[int], w: Tensor) -> Conv | Transpose:

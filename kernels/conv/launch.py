@@ -81,10 +81,12 @@ def backward(
     slope: Tensor | None,
     needed: NeededGradients,
     filters: Tensor | None = None,
+    into: Tensor | None = None,
 ) -> Gradients:
     """Return the gradients that `needed` names; others are None.
 
-    `filters` are w as `layouts` has them for the input's gradient; None lays w out here.
+    `filters` are w as `layouts` has them for the input's gradient; None lays w out here. Given
+    `into`, of w's shape, w's gradient is added to it and not returned.
 
     `source` is the haloed input, or the input where that is the same; `raw` the result where
     the activation was fused, and anything where backward does without.
@@ -101,7 +103,7 @@ def backward(
         dy, raw, mean, rstd, gamma, beta, slope, plan.norm_act,
         frame=conv.dy_frame, from_output=fused, sums=needed.sums, residual=needed.residual,
     )  # fmt: skip
-    dx, dw = _conv_backward(plan, conv, gradients.dx, haloed, w, needed, filters)
+    dx, dw = _conv_backward(plan, conv, gradients.dx, haloed, w, needed, filters, into)
     dresidual = None if gradients.dresidual is None else channels_last(gradients.dresidual)
     found = None, None, None, None
     if needed.sums:
@@ -117,6 +119,7 @@ def _conv_backward(
     w: Tensor,
     needed: NeededGradients,
     filters: Tensor | None,
+    into: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of x [N, C, H, W] and of w, for dy in its frame."""
     (rows, columns), lead, dx, dw = conv.size, conv.x_frame.lead, None, None
@@ -131,13 +134,15 @@ def _conv_backward(
             dxh = norm_act_backward_triton(dxh, x, *nones, options, sums=False).dx
         dx = channels_last(dxh)
     if needed.w:
-        dw = conv.wgrad(haloed, dy, w)
-        dw = dw if plan.kind != "upsample" else phases.combined_filters_backward(dw)
+        # In w's own layout, which autograd keeps; what is added to it below is added in fp32.
+        wide = torch.float32 if plan.corrects_border else w.dtype
+        dw = torch.empty_like(w, dtype=wide) if into is None else into
+        conv.wgrad(haloed, dy, dw, add=into is not None)
     if plan.corrects_border:
         lead, (rows, columns) = conv.dy_frame.lead, conv.out
         plain = dy[:, lead : lead + rows, lead : lead + columns, : conv.channels_out]
         phases.add_border_correction_backward(channels_last(plain), channels_last(x), w, dx, dw)
-    return dx, None if dw is None else laid_out_as(w, dw)
+    return dx, None if dw is None or into is not None else laid_out_as(w, dw)
 
 
 def outputs(plan: Plan, x: Tensor, w: Tensor, shape: Sequence[int]) -> tuple[Tensor | None, ...]:

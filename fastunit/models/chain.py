@@ -47,10 +47,13 @@ class Operation(NamedTuple):
 
     def weights(self, store: Store | None = None) -> Weights:
         """Return the parameters as they are now, and their layouts if there are some."""
+        filters = store.get((id(self.conv),)) if store else None
+        if filters is not None and filters.direct is not None:
+            weight, *others = filters.direct.values
+            return Weights(cast(Tensor, weight), *others, filters=filters)
         conv = self.conv._parameters
         affine = {} if self.norm is None else self.norm._parameters
         weight = cast(Tensor, conv["weight"])
-        filters = store.get((id(self.conv),)) if store else None
         return Weights(weight, conv["bias"], affine.get("gamma"), affine.get("beta"), filters)
 
     def resembles(self, other: Operation) -> bool:

@@ -22,6 +22,7 @@ from fastunit.kernels.conv.block import apply
 from fastunit.kernels.conv.linked import Next
 from fastunit.models.chain import (
     Image,
+    Operation,
     Program,
     Step,
     Store,
@@ -224,8 +225,19 @@ class GroupedExecution:
         alike = both.counts[0] == both.counts[1] and self._is_grouping(both)
         if not (alike and mine.resembles(other)):
             return None
+        return self._weights(mine, other)
+
+    def _weights(self, mine: Operation, other: Operation) -> Weights:
+        """Return the weights of two layers, stacked, with filters if they were laid out."""
         filters = self.filters.get((id(mine.conv), id(other.conv)))
-        return _stacked(mine.weights(), other.weights())._replace(filters=filters)
+        if filters is not None and filters.direct is not None:
+            weight, *others = filters.direct.values
+            assert weight is not None
+            return Weights(weight, *others, filters=filters)
+        pairs = zip(mine.weights()[:4], other.weights()[:4], strict=True)
+        weight, *others = (None if p is None or q is None else stacked(p, q) for p, q in pairs)
+        assert weight is not None
+        return Weights(weight, *others, filters=filters)
 
     def _apply_apart(
         self, a: Step, b: Step, follow: Next | None, both: BatchPair, given: BatchPair | None
@@ -286,13 +298,8 @@ def _whole(layer: object) -> bool:
     )
 
 
-def _stacked(mine: Weights, others: Weights) -> Weights:
-    pairs = zip(mine[:4], others[:4], strict=True)
-    return Weights(*(None if p is None else _stack(p, q) for p, q in pairs))
-
-
-def _stack(p: Tensor, q: Tensor) -> Tensor:
-    """Stack two weights along a new first dimension; filters remain channels_last."""
-    if p.dim() != 4:
-        return torch.stack([p, q])
-    return torch.stack([w.permute(0, 2, 3, 1) for w in (p, q)]).permute(0, 1, 4, 2, 3)
+def stacked(*weights: Tensor) -> Tensor:
+    """Stack weights along a new first dimension; filters remain channels_last."""
+    if weights[0].dim() != 4:
+        return torch.stack(weights)
+    return torch.stack([w.permute(0, 2, 3, 1) for w in weights]).permute(0, 1, 4, 2, 3)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fastunit.kernels.common import runtime
-from fastunit.kernels.conv.layouts import Filters
+from fastunit.kernels.common import eager, runtime
+from fastunit.kernels.conv.layouts import Direct, Filters
 from fastunit.kernels.conv.packed import Block, PackedFilters, aten_filters
 from fastunit.models.chain import Operation, Store
+from fastunit.models.grouped import stacked
+
+Gradients = Callable[..., Tensor | None]
 
 
 class NetworkFilters:
@@ -28,13 +31,21 @@ class NetworkFilters:
     def __init__(self, a: nn.Module, b: nn.Module, store: Store) -> None:
         self._networks, self._store = (a, b), store
         self._packed: PackedFilters | None = None
+        self._stacks: dict[tuple[int, ...], Tensor] = {}  # by the parameters' identities
+        self._copies: list[tuple[Tensor, Tensor]] = []  # where to, what
 
     @torch.no_grad()
-    def write(self, grouped: bool) -> None:
+    def write(self, grouped: bool, gradients: Gradients | None = None) -> bool:
         """Lay out the filters as they are now, for images of autocast's dtype.
 
         Args:
             grouped: whether layers of equal settings may be run in groups.
+            gradients: returns a buffer for the gradient of a parameter, or for those of several,
+                stacked; None if there is none. Where all of a block's parameters have one, its
+                backward pass on Triton's kernels adds their gradients to it.
+
+        Returns:
+            Whether there are such blocks.
         """
         weight = next(self._networks[0].parameters())
         like = runtime.autocast(weight[:0])
@@ -44,13 +55,20 @@ class NetworkFilters:
             of for of in _layers(*self._networks, grouped) if every or of[0].plan.kind == "upsample"
         ]
         if not layers or impl == "plain":
-            return
+            return False
         blocks, of_layers = [_block(of) for of in layers], aten_filters
         if impl == "triton":
             of_layers = self._on_triton
+        if impl != "triton" or not (runtime.recording() or eager.only_autograd()):
+            gradients = None
+        found, self._copies = False, []
         for of, filters in zip(layers, of_layers(blocks, like.dtype), strict=True):
             if filters is not None:
-                self._keep(tuple(id(each.conv) for each in of), filters)
+                found |= self._keep(of, filters, gradients)
+        if self._copies:
+            targets, sources = zip(*self._copies, strict=True)
+            torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
+        return found
 
     def _on_triton(self, blocks: list[Block], dtype: torch.dtype) -> Sequence[Filters]:
         if self._packed is None or not self._packed.is_of(blocks, dtype):
@@ -58,12 +76,51 @@ class NetworkFilters:
         self._packed.write()
         return self._packed.filters
 
-    def _keep(self, keys: tuple[int, ...], filters: Filters) -> None:
-        self._store[keys] = filters
-        for place, key in enumerate(keys if len(keys) > 1 else ()):  # each alone as well
-            self._store[key,] = Filters(
-                filters.of, *(each[place : place + 1] for each in filters[1:])
-            )
+    def _keep(
+        self, layers: tuple[Operation, ...], filters: Filters, gradients: Gradients | None
+    ) -> bool:
+        """Put filters into the store; return whether gradients are added to buffers."""
+        both = filters.fprop, filters.dgrad
+        for place, layer in enumerate(layers if len(layers) > 1 else ()):  # each alone as well
+            fprop, dgrad = (each[place : place + 1] for each in both)
+            alone = Filters(filters.of, fprop, dgrad)
+            self._store[id(layer.conv),] = alone._replace(direct=self._direct((layer,), gradients))
+        filters = filters._replace(direct=self._direct(layers, gradients))
+        self._store[tuple(id(each.conv) for each in layers)] = filters
+        return filters.direct is not None
+
+    def _direct(self, layers: tuple[Operation, ...], gradients: Gradients | None) -> Direct | None:
+        """Return the layers' parameters with their gradients' buffers, if all have one."""
+        if gradients is None:
+            return None
+        values: list[Tensor | None] = []
+        buffers: list[Tensor | None] = []
+        for parameters in zip(*(layer.weights()[:4] for layer in layers), strict=True):
+            if parameters[0] is None:
+                values.append(None)
+                buffers.append(None)
+                continue
+            buffer = gradients(*parameters)
+            if buffer is None or any(map(_hooked, parameters)):
+                return None
+            if len(parameters) == 1:
+                values.append(parameters[0])
+            elif not values and not layers[0].plan.reads_filters(parameters[0].shape):
+                values.append(parameters[0].detach().expand(len(parameters), -1, -1, -1, -1))
+            else:
+                values.append(self._stack(parameters))
+            buffers.append(buffer)
+        return Direct(layers[0].weights().weight, tuple(values), tuple(buffers))
+
+    def _stack(self, parameters: tuple[Tensor, ...]) -> Tensor:
+        """Return a buffer that will hold the parameters, stacked."""
+        first, key = parameters[0], tuple(map(id, parameters))
+        form = (len(parameters), *first.shape), first.dtype, first.device
+        found = self._stacks.get(key)
+        if found is None or (found.shape, found.dtype, found.device) != form:
+            found = self._stacks[key] = stacked(*parameters)
+        self._copies += zip(found.unbind(), parameters, strict=True)
+        return found
 
 
 def _layers(a: nn.Module, b: nn.Module, grouped: bool) -> Iterator[tuple[Operation, ...]]:
@@ -95,3 +152,8 @@ def _operations(network: nn.Module) -> list[Operation]:
 def _block(layers: tuple[Operation, ...]) -> Block:
     weights = tuple(each.weights().weight for each in layers)
     return Block(weights, layers[0].plan.kind, layers[0].plan.stride)
+
+
+def _hooked(parameter: Tensor) -> bool:
+    """Return whether somebody wants to see the parameter's gradient when autograd has it."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)

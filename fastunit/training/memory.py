@@ -91,18 +91,22 @@ def forecast(config: Config, device: torch.device) -> Forecast:
     For a step that is neither compiled nor captured in a graph. Takes a few seconds.
     """
     config = replace(config, compile="off", graphs="off")
-    with FakeTensorMode(), torch.device(device), _LiveBytes(device) as live:
+    launches = runtime.no_launches(runtime.arch(device))
+    with FakeTensorMode(), torch.device(device), launches, _LiveBytes(device) as live:
         unit = _channels_last(networks(config))
         perceptual = _channels_last(Perceptual()) if config.vgg_w > 0 else None
         step = TrainStep(unit, config, perceptual)
         modules = [unit] if perceptual is None else [unit, perceptual]
         live.label([t for m in modules for t in _tensors(m)], WEIGHTS)
-        for parameter in unit.parameters():
-            parameter.register_post_accumulate_grad_hook(live.label_gradient)
         for optimizer in (step.dis_opt, step.gen_opt):
             _use_once(optimizer)
             live.label(tree_leaves(list(optimizer.state.values())), OPTIMIZER)
         live.label([p.grad for p in unit.parameters()], GRADIENTS)
+        if buffers := step.gradient_buffers():
+            live.label(buffers, GRADIENTS)
+        else:
+            for parameter in unit.parameters():
+                parameter.register_post_accumulate_grad_hook(live.label_gradient)
         live.restart()
         step(*_images(config))
     average = _nbytes(_tensors(unit.generator_pair())) if config.ema_decay else 0
@@ -174,7 +178,7 @@ class _LiveBytes(TorchDispatchMode):
 
     def _run_inside(self, func: Any, *args: Any) -> Any:
         """Run a fused operation's body so that its temporaries are counted; launches no kernel."""
-        with self, runtime.recorded_launches(runtime.arch(self._device)):
+        with self:
             return _body(func)(*args)
 
     def _add(self, storage: torch.UntypedStorage) -> None:

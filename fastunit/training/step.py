@@ -24,6 +24,7 @@ from fastunit.training import lr_schedule, optim
 from fastunit.training.compilation import Compiled
 from fastunit.training.cuda_graph import GraphedStep
 from fastunit.training.ema import Average
+from fastunit.training.gradients import FlatGradients
 from fastunit.training.objective import (
     Batch,
     Decoded,
@@ -73,6 +74,9 @@ class TrainStep:
         store, self._keeps_filters = self._execution.filters, False
         self._gen_filters = NetworkFilters(unit.gen_a, unit.gen_b, store)
         self._dis_filters = NetworkFilters(unit.dis_a, unit.dis_b, store)
+        self._gen_gradients = FlatGradients(unit.generators())
+        self._dis_gradients = FlatGradients(unit.discriminators())
+        self._flat: set[FlatGradients] = set()  # those to which backward adds inside `_filters`
         self.dis_opt: Optimizer = adam(unit.discriminators(), config)
         self.gen_opt: Optimizer = adam(unit.generators(), config)
         self.dis_scheduler = lr_schedule.scheduler(self.dis_opt, config)
@@ -118,7 +122,7 @@ class TrainStep:
                 self.dis_opt, "discriminator_total", self._discriminator_losses(decoded), batch
             )
             self.dis_opt.zero_grad()
-            self._write(self._dis_filters)
+            self._write(self._dis_filters, self._dis_gradients)
             with frozen(self.unit.discriminators()):
                 losses |= self.descend(
                     self.gen_opt, "generator_total", self._generator_losses(decoded), batch
@@ -178,7 +182,7 @@ class TrainStep:
             batch: images and noise.
         """
         count, found = self.config.accumulate, []
-        optimizer.zero_grad()
+        self._zero_gradients(optimizer)
         with precision.matmul_settings(self._resolved()):
             for part in batch.parts(count):
                 with self._precision():
@@ -205,17 +209,32 @@ class TrainStep:
             return
         self._keeps_filters = True
         try:
-            self._write(self._gen_filters)
-            self._write(self._dis_filters)
+            self._write(self._gen_filters, self._gen_gradients)
+            self._write(self._dis_filters, self._dis_gradients)
             yield
         finally:
             self._keeps_filters = False
             self._execution.filters.clear()
+            self._flat.clear()
 
-    def _write(self, filters: NetworkFilters) -> None:
+    def _write(self, filters: NetworkFilters, gradients: FlatGradients) -> None:
         grouped = self._execution.grouped
-        with precision.autocast(self._resolved(), self.device):
-            filters.write(self.device.type == "cuda" if grouped is None else grouped)
+        grouped = self.device.type == "cuda" if grouped is None else grouped
+        with self._precision():
+            if filters.write(grouped, gradients.of):
+                self._flat.add(gradients)
+
+    def gradient_buffers(self) -> list[Tensor]:
+        """Return the buffers that backward adds gradients to; none where autograd keeps them."""
+        with self._filters():
+            return [gradients.buffer for gradients in self._flat]
+
+    def _zero_gradients(self, optimizer: Optimizer) -> None:
+        gradients = self._gen_gradients if optimizer is self.gen_opt else self._dis_gradients
+        if gradients in self._flat:
+            gradients.zero()
+        else:
+            optimizer.zero_grad()
 
     def _precision(self) -> AbstractContextManager[object]:
         return precision.autocast(self._resolved(), self.device)

@@ -210,10 +210,21 @@ def recorded_launches(arch: int) -> Iterator[list[Launch]]:
 
     Takes CPU tensors; results are uninitialised memory. For `triton.compile` without a GPU.
     """
-    global _recorder
     found: list[Launch] = []
-    before, _recorder = _recorder, _Recorder(arch, found.append)
-    try:
+    with _recording(_Recorder(arch, found.append)):
         yield found
+
+
+def no_launches(arch: int) -> AbstractContextManager[None]:
+    """Launch nothing, as if on a GPU of that compute capability; as `recorded_launches`."""
+    return _recording(_Recorder(arch, lambda launch: None))
+
+
+@contextmanager
+def _recording(recorder: _Recorder) -> Iterator[None]:
+    global _recorder
+    before, _recorder = _recorder, recorder
+    try:
+        yield
     finally:
         _recorder = before

@@ -18,6 +18,7 @@ from fastunit.kernels.common import checks, derivatives, eager, runtime
 from fastunit.kernels.common.checks import Activation, Form, Norm, PadMode
 from fastunit.kernels.common.runtime import Impl
 from fastunit.kernels.conv import arguments, aten, launch, linked
+from fastunit.kernels.conv.direct import add_gradients, needed_gradients
 from fastunit.kernels.conv.layouts import Filters
 from fastunit.kernels.conv.linked import Next, Padded
 from fastunit.kernels.conv.plain import split_block, splitting_pays
@@ -115,7 +116,8 @@ def apply(
         prelu: prelu's slope.
         residual: added last.
         filters: w, laid out before (see `packed`); left unused where they are of another dtype or
-            implementation than the block runs in.
+            implementation than the block runs in. With `filters.direct` backward adds the
+            parameters' gradients to its buffers; w, b, gamma and beta are its values.
         name: the public function that was called.
         follow: the block that reads the result next. On Triton kernels in eager mode the result
             is then written into that block's frame, and the halo's gradient folded where this
@@ -147,15 +149,22 @@ def apply(
     result = (arguments.remembered_result if direct else arguments.result)(plan, *forms)
     if residual is not None and (residual.shape != result.shape or residual.dtype != result.dtype):
         residual = checks.residual(result, residual)
-    if chosen == "plain" or (direct and splitting_pays(plan, asked, image, w)):
+    into, laid_out = None, (None, None)
+    if filters is not None:
+        into, laid_out = filters.direct, _fitting(filters, plan, image)
+        if into is not None and laid_out[0] is None:
+            raise RuntimeError(
+                f"filters for {filters.of} in {filters.fprop.dtype} cannot serve {plan}"
+            )
+    if into is None and (chosen == "plain" or (direct and splitting_pays(plan, asked, image, w))):
         return split_block(plan, *tensors, residual)
-    laid_out = (None, None) if filters is None else _fitting(filters, plan, image)
-    if not direct:
+    if not direct and into is None:
         rows = arguments.grouped(w, b, gamma, beta)
         return _forward(image, *rows, prelu, residual, *laid_out, *plan)[0]
     if chosen == "triton" and (follow is not None or isinstance(x, Padded)):
-        return linked.run(plan, x, *tensors, residual, laid_out, result.shape, follow)
-    return _Eager.apply(*tensors, residual, *laid_out, plan)
+        return linked.run(plan, x, *tensors, residual, laid_out, into, result.shape, follow)
+    anchor = None if into is None else into.parameter
+    return _Eager.apply(*tensors, residual, *laid_out, plan, into, anchor)
 
 
 def _fitting(filters: Filters, plan: Plan, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -189,10 +198,12 @@ def _filled(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...
     return tuple(like.new_empty(0) if tensor is None else tensor for tensor in tensors)
 
 
-def _bprop(plan: Plan, dy: Tensor, *given: Any) -> Gradients:
+def _bprop(plan: Plan, dy: Tensor, *given: Any, into: Tensor | None = None) -> Gradients:
+    """Return the gradients; that of the filters is added to `into` on Triton's kernels."""
+    more = {"into": into} if plan.impl == "triton" else {}
     with runtime.no_autocast(dy):
         return _IMPLEMENTATIONS[plan.impl].backward(
-            plan, dy, *given[:-5], NeededGradients(*given[-4:]), given[-5]
+            plan, dy, *given[:-5], NeededGradients(*given[-4:]), given[-5], **more
         )
 
 
@@ -267,7 +278,7 @@ def _save(ctx: Any, plan: Plan, inputs: tuple, output: tuple[Tensor | None, ...]
         product = None  # so that the result may be changed in place
     source = x if haloed is None or haloed.dim() == 1 else haloed
     ctx.plan, ctx.x_shape, ctx.has_residual = plan, x.shape, residual is not None
-    ctx.saves_x = source is x
+    ctx.saves_x, ctx.into = source is x, None
     ctx.save_for_backward(source, product, mean, rstd, w, b, gamma, beta, prelu, filters)
     ctx.set_materialize_grads(False)
 
@@ -276,18 +287,21 @@ def _gradients(ctx: Any, dy: Tensor | None) -> Sequence[Tensor | None]:
     """Return the gradients of the tensors that the forward operator was given."""
     if dy is None:
         return (None,) * _TENSORS
-    plan, of_inputs = ctx.plan, ctx.needs_input_grad[:_TENSORS]
-    needed = *of_inputs[:2], any(of_inputs[2:6]), ctx.has_residual
+    plan, of_inputs, into = ctx.plan, ctx.needs_input_grad[:_TENSORS], ctx.into
+    needed = needed_gradients(plan, of_inputs, into, ctx.has_residual)
     source, product, mean, rstd, *parameters, prelu, filters = ctx.saved_tensors
     if ctx.saves_x and plan.impl == "triton":
         # Hooks that keep saved tensors elsewhere (save_on_cpu) may return them in other strides.
         source = source.contiguous(memory_format=torch.channels_last)
     saved = [product, mean, rstd, *arguments.grouped(*parameters), prelu, filters]
-    if eager.hides_backward(dy, source, *saved):
-        found = list(_bprop(plan, dy, ctx.x_shape, source, *saved, *needed))
+    if into is not None or eager.hides_backward(dy, source, *saved):
+        dw = None if into is None else arguments.grouped(into.gradients[0])[0]
+        found = list(_bprop(plan, dy, ctx.x_shape, source, *saved, *needed, into=dw))
     else:
         saved[:3] = _filled(saved[:3], dy)
         found = list(_backward(dy, ctx.x_shape, source, *saved, *needed, *plan))
+    if into is not None:
+        add_gradients(plan, into, found)
     for place, parameter in enumerate(parameters, start=1):
         gradient = found[place]
         if gradient is not None and parameter is not None and gradient.dim() > parameter.dim():
@@ -312,21 +326,27 @@ def _refuse(ctx: Any, *gradients: Tensor) -> None:
 
 
 class _Eager(torch.autograd.Function):
-    """The forward operator in eager mode; its parameters may lack the dimension of groups."""
+    """The forward operator in eager mode; its parameters may lack the dimension of groups.
+
+    Where backward adds gradients to buffers itself, the last argument is a parameter, for autograd
+    to know that there is a backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        x, w, b, gamma, beta, prelu, residual, filters, _, plan = args
+        x, w, b, gamma, beta, prelu, residual, filters, _, plan, into, parameter = args
         rows = arguments.grouped(w, b, gamma, beta)
         found = _IMPLEMENTATIONS[plan.impl].fprop(plan, x, *rows, prelu, residual, filters)
         _save(ctx, plan, args, found)
+        if into is not None and parameter.requires_grad:
+            ctx.into = into
         y = found[0]
         assert y is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, dy), None
+        return *_gradients(ctx, dy), None, None, None
 
 
 _forward.register_autograd(_backpropagate, setup_context=_setup_context)

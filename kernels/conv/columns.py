@@ -18,15 +18,7 @@ from fastunit.kernels.common.runtime import cdiv, launch
 from fastunit.kernels.conv import gemm, tiles
 from fastunit.kernels.conv.columns_kernels import shift_add_kernel
 
-MOST_CHANNELS = 4  # of the result: they share a pitch
-MOST_COLUMNS = 64  # of the product, which is one tile wide
 BLOCK = 1024
-
-
-def pays(stride: int, taps: tuple[int, int], channels: int, channels_out: int) -> bool:
-    """Return whether a convolution reads clearly less by columns."""
-    narrow = channels_out <= MOST_CHANNELS and taps[1] * channels_out <= MOST_COLUMNS
-    return stride == 1 and narrow and taps[1] > 2 and channels >= 16
 
 
 def fprop(
@@ -69,21 +61,18 @@ def column_filters(w: Tensor, dtype: torch.dtype, pitch: int) -> Tensor:
     return laid
 
 
-def wgrad(
-    xh: Tensor, dy: Tensor, groups: int, taps: tuple[int, int], channels: tuple[int, int]
-) -> Tensor:
-    """Return the gradient of filters, [G, K, C, R, S] in fp32.
+def wgrad(xh: Tensor, dy: Tensor, dw: Tensor, *, add: bool) -> None:
+    """Write the gradient of filters.
 
     Args:
         xh: as in `fprop`.
         dy: [N, rows and columns of xh, pitch], the gradient at the origin and zeros after it. As
             many zero pixels as a window spans lie before it in memory.
-        groups: G.
-        taps: (R, S).
-        channels: (K of dy, C of x), without their padding.
+        dw: where to: [G, K, C, R, S] of any strides and dtype.
+        add: to what dw holds.
     """
     # Windows that end at a pixel, so that they come with the taps in reverse.
-    before = ((taps[0] - 1) * dy.shape[2] + taps[1] - 1) * dy.shape[3]
+    before = ((dw.shape[3] - 1) * dy.shape[2] + dw.shape[4] - 1) * dy.shape[3]
     windows = dy.as_strided(dy.shape, dy.stride(), dy.storage_offset() - before)
-    dw = gemm.wgrad(windows, xh, groups, taps, channels[::-1], (xh.shape[1], xh.shape[2]), 1)
-    return dw.transpose(1, 2).flip(3, 4)
+    extent = xh.shape[1], xh.shape[2]
+    gemm.wgrad(windows, xh, dw.transpose(1, 2), extent, 1, flipped=True, add=add)

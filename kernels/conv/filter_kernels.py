@@ -1,4 +1,4 @@
-"""The Triton kernel that lays out the filters of a whole network, for the matrix kernels."""
+"""The Triton kernels around filters: all layouts of a network; the sum of a gradient's splits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ def pack_kernel(
     jobs_ptr,  # [J, 17] int64: a layout of a filter, see packed.JOB
     owner_ptr,  # [programs] int32: the job of each program
     COLUMNS: tl.constexpr,
+    UNIT: tl.constexpr,  # of targets and of ld: stores are then known to be wide
     BLOCK_I: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
@@ -20,7 +21,7 @@ def pack_kernel(
     job_ptr = jobs_ptr + tl.load(owner_ptr + pid) * COLUMNS
     tile = pid - tl.load(job_ptr).to(tl.int32)
     source = tl.load(job_ptr + 1)
-    target = tl.load(job_ptr + 2)
+    target = tl.load(job_ptr + 2) * UNIT
     inner = tl.load(job_ptr + 3).to(tl.int32)
     outer = tl.load(job_ptr + 4).to(tl.int32)
     stride_i = tl.load(job_ptr + 5)
@@ -33,7 +34,7 @@ def pack_kernel(
     rows = tl.load(job_ptr + 12).to(tl.int32)
     columns = tl.load(job_ptr + 13).to(tl.int32)
     pitch = tl.load(job_ptr + 14).to(tl.int32)
-    ld = tl.load(job_ptr + 15).to(tl.int32)
+    ld = tl.load(job_ptr + 15).to(tl.int32) * UNIT
     combined = tl.load(job_ptr + 16).to(tl.int32)
 
     tiles_o = tl.cdiv(ld, BLOCK_O)
@@ -70,3 +71,61 @@ def pack_kernel(
     at = (place.to(tl.int64) * pitch + offs_i[:, None]) * ld + offs_o[None, :]
     stored = (offs_i < pitch)[:, None] & (offs_o < ld)[None, :]
     tl.store(packed_ptr + target + at, value.to(packed_ptr.dtype.element_ty), mask=stored)
+
+
+@triton.jit(
+    do_not_specialize=["splits", "C", "K", "R", "S", "stride_g", "stride_r", "stride_s", "tiles_k"]
+)
+def split_reduce_kernel(
+    partial_ptr,  # [splits, G, rows, columns, pitch, pitch_dy] fp32: what wgrad_kernel writes
+    dw_ptr,  # the filters' gradient, of any strides
+    splits,
+    split_stride,  # between splits of partial
+    C,  # channels along pitch
+    K,  # channels along pitch_dy
+    R,  # taps of the filters, as S; combined filters have one more of both
+    S,
+    pitch,
+    pitch_dy,
+    stride_g,
+    stride_k,
+    stride_c,
+    stride_r,
+    stride_s,
+    tiles_k,
+    COMBINED: tl.constexpr,
+    ADD: tl.constexpr,  # to what dw holds
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    offs_k = (tl.program_id(0) % tiles_k) * BLOCK_K + tl.arange(0, BLOCK_K)
+    offs_c = (tl.program_id(0) // tiles_k) * BLOCK_C + tl.arange(0, BLOCK_C)
+    r = tl.program_id(1) // S
+    s = tl.program_id(1) % S
+    group = tl.program_id(2)
+    mask = (offs_c < C)[:, None] & (offs_k < K)[None, :]
+    inner = offs_c[:, None] * pitch_dy + offs_k[None, :]
+    tap = pitch * pitch_dy
+    if COMBINED:  # each tap of a filter went, flipped, into two rows and two columns
+        row = tap * (S + 1)
+        first = ((group * (R + 1) + R - 1 - r) * (S + 1) + S - 1 - s).to(tl.int64) * tap
+    else:
+        row = tap * S
+        first = ((group * R + r) * S + s).to(tl.int64) * tap
+    partial_ptrs = partial_ptr + first + inner
+    total = tl.zeros((BLOCK_C, BLOCK_K), tl.float32)
+    for _ in range(splits):
+        if COMBINED:
+            left = tl.load(partial_ptrs, mask=mask, other=0.0)
+            left += tl.load(partial_ptrs + row, mask=mask, other=0.0)
+            right = tl.load(partial_ptrs + tap, mask=mask, other=0.0)
+            right += tl.load(partial_ptrs + row + tap, mask=mask, other=0.0)
+            total += left + right
+        else:
+            total += tl.load(partial_ptrs, mask=mask, other=0.0)
+        partial_ptrs += split_stride
+    at = group.to(tl.int64) * stride_g + r * stride_r + s * stride_s
+    dw_ptrs = dw_ptr + at + offs_k[None, :] * stride_k + offs_c[:, None] * stride_c
+    if ADD:
+        total += tl.load(dw_ptrs, mask=mask, other=0.0).to(tl.float32)
+    tl.store(dw_ptrs, total.to(dw_ptr.dtype.element_ty), mask=mask)

@@ -17,6 +17,7 @@ from torch import Tensor
 from fastunit.kernels.common import runtime
 from fastunit.kernels.common.frame import MAX_OFFSET, check_offsets, vector
 from fastunit.kernels.conv import tiles
+from fastunit.kernels.conv.filter_kernels import split_reduce_kernel
 from fastunit.kernels.conv.gemm_kernels import conv_gemm_kernel, wgrad_kernel
 from fastunit.kernels.conv.tiles import Tile
 from fastunit.kernels.norm_act.merges import Merge, merge_of, merge_statistics
@@ -152,27 +153,46 @@ def _gemm(
 def wgrad(
     x: Tensor,
     dy: Tensor,
-    groups: int,
-    taps: tuple[int, int],
-    channels: tuple[int, int],
+    dw: Tensor,
     extent: tuple[int, int],
     stride: int,
-) -> Tensor:
-    """Correlate windows of x with dy: the gradient of filters, [G, K, C, R, S] in fp32.
+    *,
+    combined: bool = False,
+    flipped: bool = False,
+    add: bool = False,
+) -> None:
+    """Correlate windows of x with dy, and write the gradient of filters.
 
     Args:
         x: [N, stride * rows, stride * columns, pitch], haloed.
         dy: [N, rows, columns, pitch], the gradient at the origin and zeros after it, at least
             ceil(R / stride) - 1 rows and columns.
-        taps: (R, S); channels: (K of dy, C of x), without their padding.
+        dw: where to: [G, K, C, R, S] of any strides and dtype, with the channels of dy and x.
         extent: rows and columns of the gradient inside dy.
+        stride: of the convolution.
+        combined: the product is that of upsampling's combined filters, which have R + 1 by S + 1
+            taps; dw gets its share of their gradient (`phases.combined_filters_backward`).
+        flipped: dw gets the taps in reverse.
+        add: to what dw holds.
     """
     if len(x) == 0:
-        return x.new_zeros(groups, *channels, *taps, dtype=torch.float32)
-    partial = wgrad_splits(x, dy, groups, taps, extent, stride)
-    dw = partial[0] if len(partial) == 1 else partial.sum(0)
-    dw = dw.view(groups, *taps, x.shape[3], dy.shape[3])[..., : channels[1], : channels[0]]
-    return dw.permute(0, 4, 3, 1, 2)
+        if not add:
+            dw.zero_()
+        return
+    taps = dw.shape[3] + combined, dw.shape[4] + combined
+    partial = wgrad_splits(x, dy, len(dw), taps, extent, stride)
+    groups, channels_dy, channels, *taps = dw.shape
+    strides = dw.stride()
+    if flipped:
+        dw, strides = dw[..., -1:, -1:], (*strides[:3], -strides[3], -strides[4])
+    block_c, block_k = 16 if combined else 32, 64  # four loads at a time take four times as much
+    tiles_c, tiles_k = runtime.cdiv(channels, block_c), runtime.cdiv(channels_dy, block_k)
+    runtime.launch(
+        split_reduce_kernel, (tiles_c * tiles_k, taps[0] * taps[1], groups),
+        partial, dw, len(partial), partial.stride(0), channels, channels_dy, *taps,
+        x.shape[3], dy.shape[3], *strides, tiles_k,
+        COMBINED=combined, ADD=add, BLOCK_C=block_c, BLOCK_K=block_k,
+    )  # fmt: skip
 
 
 def wgrad_splits(
@@ -183,7 +203,7 @@ def wgrad_splits(
     extent: tuple[int, int],
     stride: int,
 ) -> Tensor:
-    """Return the splits whose sum `wgrad` returns: [splits, G, R, S * pitch, pitch of dy] fp32.
+    """Return the splits whose sum `wgrad` writes: [splits, G, R, S * pitch, pitch of dy] fp32.
 
     The arguments are those of `wgrad`, with at least one sample.
     """

@@ -32,7 +32,7 @@ class Conv:
     def __init__(self, plan: Plan, x_shape: Sequence[int], filters: Sequence[int]) -> None:
         self.channels, self.size = x_shape[1], _pair(x_shape[2:])
         self.channels_out, self.taps = filters[-4], _pair(filters[-2:])
-        self.by_columns = by_columns.pays(plan.stride, self.taps, self.channels, self.channels_out)
+        self.by_columns = plan.by_columns(filters)
         self.step, self.halo, self.pad_mode = plan.stride, plan.padding, plan.pad_mode
         self.out = _pair(map(plan.size_out, self.size, self.taps))
         self.padded = _pair(length + 2 * self.halo for length in self.size)
@@ -55,12 +55,12 @@ class Conv:
         dxh, _ = gemm.scatter(dy, filters, windows, self.padded, self.channels, self.step)
         return dxh
 
-    def wgrad(self, xh: Tensor, dy: Tensor, w: Tensor) -> Tensor:
-        """Return the gradient of w in fp32."""
-        channels = self.channels_out, self.channels
+    def wgrad(self, xh: Tensor, dy: Tensor, dw: Tensor, add: bool) -> None:
+        """Write the gradient of w to dw, of w's shape, or add it."""
         if self.by_columns:
-            return by_columns.wgrad(xh, dy, len(w), self.taps, channels)
-        return gemm.wgrad(xh, dy, len(w), self.taps, channels, self.out, self.step)
+            by_columns.wgrad(xh, dy, dw, add=add)
+        else:
+            gemm.wgrad(xh, dy, dw, self.out, self.step, add=add)
 
 
 class Transpose:
@@ -84,7 +84,7 @@ class Transpose:
         self._reach = -(-taps // self.step)
         self._lead = max(self.halo, self._reach - 1 - padding // self.step)
         self._crop = self.step * self._lead + padding
-        self.taps = taps, taps
+        self._combined = plan.kind == "upsample"
         self._end = _pair(self._lead + length + self.halo for length in self.size)
         rows, columns = (
             max(end + self._reach - 1, -(-(self._crop + out) // self.step))
@@ -111,10 +111,10 @@ class Transpose:
         dxh, _ = gemm.gather(dy, filters, windows, self.channels)
         return dxh
 
-    def wgrad(self, xh: Tensor, dy: Tensor, w: Tensor) -> Tensor:
-        """Return the gradient of w in fp32."""
-        channels = self.channels, self.channels_out
-        return gemm.wgrad(dy, xh, len(w), self.taps, channels, self._end, self.step)
+    def wgrad(self, xh: Tensor, dy: Tensor, dw: Tensor, add: bool) -> None:
+        """Write the gradient of w to dw, of w's shape, or add it."""
+        dw = dw.transpose(1, 2) if self._combined else dw
+        gemm.wgrad(dy, xh, dw, self._end, self.step, combined=self._combined, add=add)
 
 
 @cached

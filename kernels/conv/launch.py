@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastunit.kernels.common.frame import channels_last, dense, laid_out_as
-from fastunit.kernels.conv import gemm, phases
+from fastunit.kernels.conv import gemm
 from fastunit.kernels.conv.columns import column_filters
 from fastunit.kernels.conv.geometry import Conv, Transpose, convolution, is_frame
 from fastunit.kernels.conv.layouts import layouts
@@ -104,13 +104,15 @@ def backward(
     slope: Tensor | None,
     needed: NeededGradients,
     filters: Tensor | None = None,
+    into: Tensor | None = None,
     more: Tensor | None = None,
     linked: bool = False,
     reader: Conv | Transpose | None = None,
 ) -> Gradients:
     """Return the gradients that `needed` names; others are None.
 
-    `filters` are w as `layouts` has them for the input's gradient; None lays w out here.
+    `filters` are w as `layouts` has them for the input's gradient; None lays w out here. Given
+    `into`, of w's shape, w's gradient is added to it and not returned.
 
     `source` is the haloed input, or the input where that is the same; `raw` the result where
     the activation was fused, and anything where backward does without. For a reader dy is the
@@ -131,7 +133,7 @@ def backward(
         dy, raw, mean, rstd, gamma, beta, slope, options, frame=conv.dy_frame,
         from_output=fused, sums=needed.sums, residual=needed.residual, more=more,
     )  # fmt: skip
-    dx, dw = _conv_backward(plan, conv, gradients.dx, haloed, w, needed, filters, linked)
+    dx, dw = _conv_backward(plan, conv, gradients.dx, haloed, w, needed, filters, into, linked)
     dresidual = None if gradients.dresidual is None else channels_last(gradients.dresidual)
     found = None, None, None, None
     if needed.sums:
@@ -147,6 +149,7 @@ def _conv_backward(
     w: Tensor,
     needed: NeededGradients,
     filters: Tensor | None,
+    into: Tensor | None,
     linked: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of x [N, C, H, W] and of w, for dy in its frame.
@@ -164,8 +167,10 @@ def _conv_backward(
             dxh = norm_act_backward_triton(dxh, x, *nones, options, sums=False).dx
         dx = dxh
     if needed.w:
-        dw = conv.wgrad(haloed, dy, w)
-        dw = dw if plan.kind != "upsample" else phases.combined_filters_backward(dw)
+        # In w's own layout, which autograd keeps; what is added to it below is added in fp32.
+        wide = torch.float32 if plan.corrects_border else w.dtype
+        dw = torch.empty_like(w, dtype=wide) if into is None else into
+        conv.wgrad(haloed, dy, dw, add=into is not None)
     if plan.corrects_border:
         plain = conv.dy_frame.image(dy, conv.out, conv.channels_out)
         inside = dx
@@ -174,7 +179,7 @@ def _conv_backward(
             inside = dx[:, halo : halo + rows, halo : halo + columns]
         Ring(conv.size, conv.out, w).backward(plain, x, w, inside, dw)
     dx = None if dx is None else channels_last(dx)
-    return dx, None if dw is None else laid_out_as(w, dw)
+    return dx, None if dw is None or into is not None else laid_out_as(w, dw)
 
 
 def _channels_last_pixels(x: Tensor) -> Tensor:

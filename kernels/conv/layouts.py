@@ -20,12 +20,26 @@ from fastunit.kernels.conv import tiles
 from fastunit.kernels.conv.phases import combined_filters, phases
 
 
+class Direct(NamedTuple):
+    """A block's parameters whose gradients are added to buffers, not handed to autograd.
+
+    The tuples are of the filters, bias, gamma and beta, stacked where the block has groups; None
+    where it has none. Gradients are added where `parameter`, one of those stacked, requires them.
+    Stacked filters that are read in their layouts alone have the right shape and any values.
+    """
+
+    parameter: Tensor
+    values: tuple[Tensor | None, ...]
+    gradients: tuple[Tensor | None, ...]
+
+
 class Filters(NamedTuple):
     """A block's filters as its kernels read them; a leading dimension of groups in both."""
 
     of: tuple[str, str, int]  # what can read them: implementation, kind and stride of the block
     fprop: Tensor  # for the forward product
     dgrad: Tensor  # for the input's gradient
+    direct: Direct | None = None
 
 
 class Layout(NamedTuple):

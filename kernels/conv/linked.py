@@ -18,8 +18,10 @@ from torch.autograd.function import once_differentiable
 from fastunit.kernels.common import runtime
 from fastunit.kernels.common.frame import Frame, channels_last
 from fastunit.kernels.conv import arguments, launch
+from fastunit.kernels.conv.direct import add_gradients, needed_gradients
 from fastunit.kernels.conv.geometry import Conv, Transpose, convolution
-from fastunit.kernels.conv.plan import NeededGradients, Plan
+from fastunit.kernels.conv.layouts import Direct
+from fastunit.kernels.conv.plan import Plan
 
 _TENSORS = 7  # of a block
 
@@ -50,6 +52,7 @@ def run(
     prelu: Tensor | None,
     residual: Tensor | None,
     filters: tuple[Tensor | None, Tensor | None],
+    into: Direct | None,
     shape: tuple[int, ...],
     follow: Next | None,
 ) -> Tensor | Padded:
@@ -66,6 +69,7 @@ def run(
         prelu: prelu's slope.
         residual: added last.
         filters: w, laid out before for the product and for the gradient of x.
+        into: where the parameters' gradients are added; None: autograd gets them.
         shape: [N, K, P, Q] of the result.
         follow: the block that reads the result; None: anything may.
     """
@@ -74,7 +78,9 @@ def run(
     source = x.haloed if framed and isinstance(x, Padded) else image
     reader = None if follow is None else convolution(follow.plan, shape, follow.filters[-4:])
     tensors = source, w, b, gamma, beta, prelu, residual
-    found = _Linked.apply(*tensors, *filters, plan, conv if framed else None, reader)
+    anchor = None if into is None else into.parameter
+    how = plan, conv if framed else None, reader, into, anchor
+    found = _Linked.apply(*tensors, *filters, *how)
     return found if reader is None else Padded(*found, reader.x_frame)
 
 
@@ -83,7 +89,8 @@ class _Linked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
-        x, w, b, gamma, beta, prelu, residual, filters, for_x, plan, conv, reader = args
+        x, w, b, gamma, beta, prelu, residual, filters, for_x, *how = args
+        plan, conv, reader, into, parameter = how
         buffer, image = None, x
         if conv is not None:
             buffer, image = _buffer(x, conv), _inside(x, conv.halo)
@@ -94,6 +101,7 @@ class _Linked(torch.autograd.Function):
         )  # fmt: skip
         ctx.plan, ctx.reader, ctx.x_shape = plan, reader, image.shape
         ctx.linked, ctx.has_residual = conv is not None, residual is not None
+        ctx.into = into if into is not None and parameter.requires_grad else None
         results = (y,) if reader is None else _views(y, reader)
         if plan.fuses_activation(residual is not None, gamma, beta, prelu):
             raw = results[0]
@@ -107,7 +115,7 @@ class _Linked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_image: Tensor | None, of_haloed: Tensor | None = None) -> Any:
-        nothing = (None,) * 5  # filters, plan, conv, reader
+        nothing = (None,) * 7  # of filters, and of what are no tensors
         if of_image is None and of_haloed is None:
             return *(None,) * _TENSORS, *nothing
         reader, needs = ctx.reader, ctx.needs_input_grad[:_TENSORS]
@@ -116,13 +124,17 @@ class _Linked(torch.autograd.Function):
         else:
             dy, more = of_haloed, of_image
         source, product, mean, rstd, *parameters, prelu, filters = ctx.saved_tensors
-        needed = NeededGradients(*needs[:2], any(needs[2:6]), ctx.has_residual)
+        needed = needed_gradients(ctx.plan, needs, ctx.into, ctx.has_residual)
+        dw = None if ctx.into is None else arguments.grouped(ctx.into.gradients[0])[0]
         with runtime.no_autocast(dy):
             found = launch.backward(
                 ctx.plan, dy, ctx.x_shape, source, product, mean, rstd,
-                *arguments.grouped(*parameters), prelu, needed, filters, more, ctx.linked, reader,
+                *arguments.grouped(*parameters), prelu, needed, filters, dw, more, ctx.linked,
+                reader,
             )  # fmt: skip
         gradients = list(found)
+        if ctx.into is not None:
+            add_gradients(ctx.plan, ctx.into, gradients)
         for place, parameter in enumerate(parameters, start=1):
             gradient = gradients[place]
             if gradient is not None and parameter is not None:

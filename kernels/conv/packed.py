@@ -23,7 +23,8 @@ JOB = (
     "first program", "source", "target", "inner", "outer", "stride of inner", "stride of outer",
     "stride of R", "stride of S", "R", "S", "up", "rows", "columns", "pitch", "ld", "combined",
 )  # fmt: skip
-ALIGNMENT = 128  # values; the kernels' loads are at most 16 bytes wide
+ALIGNMENT = 128  # values between blocks; the kernels' loads are at most 16 bytes wide
+UNIT = 16  # of targets and of ld, in values
 BLOCK_I, BLOCK_O = 32, 64
 
 
@@ -73,10 +74,10 @@ class PackedFilters:
     @torch.no_grad()
     def write(self) -> None:
         """Lay out the filters as they are now: one launch, or one for each of their dtypes."""
-        if not eager.only_autograd(*(w for w, _, _ in self._places)):
+        if not runtime.recording() and not eager.only_autograd(*(w for w, _, _ in self._places)):
             self._write_aten()
             return
-        addresses = [w.data_ptr() for w, _, _ in self._places]
+        addresses = [_address(w) for w, _, _ in self._places]
         if addresses != self._addresses:
             self._addresses = addresses
             of_dtypes = {w.dtype: w for w, _, _ in self._places}.values()
@@ -84,7 +85,7 @@ class PackedFilters:
         for base, jobs, owner in self._tables.values():
             runtime.launch(
                 pack_kernel, (len(owner),), base, self.buffer, jobs, owner,
-                COLUMNS=len(JOB), BLOCK_I=BLOCK_I, BLOCK_O=BLOCK_O,
+                COLUMNS=len(JOB), UNIT=UNIT, BLOCK_I=BLOCK_I, BLOCK_O=BLOCK_O,
             )  # fmt: skip
 
     def _write_aten(self) -> None:
@@ -99,17 +100,21 @@ class PackedFilters:
             if w.dtype != base.dtype:
                 continue
             count, rows, columns, pitch, ld = layout.shape(w)
-            source = (w.data_ptr() - base.data_ptr()) // w.element_size()
+            source = (_address(w) - _address(base)) // w.element_size()
             axes = layout.inner, 1 - layout.inner
             channels, strides = [w.shape[i] for i in axes], [w.stride(i) for i in axes]
-            where = first, source, start, *channels, *strides, *w.stride()[2:], *w.shape[2:]
-            jobs.append([*where, layout.up, rows, columns, pitch, ld, int(layout.combined)])
+            where = first, source, start // UNIT, *channels, *strides, *w.stride()[2:], *w.shape[2:]
+            jobs.append([*where, layout.up, rows, columns, pitch, ld // UNIT, int(layout.combined)])
             tiles = runtime.cdiv(pitch, BLOCK_I) * runtime.cdiv(ld, BLOCK_O)
             counts.append(count * rows * columns * tiles)
             first += counts[-1]
-        owner = torch.arange(len(jobs), dtype=torch.int32)
-        owner = owner.repeat_interleave(torch.tensor(counts))
-        return torch.tensor(jobs, device=base.device), owner.to(base.device)
+        owner = [job for job, count in enumerate(counts) for _ in range(count)]
+        tables = torch.tensor(jobs), torch.tensor(owner, dtype=torch.int32)
+        return tables[0].to(base.device), tables[1].to(base.device)
+
+
+def _address(w: Tensor) -> int:
+    return 0 if runtime.recording() else w.data_ptr()  # what is recorded may have no memory
 
 
 def _described(blocks: Sequence[Block], dtype: torch.dtype) -> list[object]:

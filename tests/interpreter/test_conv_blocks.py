@@ -263,12 +263,12 @@ def test_operators_are_registered_correctly():
     x, w, b, gamma, beta, residual = (t.requires_grad_() for t in leaves)
     for norm, halo in (("none", 0), ("in", 1), ("ln", 0)):
         plan = ("conv", 1, 1, 0, "reflect", norm, 1e-5, "relu", 0.0, halo, "zero", "triton")
-        args = (x, w[None], b, gamma, beta, None, residual, *plan)
+        args = (x, w[None], b, gamma, beta, None, residual, None, None, *plan)
         torch.library.opcheck(blocks._forward, args)
         with torch.no_grad():
             y, haloed, raw, mean, rstd = blocks._forward(*args)
         saved = (torch.randn_like(y), x.shape, haloed, raw, mean, rstd, w.detach()[None])
-        parameters = (b.detach(), gamma.detach(), beta.detach(), None)
+        parameters = (b.detach(), gamma.detach(), beta.detach(), None, None)
         torch.library.opcheck(
             blocks._backward, (*saved, *parameters, True, True, True, True, *plan)
         )

@@ -18,6 +18,7 @@ from fastunit.kernels.conv import tiles
 PRODUCTS = {"conv_gemm_kernel", "wgrad_kernel"}
 KERNELS = PRODUCTS | {
     "pack_kernel",
+    "split_reduce_kernel",
     "_reparameterize_fprop_kernel",
     "_reparameterize_dgrad_kernel",
     "merge_kernel",

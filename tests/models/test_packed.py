@@ -42,6 +42,7 @@ def test_three_launches_lay_out_all_filters_of_a_step(pair, make_step, batch, mo
     names = recorded(make_step(pair_domains=pair), batch, monkeypatch)
     # The generators', the discriminators', and these again after their update.
     assert names.count("pack_kernel") == 3
+    assert names.count("split_reduce_kernel") == names.count("wgrad_kernel") > 0
 
 
 @pytest.mark.skipif(runtime.INTERPRET, reason="the interpreter's kernels have no names")
@@ -54,6 +55,20 @@ def test_a_compiled_step_is_handed_its_filters_too(make_step, batch, monkeypatch
     step = make_step(compile="on", pair_domains="on")
     assert recorded(step, batch, monkeypatch).count("pack_kernel") == 3
     assert step.compiled.is_on
+
+
+@pytest.mark.skipif(runtime.INTERPRET, reason="the interpreter would take minutes")
+def test_backward_adds_to_one_buffer_of_gradients_a_network(make_step, batch):
+    step = make_step(pair_domains="on", lr_policy="constant")
+    with runtime.default_impl("triton"), runtime.recorded_launches(90):
+        step(*batch)
+    (buffer,) = {p.grad.untyped_storage().data_ptr() for p in step.unit.generators()}
+    assert buffer == step._gen_gradients.buffer.untyped_storage().data_ptr()
+    assert all(p.grad is None for p in step.unit.discriminators())
+    biases = [m.conv.bias for m in step.unit.gen_a.enc.modules() if hasattr(m, "conv")]
+    assert biases and not any(bias.grad.any() for bias in biases)  # before an instance norm
+    step(*batch)  # on a CPU autograd has them
+    assert len({p.grad.untyped_storage().data_ptr() for p in step.unit.generators()}) > 1
 
 
 def changed_by_load(unit, state):
@@ -90,9 +105,9 @@ def test_filters_that_were_not_written_again_would_be_seen(make_step, batch, mon
         value.mul_(1.5)
     noise = noise_for(fresh.unit, *batch)
     for each in (step, fresh):
-        each._write(each._gen_filters)
+        each._write(each._gen_filters, each._gen_gradients)
         changed_unnoticed(each.unit, state)
-    monkeypatch.setattr(step, "_write", lambda filters: None)
+    monkeypatch.setattr(step, "_write", lambda *of_network: None)
     losses = [each(*batch, noise=noise) for each in (step, fresh)]
     assert not torch.equal(losses[0]["reconstruction_a"], losses[1]["reconstruction_a"])
 

@@ -79,5 +79,6 @@ def wgrad(
     # Windows that end at a pixel, so that they come with the taps in reverse.
     before = ((taps[0] - 1) * dy.shape[2] + taps[1] - 1) * dy.shape[3]
     windows = dy.as_strided(dy.shape, dy.stride(), dy.storage_offset() - before)
-    dw = gemm.wgrad(windows, xh, groups, taps, channels[::-1], (xh.shape[1], xh.shape[2]), 1)
+    extent, turned = (xh.shape[1], xh.shape[2]), (channels[1], channels[0])
+    dw = gemm.wgrad(windows, xh, groups, taps, turned, extent, 1)
     return dw.transpose(1, 2).flip(3, 4)

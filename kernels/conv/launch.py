@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastunit.kernels.common.frame import channels_last, dense, laid_out_as
 from fastunit.kernels.common.weight_cache import kept
-from fastunit.kernels.conv import gemm, phases
+from fastunit.kernels.conv import dot, gemm, phases
 from fastunit.kernels.conv.geometry import Conv, Transpose, convolution, is_frame
 from fastunit.kernels.conv.plan import Gradients, NeededGradients, Plan
 from fastunit.kernels.conv.ring import Ring
@@ -41,15 +41,19 @@ def fprop(
     haloed buffer.
     """
     conv = convolution(plan, x.shape, w)
-    haloed = x.permute(0, 2, 3, 1) if is_frame(x, conv.x_frame) else _haloed(x, conv)
-    saved = None if is_frame(x, conv.x_frame) else haloed
+    framed = is_frame(x, conv.x_frame)
+    fused = plan.fuses_activation(residual is not None, gamma, beta, slope)
+    if framed and fused and dot.fits(plan, w):
+        return dot.fprop(plan, x, w, b), None, None, None, None
+    haloed = x.permute(0, 2, 3, 1) if framed else _haloed(x, conv)
+    saved = None if framed else haloed
     border = None
     if plan.corrects_border:
         image = conv.x_frame.image(haloed, conv.size, conv.channels)
         border = Ring(conv.size, conv.out, w).fprop(image, w)
     # Before an instance norm a bias is a constant that the norm takes away again.
     bias = None if b is None or plan.norm == "in" else b.contiguous()
-    if plan.fuses_activation(residual is not None, gamma, beta, slope):
+    if fused:
         epilogue = gemm.Epilogue(bias, border, plan.act, plan.slope)
         y, _ = conv.fprop(haloed, _filters(plan, w), epilogue)
         return channels_last(y), saved, None, None, None
@@ -87,8 +91,11 @@ def backward(
     the activation was fused, and anything where backward does without.
     """
     conv = convolution(plan, x_shape, w)
-    haloed = source.permute(0, 2, 3, 1) if is_frame(source, conv.x_frame) else source
+    framed = is_frame(source, conv.x_frame)
     fused = plan.fuses_activation(needed.residual, gamma, beta, slope)
+    if framed and fused and dot.fits(plan, w):
+        return dot.backward(plan, dy, source, raw, w, b, needed)
+    haloed = source.permute(0, 2, 3, 1) if framed else source
     dy = dense(dy)
     if not plan.keeps_product(gamma):
         raw = plan.without_halo(dy, (1, 2))

@@ -46,6 +46,7 @@ class Case(NamedTuple):
     operation: Callable[..., Tensor | tuple[Tensor, ...]]
     shapes: dict[str, tuple[int, ...]]
     options: dict[str, Any]
+    channels_last: bool = False
 
 
 _ROWS = {"b": (2, 20), "gamma": (2, 20), "beta": (2, 20)}
@@ -73,6 +74,12 @@ CASES = {
     ),
     "to an image": Case(
         conv_gemm, {"x": (1, 24, 23, 37), "w": (3, 24, 7, 7), "b": (3,)}, {"act": "tanh"}
+    ),
+    "scores of two domains": Case(
+        conv_norm_act,
+        {"x": (4, 24, 9, 5), "w": (2, 1, 24, 1, 1), "b": (2, 1)},
+        {"act": "lrelu"},
+        channels_last=True,
     ),
     "upsampling": Case(
         upsample_conv,
@@ -139,6 +146,8 @@ def results(case: Case, dtype: torch.dtype, device: torch.device) -> list[Tensor
         value = torch.randn(shape, device=device)
         if tensor_name == "w":
             value /= value[0].numel() ** 0.5
+        if case.channels_last and value.dim() == 4:
+            value = value.to(memory_format=torch.channels_last)
         leaves[tensor_name] = value.to(dtype).requires_grad_()
     y = case.operation(**leaves, **case.options, impl="triton")
     found = list(y) if isinstance(y, tuple) else [y]

@@ -14,6 +14,7 @@ from fastunit.config.schema2017 import DisOptions, SharedDisOptions, read
 from fastunit.kernels import norm_act
 from fastunit.models.discriminator import Discriminator, widened
 from fastunit.models.grouped import GroupedExecution
+from fastunit.models.score import ScoreConv2d
 from fastunit.models.unit2017_layers import ConvBlock, TwoDomainModule
 
 SCALES = (1, 2, 4)
@@ -139,7 +140,7 @@ class COCOSharedDis(PairDiscriminator):
         dim, count = options.ch * 2 ** (options.n_front_layer - 1), options.n_shared_layer
         self.model_S = nn.Sequential(*_halvings(dim, count))
         for network in [self.model_S] if count else [self.model_A, self.model_B]:
-            network.append(nn.Conv2d(dim * 2**count, 1, 1))
+            network.append(ScoreConv2d(dim * 2**count))
 
     def _networks(self, domain: str) -> list[nn.Module]:
         return [nn.Sequential(getattr(self, f"model_{domain}"), self.model_S)]
@@ -160,7 +161,7 @@ def blur_downsample(x: Tensor) -> Tensor:
 def _patch_network(channels: int, options: DisOptions) -> nn.Sequential:
     dim, count = options.ch, options.n_layer - 1
     first = ConvBlock(nn.Conv2d(channels, dim, 3, 2, 1), "none", "lrelu")
-    return nn.Sequential(first, *_halvings(dim, count), nn.Conv2d(dim * 2**count, 1, 1))
+    return nn.Sequential(first, *_halvings(dim, count), ScoreConv2d(dim * 2**count))
 
 
 def _front_network(channels: int, options: SharedDisOptions) -> nn.Sequential:

@@ -15,6 +15,7 @@ from fastunit.kernels.common import checks
 from fastunit.models.chain import Chain
 from fastunit.models.discriminator import Discriminator
 from fastunit.models.layers import Conv2dBlock, ResBlocks, UpsampleConv2dBlock
+from fastunit.models.score import ScoreConv2d
 from fastunit.models.vae import VAE, sigma_layer
 
 
@@ -140,7 +141,7 @@ def _patch_net(input_dim: int, options: DiscriminatorConfig) -> nn.Sequential:
     for _ in range(options.n_layer - 1):
         layers.append(Conv2dBlock(dim, 2 * dim, 4, 2, 1, options.norm, activ, pad_type))
         dim *= 2
-    layers.append(nn.Conv2d(dim, 1, 1))
+    layers.append(ScoreConv2d(dim))
     return nn.Sequential(*layers)
 
 

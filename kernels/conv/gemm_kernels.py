@@ -127,25 +127,20 @@ def conv_gemm_kernel(
         first = tile * BLOCK_M
         last = tl.minimum(first + BLOCK_M, windows) - 1
         wraps = first // window_columns < last // window_columns
-        for side in tl.static_range(4):
-            line = border_ptr + (side * samples + sample).to(tl.int64) * length * K
-            if side < 2:
-                at = out_row == (0 if side == 0 else P - 1)
-                along = out_column
-                offset = phase // UP - crop
-                low = first // window_columns * UP + offset
-                high = last // window_columns * UP + offset
-                touches = low <= 0 if side == 0 else high >= P - 1
-            else:
-                at = out_column == (0 if side == 2 else Q - 1)
-                along = out_row
-                offset = phase % UP - crop
-                low = first % window_columns * UP + offset
-                high = last % window_columns * UP + offset
-                touches = wraps | (low <= 0 if side == 2 else high >= Q - 1)
-            if touches:
+        for side in range(4):
+            # By rows at the top and bottom, by columns at the left and right.
+            across = tl.where(side < 2, out_row, out_column)
+            along = tl.where(side < 2, out_column, out_row)
+            edge = tl.where(side % 2 == 0, 0, tl.where(side < 2, P, Q) - 1)
+            offset = tl.where(side < 2, phase // UP, phase % UP) - crop
+            low = tl.where(side < 2, first // window_columns, first % window_columns)
+            high = tl.where(side < 2, last // window_columns, last % window_columns)
+            inner = (low * UP + offset > edge) | (high * UP + offset < edge)
+            if (wraps & (side >= 2)) | (inner == 0):
+                line = border_ptr + (sample + side * samples).to(tl.int64) * length * K
                 ptrs = line + (along * K)[:, None] + offs_n[None, :]
-                acc += tl.load(ptrs, mask=mask & at[:, None], other=0.0)
+                at = (across == edge)[:, None]
+                acc += tl.load(ptrs, mask=mask & at, other=0.0)
 
     # Storing before the statistics takes 128 registers, after them 238.
     y_sample = y_ptr + sample.to(tl.int64) * P * Q * K

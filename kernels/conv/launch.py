@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastunit.kernels.common.frame import channels_last, dense, laid_out_as
-from fastunit.kernels.conv import gemm
+from fastunit.kernels.conv import dot, gemm
 from fastunit.kernels.conv.columns import column_filters
 from fastunit.kernels.conv.geometry import Conv, Transpose, convolution, is_frame
 from fastunit.kernels.conv.layouts import layouts
@@ -46,6 +46,9 @@ def fprop(
     haloed buffer, or `buffer` is. For a reader the result is its frame, [N, rows, columns, pitch].
     """
     conv = convolution(plan, x.shape, w.shape[-4:])
+    fused = plan.fuses_activation(residual is not None, gamma, beta, slope)
+    if fused and reader is None and dot.fits(plan, w):
+        return dot.fprop(plan, x, w, b), None, None, None, None
     if conv.by_columns:
         filters = column_filters(w, x.dtype, conv.x_frame.pitch)
     elif filters is None:
@@ -60,11 +63,14 @@ def fprop(
         border = Ring(conv.size, conv.out, w).fprop(image, w)
     # Before an instance norm a bias is a constant that the norm takes away again.
     bias = None if b is None or plan.norm == "in" else b.contiguous()
-    if plan.fuses_activation(residual is not None, gamma, beta, slope):
+    if fused:
         epilogue = gemm.Epilogue(bias, border, plan.act, plan.slope)
         y, _ = conv.fprop(haloed, filters, epilogue)
         y = channels_last(y)
-        return y if reader is None else _haloed(y, reader), saved, None, None, None
+        if reader is not None:
+            whole = is_frame(y, reader.x_frame)
+            y = y.permute(0, 2, 3, 1) if whole else _haloed(y, reader)
+        return y, saved, None, None, None
     epilogue = gemm.Epilogue(bias, border, norm=plan.norm, eps=plan.eps)
     raw, statistics = conv.fprop(haloed, filters, epilogue)
     residual = None if residual is None else residual.permute(0, 2, 3, 1)
@@ -122,6 +128,8 @@ def backward(
     conv = convolution(plan, x_shape, w.shape[-4:])
     haloed = source.permute(0, 2, 3, 1) if is_frame(source, conv.x_frame) else source
     fused = plan.fuses_activation(needed.residual, gamma, beta, slope)
+    if fused and reader is None and dot.fits(plan, w):
+        return dot.backward(plan, dy, source, raw, w, b, needed)
     options = plan.norm_act if reader is None else _read_by(plan.norm_act, reader)
     dy, more = dense(dy), None if more is None else _channels_last_pixels(more)
     if not plan.keeps_product(gamma):

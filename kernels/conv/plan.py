@@ -43,9 +43,11 @@ class Plan(NamedTuple):
     def reads_filters(self, filters: Sequence[int]) -> bool:
         """Return whether kernels read filters of this shape themselves, not only their layouts.
 
-        Upsampling does for the border, convolutions into few channels lay theirs out by columns.
+        Upsampling does for the border, convolutions into few channels lay theirs out by columns or
+        have one filter of a pixel.
         """
-        return self.kind == "upsample" or self.by_columns(filters)
+        one = filters[-4] == filters[-2] == filters[-1] == 1
+        return self.kind == "upsample" or one or self.by_columns(filters)
 
     def by_columns(self, filters: Sequence[int]) -> bool:
         """Return whether a convolution clearly reads less by the columns of its filters."""

@@ -102,7 +102,7 @@ class Ring:
         samples, (rows, columns) = len(dx), self._size
         pixels = rows * columns - max(rows - 4, 0) * max(columns - 4, 0)
         block_c = min(64, next_power_of_2(max(self._channels, 4)))
-        block_m = 2048 // block_c
+        block_m = 1024 // block_c
         tiles_m, tiles_c = cdiv(pixels, block_m), cdiv(self._channels, block_c)
         launch(
             lines_backward_kernel, (samples * tiles_m * tiles_c,),

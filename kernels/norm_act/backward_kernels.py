@@ -29,7 +29,7 @@ from fastunit.kernels.norm_act.merge_kernels import is_last, merge_sums
 
 
 @triton.jit
-def _activate_backward(dy, pre, slope, ACT: tl.constexpr, FROM_OUTPUT: tl.constexpr):
+def activate_backward(dy, pre, slope, ACT: tl.constexpr, FROM_OUTPUT: tl.constexpr):
     """Return dy * act'(pre); with FROM_OUTPUT, pre holds act's result."""
     if ACT == "relu":
         return tl.where(pre <= 0, 0.0, dy)
@@ -116,7 +116,7 @@ def backward_reduce_kernel(
     xhat = normalise(xhat, mean_ptr, rstd_ptr, sample, C, offs_c)
     pre = affine(xhat, gamma_ptr, beta_ptr, samples_per_gamma, samples_per_beta, sample, C, offs_c)
     slopes = load_slope(slope, slope_ptr, slope_step, C, offs_c)
-    dpre = _activate_backward(dy, pre, slopes, ACT, FROM_OUTPUT)
+    dpre = activate_backward(dy, pre, slopes, ACT, FROM_OUTPUT)
     sums_ptrs = sums_ptr + (sample * tiles + tile) * SUMS * C + offs_c
     tl.store(sums_ptrs, tl.sum(dpre, 0), mask=in_c)
     tl.store(sums_ptrs + C, tl.sum(dpre * xhat, 0), mask=in_c)
@@ -295,7 +295,7 @@ def backward_apply_kernel(
     xhat = normalise(xhat, mean_ptr, rstd_ptr, sample, C, offs_c)
     pre = affine(xhat, gamma_ptr, beta_ptr, samples_per_gamma, samples_per_beta, sample, C, offs_c)
     slopes = load_slope(slope, slope_ptr, slope_step, C, offs_c)
-    dx = _activate_backward(dy, pre, slopes, ACT, FROM_OUTPUT)
+    dx = activate_backward(dy, pre, slopes, ACT, FROM_OUTPUT)
     if gamma_ptr is not None:
         dx *= load_row(gamma_ptr, sample, samples_per_gamma, C, offs_c)
     if mean_ptr is not None:

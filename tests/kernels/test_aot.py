@@ -31,6 +31,9 @@ KERNELS = PRODUCTS | {
     "taps_kernel",
     "taps_backward_kernel",
     "shift_add_kernel",
+    "dot_kernel",
+    "dot_backward_kernel",
+    "dot_merge_kernel",
 }
 
 pytestmark = pytest.mark.skipif(runtime.INTERPRET, reason="the interpreter compiles nothing")

@@ -1,0 +1,88 @@
+"""Convolution with one 1x1 filter on Triton kernels, as the last layer of a discriminator is.
+
+It is a dot product over channels: one launch forward, two backward. No frame, no product.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastunit.kernels.common.frame import channels_last, check_offsets, dense, laid_out_as
+from fastunit.kernels.common.runtime import cdiv, launch, next_power_of_2
+from fastunit.kernels.conv.dot_kernels import dot_backward_kernel, dot_kernel, dot_merge_kernel
+from fastunit.kernels.conv.plan import Gradients, NeededGradients, Plan
+
+PIXELS = 16  # of a program
+
+
+def fits(plan: Plan, w: Tensor) -> bool:
+    """Return whether the convolution with w [G, K, C, R, S] is such a one."""
+    one = w.shape[1] == w.shape[3] == w.shape[4] == 1
+    return one and plan.kind == "conv" and plan.stride == 1 and plan.padding == 0
+
+
+def fprop(plan: Plan, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """Return bias and activation of the result, [N, 1, H, W].
+
+    Args:
+        plan: the block's, of which only `act` and `slope` count.
+        x: [N, C, H, W]; channels_last is not copied.
+        w: [G, 1, C, 1, 1].
+        b: [G, 1], or None.
+    """
+    image = dense(x)
+    check_offsets(image)
+    samples, rows, columns, channels = image.shape
+    y = x.new_empty(samples, rows, columns, 1)
+    pixels, tiles = rows * columns, cdiv(rows * columns, PIXELS)
+    launch(
+        dot_kernel, (samples * tiles,),
+        image, w.flatten(1), None if b is None else b.contiguous(), y,
+        pixels, channels, max(1, samples // len(w)), tiles, plan.slope,
+        ACT=plan.act, BLOCK_M=PIXELS, BLOCK_C=_block(channels),
+    )  # fmt: skip
+    return channels_last(y)
+
+
+def backward(
+    plan: Plan,
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    needed: NeededGradients,
+) -> Gradients:
+    """Return the gradients of x, w and b that `needed` names, for dy [N, 1, H, W].
+
+    y is the result; it is not read without an activation.
+    """
+    image, dy = dense(x), dense(dy)
+    samples, rows, columns, channels = image.shape
+    groups, pixels, tiles = len(w), rows * columns, cdiv(rows * columns, PIXELS)
+    dx = torch.empty_like(image) if needed.x else None
+    dw = w.new_empty(groups, channels) if needed.w else None
+    db = None if b is None or not needed.sums else b.new_empty(groups)
+    sums = image.new_empty(samples * tiles, channels, dtype=torch.float32) if needed.w else None
+    bias_sums = image.new_empty(samples * tiles, dtype=torch.float32)
+    launch(
+        dot_backward_kernel, (samples * tiles,),
+        dy, None if plan.act == "none" else dense(y), image, w.flatten(1), dx, sums, bias_sums,
+        pixels, channels, max(1, samples // groups), tiles, plan.slope,
+        ACT=plan.act, BLOCK_M=PIXELS, BLOCK_C=_block(channels),
+    )  # fmt: skip
+    if dw is not None or db is not None:
+        block_c, partials = min(32, next_power_of_2(channels)), samples // groups * tiles
+        tiles_c = cdiv(channels, block_c)
+        launch(
+            dot_merge_kernel, (groups * tiles_c,),
+            bias_sums, sums, dw, db, partials, channels, tiles_c, BLOCK_T=64, BLOCK_C=block_c,
+        )  # fmt: skip
+    dx = None if dx is None else channels_last(dx)
+    dw = None if dw is None else laid_out_as(w, dw.view(w.shape))
+    return Gradients(dx, dw, None if db is None else db[:, None], None, None, None, None)
+
+
+def _block(channels: int) -> int:
+    return min(256, next_power_of_2(max(channels, 16)))

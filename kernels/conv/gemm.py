@@ -19,7 +19,6 @@ from fastunit.kernels.common.frame import MAX_OFFSET, check_offsets, vector
 from fastunit.kernels.conv import tiles
 from fastunit.kernels.conv.gemm_kernels import conv_gemm_kernel, wgrad_kernel
 from fastunit.kernels.conv.phases import phases
-from fastunit.kernels.conv.tiles import Tile
 
 
 class Epilogue(NamedTuple):
@@ -95,37 +94,30 @@ def _gemm(
     y = x.new_empty(samples, *out, channels)
     check_offsets(x, y)
     vec = vector(pitch)
-    count = windows.rows * windows.columns
-
-    def launch(tile: Tile) -> Tensor | None:
-        tiles_m = runtime.cdiv(count, tile.block_m)
-        tiles_n = runtime.cdiv(channels, tile.block_n)
-        partial = None
-        if epilogue.statistics:
-            shape = (samples, phases * tiles_m, 3, channels)
-            partial = x.new_empty(shape, dtype=torch.float32)
-        runtime.launch(
-            conv_gemm_kernel, (samples * tiles_m * tiles_n * phases,),
-            x, filters, epilogue.bias, epilogue.border, y, partial,
-            tiles_m, tiles_n, count, windows.columns, *out, channels, taps, run // vec,
-            windows.shift * pitch // vec,
-            rows * columns * pitch // vec,
-            windows.stride * columns * pitch // vec,
-            windows.stride * pitch // vec,
-            columns * pitch // vec,
-            ld_w, max(1, samples // groups), crop, epilogue.slope,
-            ACT=epilogue.act, UP=up, VEC=vec, EVEN_K=run % tile.block_k == 0,
-            PRECISION=_precision(), UPCAST=runtime.INTERPRET,
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-            **tile.launch_options(),
-        )  # fmt: skip
-        return partial
-
-    fused = (epilogue.bias is not None, epilogue.border is not None, *epilogue[2:])
-    shape = (samples, groups, *windows, *out, taps, run, channels, up)
-    key = ("conv_gemm", x.dtype, _precision(), *shape, *fused)
-    candidates = tiles.gemm_candidates(x, samples * phases, count, channels, ld_w, run)
-    return y, launch(tiles.choose(key, candidates, launch, x))
+    count, precision = windows.rows * windows.columns, _precision()
+    tile = tiles.for_windows(x, precision, samples * phases, count, channels, taps, run)
+    tiles_m = runtime.cdiv(count, tile.block_m)
+    tiles_n = runtime.cdiv(channels, tile.block_n)
+    partial = None
+    if epilogue.statistics:
+        shape = (samples, phases * tiles_m, 3, channels)
+        partial = x.new_empty(shape, dtype=torch.float32)
+    runtime.launch(
+        conv_gemm_kernel, (samples * tiles_m * tiles_n * phases,),
+        x, filters, epilogue.bias, epilogue.border, y, partial,
+        tiles_m, tiles_n, count, windows.columns, *out, channels, taps, run // vec,
+        windows.shift * pitch // vec,
+        rows * columns * pitch // vec,
+        windows.stride * columns * pitch // vec,
+        windows.stride * pitch // vec,
+        columns * pitch // vec,
+        ld_w, max(1, samples // groups), crop, epilogue.slope,
+        ACT=epilogue.act, UP=up, VEC=vec, EVEN_K=run % tile.block_k == 0,
+        PRECISION=precision, UPCAST=runtime.INTERPRET,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
+        **tile.launch_options(),
+    )  # fmt: skip
+    return y, partial
 
 
 def wgrad(
@@ -152,37 +144,28 @@ def wgrad(
     if samples == 0:
         return x.new_zeros(groups, *channels, *taps, dtype=torch.float32)
     pixels = ((per_group - 1) * rows + extent[0] - 1) * columns + extent[1]
-    vec, vec_dy = vector(pitch), vector(pitch_dy)
-
-    def launch(tile: Tile) -> Tensor:
-        tiles_l = runtime.cdiv(run, tile.block_m)
-        tiles_n = runtime.cdiv(pitch_dy, tile.block_n)
-        programs = taps[0] * tiles_l * tiles_n
-        largest = MAX_OFFSET // (stride * stride * pitch)
-        split = tiles.split_pixels(x, pixels, programs * groups, tile.block_k, largest)
-        splits = runtime.cdiv(pixels, split)
-        shape = (splits, groups, taps[0], run, pitch_dy)
-        partial = x.new_empty(shape, dtype=torch.float32)
-        runtime.launch(
-            wgrad_kernel, (programs, splits, groups),
-            x, dy, partial,
-            pixels, per_group * rows * columns, columns, run // vec, taps[0], pitch_dy // vec_dy,
-            stride * x.shape[2] * pitch // vec,
-            stride * pitch // vec,
-            x.shape[2] * pitch // vec,
-            split, tiles_l, tiles_n,
-            FLAT=stride == 1, EVEN=run % tile.block_m == 0 and pitch_dy % tile.block_n == 0,
-            VEC=vec, VEC_DY=vec_dy,
-            PRECISION=_precision(), UPCAST=runtime.INTERPRET,
-            BLOCK_M=tile.block_k, BLOCK_L=tile.block_m, BLOCK_N=tile.block_n,
-            **tile.launch_options(),
-        )  # fmt: skip
-        return partial
-
-    shape = (samples, groups, rows, columns, *taps, *channels, stride)
-    key = ("wgrad", x.dtype, _precision(), *shape)
-    candidates = tiles.wgrad_candidates(x, run, pitch_dy)
-    partial = launch(tiles.choose(key, candidates, launch, x))
+    vec, vec_dy, precision = vector(pitch), vector(pitch_dy), _precision()
+    largest = MAX_OFFSET // (stride * stride * pitch)
+    results = groups * taps[0]
+    tile, split = tiles.for_filters(x, precision, results, run, pitch_dy, pixels, largest)
+    tiles_l = runtime.cdiv(run, tile.block_m)
+    tiles_n = runtime.cdiv(pitch_dy, tile.block_n)
+    splits = runtime.cdiv(pixels, split)
+    partial = x.new_empty((splits, groups, taps[0], run, pitch_dy), dtype=torch.float32)
+    runtime.launch(
+        wgrad_kernel, (taps[0] * tiles_l * tiles_n, splits, groups),
+        x, dy, partial,
+        pixels, per_group * rows * columns, columns, run // vec, taps[0], pitch_dy // vec_dy,
+        stride * x.shape[2] * pitch // vec,
+        stride * pitch // vec,
+        x.shape[2] * pitch // vec,
+        split, tiles_l, tiles_n,
+        FLAT=stride == 1, EVEN=run % tile.block_m == 0 and pitch_dy % tile.block_n == 0,
+        VEC=vec, VEC_DY=vec_dy,
+        PRECISION=precision, UPCAST=runtime.INTERPRET,
+        BLOCK_M=tile.block_k, BLOCK_L=tile.block_m, BLOCK_N=tile.block_n,
+        **tile.launch_options(),
+    )  # fmt: skip
     dw = partial[0] if len(partial) == 1 else partial.sum(0)
     dw = dw.view(groups, *taps, pitch, pitch_dy)[..., : channels[1], : channels[0]]
     return dw.permute(0, 4, 3, 1, 2)

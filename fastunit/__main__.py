@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train on two folders of unpaired images; without options, on the demo",
     "translate": "translate an image, or all images in a folder, to the other domain",
     "adapt": "train a classifier for a data set of digits without using its labels",
+    "warm": "compile a training step's GPU kernels ahead of time; needs no GPU",
 }
 
 

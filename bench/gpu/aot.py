@@ -16,21 +16,13 @@ from typing import NamedTuple
 
 import torch
 
-from bench.gpu.compile import (
-    LOCAL,
-    TENSOR_CORE,
-    Code,
-    MachineCode,
-    Variant,
-    compile_variant,
-    variants,
-)
+from bench.gpu.compile import LOCAL, TENSOR_CORE, Code, MachineCode, compile_variant
 from fastunit import config
 from fastunit.common import cli
 from fastunit.common.errors import UserError
 from fastunit.kernels.common import runtime
-from fastunit.models.unit import UNIT
-from fastunit.training.step import TrainStep
+from fastunit.kernels.common.variants import Variant, variants
+from fastunit.training import kernel_compilation
 
 # One photograph at a time, as the paper trains.
 SIZES = ["batch_size=1", "new_size=256", "crop_image_height=256", "crop_image_width=256"]
@@ -92,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def step_launches(settings: config.Config, arch: int, dtype: torch.dtype) -> list[runtime.Launch]:
+def step_launches(
+    settings: config.Config, arch: int, dtype: torch.dtype, multiprocessors: int | None = None
+) -> list[runtime.Launch]:
     """Record the launches of one training step, forward and backward; nothing is computed.
 
     With grouped execution, as on a GPU, unless the settings turn it off. In bfloat16 weights are
@@ -100,19 +94,8 @@ def step_launches(settings: config.Config, arch: int, dtype: torch.dtype) -> lis
     """
     mixed = dtype == torch.bfloat16
     settings = replace(settings, precision="bf16" if mixed else "inherit")
-    if settings.pair_domains == "auto":
-        settings = replace(settings, pair_domains="on")
     dtype = torch.float32 if mixed else dtype
-    unit = UNIT(settings).to(dtype, memory_format=torch.channels_last)
-    x_a, x_b = (
-        torch.zeros(settings.batch_size, channels, *settings.crop, dtype=dtype).to(
-            memory_format=torch.channels_last
-        )
-        for channels in (settings.input_dim_a, settings.input_dim_b)
-    )
-    with runtime.default_impl("triton"), runtime.recorded_launches(arch) as launches:
-        TrainStep(unit, settings)(x_a, x_b)
-    return launches
+    return kernel_compilation.step_launches(settings, arch, multiprocessors, dtype)
 
 
 def compile_launches(launches: Iterable[runtime.Launch], arch: int) -> list[Row]:

@@ -14,9 +14,8 @@ from bench.gpu.workspace import Outcome, Workspace
 from fastunit.common import cli
 from fastunit.training import checkpoint
 
-TABLE = {"FASTUNIT_AUTOTUNE": "0"}  # tiles from the table: no autotuning
 # Every tensor is an allocation of the driver's, so that out-of-bounds accesses are detected.
-CHECKED = TABLE | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+CHECKED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 SANITIZER = "compute-sanitizer"
 DALI = "nvidia.dali"
 CUDA = Path("/usr/local/cuda/bin")
@@ -32,7 +31,7 @@ def tests(workspace: Workspace) -> Outcome:
     words = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={junit}"]
     if importlib.util.find_spec("xdist") is not None:
         words += ["-n", str(WORKERS)]
-    code = workspace.run([*words, "-p", "no:cacheprovider"], TABLE)
+    code = workspace.run([*words, "-p", "no:cacheprovider"])
     if not junit.is_file():
         return Outcome.of({"pytest": code or 1}, "it has left no results")
     counts, passed = counted(junit)
@@ -55,7 +54,7 @@ def counted(junit: Path) -> tuple[str, int]:
 def sanitize(workspace: Workspace) -> Outcome:
     """Run every kernel, first without a tool, then under memcheck and racecheck."""
     program = [sys.executable, "-m", "bench.gpu.every_kernel"]
-    codes = {"every_kernel": workspace.run(program, TABLE)}  # also compiles them
+    codes = {"every_kernel": workspace.run(program)}  # also compiles them
     tool = shutil.which(SANITIZER) or shutil.which(SANITIZER, path=CUDA)
     if codes["every_kernel"]:
         return Outcome.of(codes)
@@ -90,9 +89,9 @@ def report(workspace: Workspace, *options: str) -> Outcome:
 
 
 def tiles(workspace: Workspace) -> Outcome:
-    """Write tiles.md: the tiles that autotuning chose in the previous stages."""
-    words = [sys.executable, "-m", "bench.gpu.tiles_report", "-o", workspace.out / "tiles.md"]
-    return Outcome.of({"tiles_report": workspace.run(words)})
+    """Write tiles.md: the GEMMs' tiles, and which others are faster on this GPU."""
+    words = [sys.executable, "-m", "bench.gpu.tiles_report", "--time"]
+    return Outcome.of({"tiles_report": workspace.run([*words, "-o", workspace.out / "tiles.md"])})
 
 
 def profile(workspace: Workspace) -> Outcome:

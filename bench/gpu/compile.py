@@ -1,7 +1,7 @@
-"""Ahead-of-time compilation of recorded launches, and analysis of the machine code. Needs no GPU.
+"""Analysis of the machine code of recorded launches. Needs no GPU.
 
-Triton's own JIT code specializes the recorded arguments, and Triton includes ptxas and cuobjdump
-for every architecture, so the result is the code that such a GPU would run.
+Triton includes ptxas and cuobjdump for every architecture, so this is the code that such a GPU
+would run.
 """
 
 from __future__ import annotations
@@ -9,17 +9,11 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
-from triton.runtime.jit import create_function_from_signature
 
-from fastunit.kernels.common.runtime import Launch
+from fastunit.kernels.common.variants import Variant
 
 TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}  # architecture -> its instruction
 LOADS = ("LDG", "LDGSTS")  # from global memory to registers, to shared memory
@@ -29,50 +23,6 @@ _INSTRUCTION = re.compile(
     r"/\*(?P<address>[0-9a-f]+)\*/\s+(?P<guard>@\S+\s+)?(?P<opcode>[A-Z][\w.]*)\s*(?P<operands>[^;]*);"
 )
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
-
-
-@dataclass(frozen=True, eq=False)
-class Variant:
-    """One specialization of a kernel: what Triton compiles for one kind of arguments."""
-
-    source: ASTSource
-    target: GPUTarget
-    options: Any  # the backend's, a dataclass
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def dtype(self) -> str:
-        """Triton's name of the type that the first argument points to: "bf16"."""
-        return next(iter(self.source.signature.values())).removeprefix("*")
-
-    @property
-    def constants(self) -> dict[str, Any]:
-        """The constexprs by name, and the arguments that Triton treats as such: None and 1."""
-        names = self.source.fn.arg_names
-        return {names[path[0]]: value for path, value in self.source.constants.items()}
-
-    @property
-    def arguments(self) -> dict[str, str]:
-        """Every argument by name: a constant's value, or the type and, after %, what divides it."""
-        known = {name: str(value) for name, value in self.constants.items()}
-        divisors = {
-            path[0]: attributes[0][1]
-            for path, attributes in self.source.attrs.items()
-            if attributes
-        }
-        return {
-            name: known.get(name, f"{kind}%{divisors[index]}" if index in divisors else kind)
-            for index, (name, kind) in enumerate(self.source.signature.items())
-        }
-
-    @property
-    def key(self) -> tuple[str, int, int, int]:
-        """The key under which Triton would cache this variant."""
-        options = self.options
-        return self.source.hash(), self.target.arch, options.num_warps, options.num_stages
 
 
 @dataclass(frozen=True)
@@ -129,35 +79,9 @@ class MachineCode:
     loop: Code | None  # the body of the main loop, if there is one
 
 
-def variants(launches: Iterable[Launch], arch: int) -> dict[Variant, int]:
-    """Return the distinct specializations among recorded launches, with their counts."""
-    found: dict[tuple, Variant] = {}
-    times: Counter[tuple] = Counter()
-    for launch in launches:
-        variant = specialise(launch, arch)
-        found.setdefault(variant.key, variant)
-        times[variant.key] += 1
-    return {variant: times[key] for key, variant in found.items()}
-
-
-def specialise(launch: Launch, arch: int) -> Variant:
-    """Return what Triton's JIT would compile for a launch: types, constants and divisibilities."""
-    kernel, target = launch.kernel, GPUTarget("cuda", arch, 32)
-    backend = make_backend(target)
-    given = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **launch.constexprs}
-    # Three lines of JITFunction.run between the arguments and the compiler. They are internals of
-    # Triton, but the only place where its specialization rules are written down.
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialisation, options = bind(*launch.args, **given)
-    packed = kernel._pack_args(backend, given, bound, specialisation, options)
-    options, signature, constexprs, attributes = packed
-    return Variant(ASTSource(kernel, signature, constexprs, attributes), target, options)
-
-
 def compile_variant(variant: Variant) -> MachineCode:
     """Compile for the variant's architecture; Triton keeps the result in its cache folder."""
-    options = variant.options.__dict__
-    binary = triton.compile(variant.source, target=variant.target, options=options)
+    binary = variant.compile()
     report = _cuobjdump(binary.asm["cubin"])
     registers, stack = map(int, _RESOURCES.search(report).groups())
     code = parse(report)

@@ -1,14 +1,13 @@
 """Every Triton kernel on small odd shapes: ``python -m bench.gpu.every_kernel``.
 
-For compute-sanitizer, which slows kernels down many times: one process, tiles from the table. Each
-case runs in each of `PRECISIONS`, and its results must be finite; its name is printed when the GPU
-has finished it. ``--list`` prints the kernels that are launched, and needs no GPU.
+For compute-sanitizer, which slows kernels down many times, in one process. Each case runs in each
+of `PRECISIONS`, and its results must be finite; its name is printed when the GPU has finished it.
+``--list`` prints the kernels that are launched, and needs no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -120,7 +119,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(
             "bench/gpu/every_kernel.py needs an NVIDIA GPU that PyTorch can use; --list does not"
         )
-    os.environ["FASTUNIT_AUTOTUNE"] = "0"
     for title, finite in run(torch.device("cuda")):
         torch.cuda.synchronize()
         print(title, flush=True)

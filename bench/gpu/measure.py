@@ -4,8 +4,7 @@ Measures the GPU's ceilings (matmul and copy rates), runs the benchmarks of `STA
 other within `LIMIT` seconds, writes DIR/GPU-DATE.json, .md and .png, and prints the table of
 training steps last. When a stage's time is over, its results so far are kept. The strongest
 baseline is reported as out of time if compiling it takes longer than --patience; ``--only strongest
---limit 500 --patience 450`` gives it a call of its own. Tiles are autotuned before they are timed
-unless FASTUNIT_AUTOTUNE=0 is set.
+--limit 500 --patience 450`` gives it a call of its own.
 """
 
 from __future__ import annotations
@@ -103,14 +102,13 @@ def measure(
 ) -> tuple[list[Path], list[str]]:
     """Run the stages; return the files of results and the names of the stages with failures."""
     paths, failed = [], []
-    environment = os.environ | ({"FASTUNIT_AUTOTUNE": "0"} if args.quick else {})
     limit = args.limit or (QUICK_LIMIT if args.quick else LIMIT)
     for name, stage, seconds in planned(args.only, limit):
         if args.quick and stage.compiled:
             continue
         path = folder / f"{name}.json"
         print(f"\n{name}: at most {seconds:.0f} s", flush=True)
-        if run(command(stage, path, seconds, ceilings, args), seconds, environment) != 0:
+        if run(command(stage, path, seconds, ceilings, args), seconds, os.environ) != 0:
             failed.append(name)
         if path.is_file() and path.stat().st_size > 0:
             paths.append(path)
@@ -124,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--quick",
         action="store_true",
-        help="no compiled contenders, tiles from the table, fewer rounds",
+        help="no compiled contenders, fewer rounds",
     )
     add(
         "--only",

@@ -39,7 +39,7 @@ STAGES = {
     "quick": Stage(lambda workspace: checks.report(workspace, "--quick"), 110),
     "report": Stage(checks.report, 400),
     "profile": Stage(checks.profile, 60),
-    "tiles": Stage(checks.tiles, 30),
+    "tiles": Stage(checks.tiles, 60),
     "train": Stage(checks.train, 500),
 }
 CALLS = {1: ("tests", "sanitize", "quick"), 2: ("profile", "report", "tiles"), 3: ("train",)}

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastunit.training.objective import Losses
 
 _logger = logging.getLogger(__name__)
-WARM_UP = 3  # steps before capture, for library initialization, autotuning and optimizer state
+WARM_UP = 3  # steps before capture, for library initialization, compilation and optimizer state
 
 Step = Callable[[Tensor, Tensor], Losses]
 

@@ -21,6 +21,7 @@ from fastunit.data.discovery import Domains
 from fastunit.data.image_io import Reading
 from fastunit.data.validation import SizeRule
 from fastunit.training import allocator, held_out, run_dir
+from fastunit.training.kernel_compilation import compile_kernels
 from fastunit.training.loop import Callback, Stop, stop_on_signals
 from fastunit.training.run_dir import Run, find_run
 from fastunit.training.state import TrainState
@@ -128,6 +129,8 @@ def train(
         with run.claim() as folder:
             run_dir.describe(folder, config, device)
             _logger.info("%s", state.execution_summary())
+            if device.type == "cuda":
+                compile_kernels(config, device)
             trainer = Trainer(state, domains, folder, shown, started, callback)
             with stop_on_signals() if signals else nullcontext(Stop()) as stop:
                 finished = _run(trainer, stop)

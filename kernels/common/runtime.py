@@ -63,6 +63,7 @@ class Launch:
 @dataclass
 class _Recorder:
     arch: int
+    multiprocessors: int | None
     take: Callable[[Launch], None]
 
 
@@ -141,7 +142,17 @@ def arch(device: torch.device) -> int:
     """Return the compute capability times ten: 90 for an H100. The interpreter counts as 90."""
     if _recorder is not None:
         return _recorder.arch
-    return _capability(device) if device.type == "cuda" else 90
+    if device.type != "cuda":
+        return 90
+    found = _properties(device)
+    return 10 * found.major + found.minor
+
+
+def multiprocessors(device: torch.device) -> int | None:
+    """Return the GPU's multiprocessors; None for the usual number of its architecture."""
+    if _recorder is not None:
+        return _recorder.multiprocessors
+    return _properties(device).multi_processor_count if device.type == "cuda" else None
 
 
 def recording() -> bool:
@@ -150,9 +161,8 @@ def recording() -> bool:
 
 
 @functools.cache
-def _capability(device: torch.device) -> int:
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
+def _properties(device: torch.device) -> Any:
+    return torch.cuda.get_device_properties(device)
 
 
 _SLOT, _SLOTS = 4096, 256  # counters of a launch; launches until they are used again
@@ -205,19 +215,20 @@ def launch(
 
 
 @contextmanager
-def recorded_launches(arch: int) -> Iterator[list[Launch]]:
+def recorded_launches(arch: int, multiprocessors: int | None = None) -> Iterator[list[Launch]]:
     """Record launches instead of running them, as if on a GPU of that compute capability.
 
-    Takes CPU tensors; results are uninitialised memory. For `triton.compile` without a GPU.
+    Takes CPU tensors; results are uninitialised memory. For `triton.compile` without a GPU, which
+    has the multiprocessors that are usual for its architecture unless their number is given.
     """
     found: list[Launch] = []
-    with _recording(_Recorder(arch, found.append)):
+    with _recording(_Recorder(arch, multiprocessors, found.append)):
         yield found
 
 
 def no_launches(arch: int) -> AbstractContextManager[None]:
     """Launch nothing, as if on a GPU of that compute capability; as `recorded_launches`."""
-    return _recording(_Recorder(arch, lambda launch: None))
+    return _recording(_Recorder(arch, None, lambda launch: None))
 
 
 @contextmanager

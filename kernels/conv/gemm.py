@@ -19,7 +19,6 @@ from fastunit.kernels.common.frame import MAX_OFFSET, check_offsets, vector
 from fastunit.kernels.conv import tiles
 from fastunit.kernels.conv.filter_kernels import split_reduce_kernel
 from fastunit.kernels.conv.gemm_kernels import conv_gemm_kernel, wgrad_kernel
-from fastunit.kernels.conv.tiles import Tile
 from fastunit.kernels.norm_act.merges import Merge, merge_of, merge_statistics
 
 
@@ -108,46 +107,38 @@ def _gemm(
     y = x.new_empty(samples, *out, channels, dtype=dtype)
     check_offsets(x, y)
     vec = vector(pitch)
-    count = windows.rows * windows.columns
-
-    def launch(tile: Tile) -> Statistics | None:
-        tiles_m = runtime.cdiv(count, tile.block_m)
-        tiles_n = runtime.cdiv(channels, tile.block_n)
-        partial = mean = rstd = None
-        merge = Merge(None, 1, 1)
-        if epilogue.norm != "none":
-            partial, mean, rstd = (
-                x.new_empty(samples, *shape, channels, dtype=torch.float32)
-                for shape in ((phases * tiles_m, 3), (), ())
-            )
-            merge = merge_of(x, phases * tiles_m, channels, epilogue.norm, tile.block_n)
-        runtime.launch(
-            conv_gemm_kernel, (samples * tiles_m * tiles_n * phases,),
-            x, filters, epilogue.bias, epilogue.border, y, partial, mean, rstd, merge.counter,
-            tiles_m, tiles_n, count, windows.columns, *out, channels, taps, run // vec,
-            windows.shift * pitch // vec,
-            rows * columns * pitch // vec,
-            windows.stride * columns * pitch // vec,
-            windows.stride * pitch // vec,
-            columns * pitch // vec,
-            ld_w, max(1, samples // groups), crop, epilogue.slope, epilogue.eps,
-            NORM=epilogue.norm, **merge.constants(), ACT=epilogue.act, UP=up, VEC=vec,
-            EVEN_K=run % tile.block_k == 0,
-            PRECISION=_precision(), UPCAST=runtime.INTERPRET,
-            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-            **tile.launch_options(),
-        )  # fmt: skip
-        if partial is None or mean is None or rstd is None:
-            return None
-        if merge.counter is None:
-            merge_statistics(partial, mean, rstd, epilogue.norm, epilogue.eps)
-        return mean, rstd
-
-    fused = (epilogue.bias is not None, epilogue.border is not None, *epilogue[2:])
-    shape = (samples, groups, *windows, *out, taps, run, channels, up)
-    key = ("conv_gemm", x.dtype, _precision(), *shape, *fused)
-    candidates = tiles.gemm_candidates(x, samples * phases, count, channels, ld_w, run)
-    return y, launch(tiles.choose(key, candidates, launch, x))
+    count, precision = windows.rows * windows.columns, _precision()
+    tile = tiles.for_windows(x, precision, samples * phases, count, channels, taps, run)
+    tiles_m = runtime.cdiv(count, tile.block_m)
+    tiles_n = runtime.cdiv(channels, tile.block_n)
+    partial = mean = rstd = None
+    merge = Merge(None, 1, 1)
+    if epilogue.norm != "none":
+        partial, mean, rstd = (
+            x.new_empty(samples, *shape, channels, dtype=torch.float32)
+            for shape in ((phases * tiles_m, 3), (), ())
+        )
+        merge = merge_of(x, phases * tiles_m, channels, epilogue.norm, tile.block_n)
+    runtime.launch(
+        conv_gemm_kernel, (samples * tiles_m * tiles_n * phases,),
+        x, filters, epilogue.bias, epilogue.border, y, partial, mean, rstd, merge.counter,
+        tiles_m, tiles_n, count, windows.columns, *out, channels, taps, run // vec,
+        windows.shift * pitch // vec,
+        rows * columns * pitch // vec,
+        windows.stride * columns * pitch // vec,
+        windows.stride * pitch // vec,
+        columns * pitch // vec,
+        ld_w, max(1, samples // groups), crop, epilogue.slope, epilogue.eps,
+        NORM=epilogue.norm, **merge.constants(), ACT=epilogue.act, UP=up, VEC=vec,
+        EVEN_K=run % tile.block_k == 0, PRECISION=precision, UPCAST=runtime.INTERPRET,
+        BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
+        **tile.launch_options(),
+    )  # fmt: skip
+    if partial is None or mean is None or rstd is None:
+        return y, None
+    if merge.counter is None:
+        merge_statistics(partial, mean, rstd, epilogue.norm, epilogue.eps)
+    return y, (mean, rstd)
 
 
 def wgrad(
@@ -211,37 +202,29 @@ def wgrad_splits(
     pitch = x.shape[3]
     run, per_group = taps[1] * pitch, samples // groups
     pixels = ((per_group - 1) * rows + extent[0] - 1) * columns + extent[1]
-    vec, vec_dy = vector(pitch), vector(pitch_dy)
-
-    def launch(tile: Tile) -> Tensor:
-        tiles_l = runtime.cdiv(run, tile.block_m)
-        tiles_n = runtime.cdiv(pitch_dy, tile.block_n)
-        programs = taps[0] * tiles_l * tiles_n
-        largest = MAX_OFFSET // (stride * stride * pitch)
-        split = tiles.split_pixels(x, pixels, programs * groups, tile.block_k, largest)
-        splits = runtime.cdiv(pixels, split)
-        shape = (splits, groups, taps[0], run, pitch_dy)
-        partial = x.new_empty(shape, dtype=torch.float32)
-        runtime.launch(
-            wgrad_kernel, (programs, splits, groups),
-            x, dy, partial,
-            pixels, per_group * rows * columns, columns, run // vec, taps[0], pitch_dy // vec_dy,
-            stride * x.shape[2] * pitch // vec,
-            stride * pitch // vec,
-            x.shape[2] * pitch // vec,
-            split, tiles_l, tiles_n,
-            FLAT=stride == 1, EVEN=run % tile.block_m == 0 and pitch_dy % tile.block_n == 0,
-            VEC=vec, VEC_DY=vec_dy,
-            PRECISION=_precision(), UPCAST=runtime.INTERPRET,
-            BLOCK_M=tile.block_k, BLOCK_L=tile.block_m, BLOCK_N=tile.block_n,
-            **tile.launch_options(),
-        )  # fmt: skip
-        return partial
-
-    shape = (samples, groups, rows, columns, *taps, pitch_dy, pitch, stride)
-    key = ("wgrad", x.dtype, _precision(), *shape)
-    candidates = tiles.wgrad_candidates(x, run, pitch_dy)
-    return launch(tiles.choose(key, candidates, launch, x))
+    vec, vec_dy, precision = vector(pitch), vector(pitch_dy), _precision()
+    largest = MAX_OFFSET // (stride * stride * pitch)
+    results = groups * taps[0]
+    tile, split = tiles.for_filters(x, precision, results, run, pitch_dy, pixels, largest)
+    tiles_l = runtime.cdiv(run, tile.block_m)
+    tiles_n = runtime.cdiv(pitch_dy, tile.block_n)
+    splits = runtime.cdiv(pixels, split)
+    partial = x.new_empty((splits, groups, taps[0], run, pitch_dy), dtype=torch.float32)
+    runtime.launch(
+        wgrad_kernel, (taps[0] * tiles_l * tiles_n, splits, groups),
+        x, dy, partial,
+        pixels, per_group * rows * columns, columns, run // vec, taps[0], pitch_dy // vec_dy,
+        stride * x.shape[2] * pitch // vec,
+        stride * pitch // vec,
+        x.shape[2] * pitch // vec,
+        split, tiles_l, tiles_n,
+        FLAT=stride == 1, EVEN=run % tile.block_m == 0 and pitch_dy % tile.block_n == 0,
+        VEC=vec, VEC_DY=vec_dy,
+        PRECISION=precision, UPCAST=runtime.INTERPRET,
+        BLOCK_M=tile.block_k, BLOCK_L=tile.block_m, BLOCK_N=tile.block_n,
+        **tile.launch_options(),
+    )  # fmt: skip
+    return partial
 
 
 def _precision() -> str:

@@ -1,84 +1,34 @@
-"""Tile sizes of the matrix kernels: a table per architecture, and autotuning over it.
+"""Tile sizes and splits of the matrix kernels: the least of one cost function.
 
-The table needs no device. On a GPU the candidates are timed once per layer shape and the winner
-is kept on disk in Triton's cache folder; FASTUNIT_AUTOTUNE=0 goes by the table alone.
+Nothing is timed: the same product takes the same tile in every process, captured or not, and so
+gives the same bits on all GPUs of a model. What `python -m bench.gpu.tiles_report` has timed goes
+to MEASURED.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
-import torch
-import triton
 from torch import Tensor
-from triton.runtime.cache import get_cache_manager
 
 from fastunit.kernels.common import runtime
+from fastunit.kernels.common.runtime import cdiv
+from fastunit.kernels.conv.tile_costs import (
+    GPUS,
+    REGISTERS,
+    Choice,
+    Product,
+    Tile,
+    cost,
+)
 
-STREAMING_MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}  # A100, H100, B200
-SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes one program may use
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Output tile BLOCK_M x BLOCK_N, reduced BLOCK_K at a time."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-
-    def launch_options(self) -> dict[str, int]:
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
-
-    def bytes_of_stages(self, element_size: int) -> int:
-        return (self.block_m + self.block_n) * self.block_k * element_size * self.num_stages
+MEASURED: dict[Product, Choice] = {}  # overrides the cost function; nothing is measured yet
+MOST_SPLITS = 64
 
 
 def generation(arch: int) -> int:
-    """Return the architecture of the tables that serves a compute capability."""
-    return max((known for known in STREAMING_MULTIPROCESSORS if known <= arch), default=80)
-
-
-def multiprocessors(x: Tensor) -> int:
-    """Return how many programs run at a time; the interpreter runs one after another."""
-    if runtime.INTERPRET:
-        return 1
-    return STREAMING_MULTIPROCESSORS[generation(runtime.arch(x.device))]
-
-
-def choose(
-    key: tuple[object, ...], candidates: Sequence[Tile], run: Callable[[Tile], object], x: Tensor
-) -> Tile:
-    """Return the fastest of the candidates, of which the first is the table's choice.
-
-    Args:
-        key: what the speed depends on: kernel, shapes, dtype.
-        run: launches the kernel with a tile; called on candidates only where they are timed.
-        x: an operand; says which device.
-
-    While a CUDA graph is captured nothing is timed: a winner that is known, in memory or on disk,
-    is taken there too, since the steps before the capture ran, and so loaded, it.
-    """
-    if len(candidates) == 1 or not _is_tuned(x):
-        return candidates[0]
-    with torch.cuda.device_of(x):
-        store = _Store.of(torch.cuda.get_device_name(x.device))
-        # A capture neither times nor loads kernels: it takes what the steps before it ran.
-        capturing = torch.cuda.is_current_stream_capturing()
-        return store.best(key, candidates, None if capturing else run)
-
-
-def _is_tuned(x: Tensor) -> bool:
-    on = os.environ.get("FASTUNIT_AUTOTUNE", "1") != "0"
-    return x.is_cuda and not runtime.recording() and on
+    """Return the architecture of GPUS that stands for a compute capability."""
+    return max((known for known in GPUS if known <= arch), default=80)
 
 
 def filter_columns(channels: int) -> int:
@@ -86,129 +36,94 @@ def filter_columns(channels: int) -> int:
     return next((wide for wide in (16, 32, 64) if channels <= wide), -(-channels // 128) * 128)
 
 
-def gemm_candidates(
-    x: Tensor, images: int, rows: int, channels: int, columns: int, run: int
-) -> list[Tile]:
-    """Return tiles for a product of `images` x `rows` windows; the table's choice first.
+def for_windows(
+    x: Tensor, precision: str, images: int, windows: int, channels: int, taps: int, run: int
+) -> Tile:
+    """Return the tile of a product of `images` x `windows` windows with filters.
 
     Args:
-        x: whose dtype and device count.
-        images: of the batch.
-        rows: windows of an image.
+        x: the frame, whose dtype and device count.
+        precision: of float32, "ieee" or "tf32".
+        images: of the batch, times the phases of each.
+        windows: of an image.
         channels: of the result.
-        columns: its channels with padding.
-        run: consecutive values of GEMM_K.
+        taps: rows of a filter.
+        run: values of a row of a window.
     """
-    arch, deep = generation(runtime.arch(x.device)), _depth(x, run)
-
-    def programs(tile: Tile) -> int:
-        return images * -(-rows // tile.block_m) * -(-channels // tile.block_n)
-
-    fitting = [t for t in _tiles(arch, deep, x.element_size()) if columns % t.block_n == 0]
-    fitting = [t for t in fitting if t.bytes_of_stages(x.element_size()) <= SHARED_MEMORY[arch]]
-    widest = max(t.block_n for t in fitting if t.block_n <= 128)
-    table = [t for t in fitting if t.block_n == widest]
-    # The largest tile that still gives every multiprocessor a program; else the smallest.
-    table.sort(key=lambda t: -t.block_m * t.block_n)
-    full = [t for t in table if programs(t) >= multiprocessors(x)]
-    first = full[0] if full else table[-1]
-    return [first, *(t for t in fitting if t != first)]
+    return best(_product("conv_gemm", x, precision, images, windows, channels, taps, run)).tile
 
 
-def _depth(x: Tensor, run: int) -> int:
-    """Return BLOCK_K: 128 bytes of values, or the whole run where it is shorter."""
-    return min(128 // x.element_size(), max(16, runtime.next_power_of_2(run)))
+def for_filters(
+    x: Tensor, precision: str, results: int, run: int, channels: int, pixels: int, largest: int
+) -> tuple[Tile, int]:
+    """Return the tile of (run, channels) of filters' gradient, and the pixels of a split.
+
+    Args:
+        x: a frame, whose dtype and device count.
+        precision: of float32, "ieee" or "tf32".
+        results: rows of all groups' filters.
+        run: values of a row of a filter.
+        channels: of the other frame, with padding.
+        pixels: over which the gradient sums.
+        largest: pixels of a split, within which int32 offsets reach.
+
+    The pixels of a split are a multiple of the tile's BLOCK_K.
+    """
+    product = _product("wgrad", x, precision, results, run, channels, 1, pixels)
+    tile, splits = best(product)
+    blocks = min(product.steps(tile, splits), largest // tile.block_k)
+    return tile, blocks * tile.block_k
 
 
-def _tiles(arch: int, block_k: int, element_size: int) -> list[Tile]:
-    """Return the tiles that compile without spills (python bench/gpu/aot.py)."""
-    stages = 3 if arch == 80 else 4
-    found = [
-        Tile(128, 128, block_k, 8, 3),
-        Tile(64, 128, block_k, 4, stages),
-        Tile(128, 64, block_k, 4, stages),
-        Tile(64, 64, block_k, 4, stages),
-        Tile(64, 32, block_k, 4, stages),
-        Tile(128, 16, block_k, 4, stages),
-        Tile(64, 16, block_k, 4, stages),
-    ]
-    if arch != 100 or element_size == 2:
-        found.append(Tile(128, 32, block_k, 4, stages))
-    if arch != 100 and element_size == 2:
-        found.append(Tile(128, 256, block_k, 8, stages))
+def _product(kernel: str, x: Tensor, precision: str, *sizes: int) -> Product:
+    arch = generation(runtime.arch(x.device))
+    multiprocessors = runtime.multiprocessors(x.device) or GPUS[arch].multiprocessors
+    precision = precision if x.element_size() == 4 else "ieee"
+    return Product(kernel, arch, multiprocessors, x.element_size(), precision, *sizes)
+
+
+@functools.cache
+def best(product: Product) -> Choice:
+    """Return the cheapest of the candidates, of equal ones the first."""
+    if product in MEASURED:
+        return MEASURED[product]
+    if runtime.INTERPRET:  # programs run one after another, whatever their size
+        return min(candidates(product), key=lambda c: c.splits * product.programs(c.tile))
+    return min(candidates(product), key=lambda choice: cost(product, choice))
+
+
+def candidates(product: Product) -> list[Choice]:
+    """Return the tiles that compile without spills and fit the product, with useful splits."""
+    wide = 128 // product.element_size  # BLOCK_K: 128 bytes of values
+    if product.kernel == "wgrad":
+        tiles = _tiles(product, wide)
+        return [Choice(t, splits) for t in tiles for splits in _splits(product.steps(t))]
+    deep = min(wide, max(16, runtime.next_power_of_2(product.run)))
+    columns = filter_columns(product.columns)
+    found = [Choice(t) for t in _tiles(product, deep) if columns % t.block_n == 0]
+    # 16 columns make narrow loads, or much of the other operand's traffic.
+    return found if columns == 16 else [c for c in found if c.tile.block_n > 16]
+
+
+def _tiles(product: Product, block_k: int) -> list[Tile]:
+    index = list(GPUS).index(product.arch)
+    found = []
+    for (kernel, rows, columns), registers in REGISTERS.items():
+        if kernel != product.kernel or registers[index] > 255:
+            continue
+        if product.element_size == 4 and (
+            max(rows, columns) > 128 or (product.arch, rows, columns) == (100, 128, 32)
+        ):
+            continue  # float32 spills
+        large = rows * columns >= 128 * 128
+        short = product.arch == 80 or kernel == "wgrad" or rows == columns == 128
+        found.append(Tile(rows, columns, block_k, 8 if large else 4, 3 if short else 4))
     return found
 
 
-def wgrad_candidates(x: Tensor, run: int, channels: int) -> list[Tile]:
-    """Return tiles of (run, channels, pixels) for the filters' gradient; the table's first."""
-    arch = generation(runtime.arch(x.device))
-    deep = 128 // x.element_size()
-    rows = 128 if run > 64 else 64  # fewer rows than 64 would not use wgmma
-    columns = min(128, max(16, runtime.next_power_of_2(channels)))
-    # float32 spills at 128 x 64 with four warps (sm_100).
-    warps = 8 if rows * columns * x.element_size() >= 128 * 128 * 2 else 4
-    first = Tile(rows, columns, deep, warps, 3)
-    others = [Tile(64, min(columns, 64), deep, 4, 3), Tile(64, columns, deep, 4, 4)]
-    if arch != 80:
-        others.append(Tile(rows, columns, deep, warps, 4))
-    return [first, *(t for t in dict.fromkeys(others) if t != first)]
-
-
-def split_pixels(x: Tensor, pixels: int, programs: int, block: int, largest: int) -> int:
-    """Return the pixels of one split: two programs a multiprocessor, at least eight blocks long.
-
-    It is a multiple of `block`, and at most `largest`, within which int32 offsets reach.
-    """
-    blocks = -(-pixels // block)
-    splits = max(1, min(-(-2 * multiprocessors(x) // programs), blocks // 8))
-    return min(-(-blocks // splits), largest // block) * block
-
-
-class _Store:
-    """The winners of one GPU model, in memory and in a JSON file of Triton's cache."""
-
-    FILE = "fastunit-tiles.json"
-
-    def __init__(self, gpu: str) -> None:
-        digest = hashlib.sha256(f"{gpu} triton {triton.__version__}".encode()).hexdigest()
-        self._cache = get_cache_manager(digest)
-        self._winners: dict[str, list[int]] = {}
-        if path := self._cache.get_file(self.FILE):
-            with open(path, encoding="utf-8") as file:
-                self._winners = json.load(file)
-
-    @staticmethod
-    @functools.cache
-    def of(gpu: str) -> _Store:
-        return _Store(gpu)
-
-    def best(
-        self,
-        key: tuple[object, ...],
-        candidates: Sequence[Tile],
-        run: Callable[[Tile], object] | None,
-    ) -> Tile:
-        """Return the winner, timing the candidates where none is known.
-
-        Without `run` nothing is timed, and the first candidate is taken where none is known.
-        """
-        name = json.dumps([str(part) for part in key])
-        known = self._winners.get(name)
-        if known is None or Tile(*known) not in candidates:
-            if run is None:
-                return candidates[0]
-            times = {tile: _time(run, tile) for tile in candidates}
-            self._winners[name] = list(asdict(min(times, key=times.__getitem__)).values())
-            self._cache.put(json.dumps(self._winners), self.FILE, binary=False)
-        return Tile(*self._winners[name])
-
-
-def _time(run: Callable[[Tile], object], tile: Tile) -> float:
-    """Return the median time in ms; infinity for a tile that does not fit the GPU."""
-    try:
-        timed: Any = triton.testing.do_bench(  # has no types; one statistic is a float
-            lambda: run(tile), warmup=5, rep=20, return_mode="median"
-        )
-        return timed
-    except triton.runtime.errors.OutOfResources:
-        return float("inf")
+def _splits(steps: int) -> list[int]:
+    """Return counts of splits, of those of equal length the least."""
+    found: dict[int, int] = {}
+    for count in range(1, min(MOST_SPLITS, steps) + 1):
+        found.setdefault(cdiv(steps, count), count)
+    return list(found.values())

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from bench.gpu import aot
-from bench.gpu import compile as machine
 from fastunit import config
 from fastunit.kernels.common import runtime
+from fastunit.kernels.common.variants import variants
 
 # The release's networks.
 RELEASE = ["gen.dim=64", "dis.dim=64", "share.enc=0", "share.dec=0"]
@@ -28,7 +28,7 @@ def launches():
 
 
 def test_two_batch_sizes_share_few_variants(launches):
-    found = machine.variants(launches, 90)
+    found = variants(launches, 90)
     assert len(found) <= 70
     assert sum(found.values()) == len(launches) > 1000
 
@@ -39,6 +39,6 @@ def test_every_count_is_some_kernels_argument(launches):
 
 
 def test_counts_are_not_specialised(launches):
-    for variant in machine.variants(launches, 90):
+    for variant in variants(launches, 90):
         counted = {variant.arguments[name] for name in runtime.COUNTS if name in variant.arguments}
         assert counted <= {"i32"}, variant.name

@@ -10,6 +10,7 @@ import triton.language as tl
 from bench.gpu import compile as machine
 from fastunit.kernels.common import runtime
 from fastunit.kernels.common.runtime import Launch
+from fastunit.kernels.common.variants import specialise, variants
 
 pytestmark = pytest.mark.skipif(runtime.INTERPRET, reason="the interpreter compiles nothing")
 
@@ -31,7 +32,7 @@ def launch_of(sixteen=48, odd=7, num_warps=4, block=64):
 
 
 def test_arguments_are_specialised_as_for_a_launch():
-    variant = machine.specialise(launch_of(), 90)
+    variant = specialise(launch_of(), 90)
     assert variant.arguments == {
         "x_ptr": "*bf16%16",
         "shifted_ptr": "*fp32",
@@ -51,12 +52,12 @@ def test_arguments_are_specialised_as_for_a_launch():
 def test_launches_of_one_kind_are_one_variant():
     same = [launch_of(), launch_of(sixteen=16, odd=-3)]
     other = [launch_of(sixteen=8), launch_of(odd=1), launch_of(num_warps=8), launch_of(block=32)]
-    found = machine.variants([*same, *other], 90)
+    found = variants([*same, *other], 90)
     assert list(found.values()) == [2, 1, 1, 1, 1]
 
 
 def test_a_variant_is_compiled_without_a_gpu():
-    binary = machine.compile_variant(machine.specialise(launch_of(), 90))
+    binary = machine.compile_variant(specialise(launch_of(), 90))
     assert any(found.opcode.startswith("STG") for found in binary.code)
     assert 0 < binary.registers < 64
     assert (binary.stack, binary.shared, binary.loop) == (0, 0, None)

@@ -1,185 +1,170 @@
-"""Tile tables, and the store of autotuned winners."""
+"""Which tiles and splits products take."""
 
 from __future__ import annotations
 
-import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fastunit.kernels.common import runtime
 from fastunit.kernels.conv import tiles
-from fastunit.kernels.conv.tiles import Tile
+from fastunit.kernels.conv.tile_costs import GPUS, Choice, Product, Tile, cost, resident, waves
+from tests.support.checkout import ROOT
 
-# x's dtype, images, windows of each, channels out, run: layers of UNIT at 256x256.
+# x's dtype, images, windows of each, channels out, taps, run: layers of UNIT at 256x256.
 LAYERS = [
-    (torch.bfloat16, 1, 64 * 64, 256, 768),
-    (torch.bfloat16, 8, 64 * 64, 256, 768),
-    (torch.bfloat16, 1, 128 * 128, 128, 256),
-    (torch.bfloat16, 1, 256 * 256, 64, 28),
-    (torch.bfloat16, 1, 256 * 256, 3, 448),
-    (torch.float32, 1, 64 * 64, 256, 768),
-    (torch.bfloat16, 2, 1, 1, 16),
+    (torch.bfloat16, 1, 64 * 64, 256, 3, 768),
+    (torch.bfloat16, 8, 64 * 64, 256, 3, 768),
+    (torch.bfloat16, 1, 128 * 128, 128, 4, 256),
+    (torch.bfloat16, 1, 256 * 256, 64, 7, 28),
+    (torch.bfloat16, 1, 256 * 256, 3, 7, 448),
+    (torch.float32, 1, 64 * 64, 256, 3, 768),
+    (torch.bfloat16, 2, 1, 1, 1, 16),
 ]
-ARCHS = (80, 90, 100)
+FAR = 2**31
+X = torch.empty(0, dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+def product(kernel="conv_gemm", arch=90, results=2, rows=4096, columns=256, runs=3, run=768):
+    count = GPUS[arch].multiprocessors
+    return Product(kernel, arch, count, 2, "ieee", results, rows, columns, runs, run)
+
+
+@pytest.fixture
+def h100():
+    with runtime.recorded_launches(90):
+        yield
+
+
+@pytest.mark.parametrize("arch", GPUS)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_candidates_fit(layer, arch):
-    dtype, images, windows, channels, run = layer
-    x = torch.empty(0, dtype=dtype)
+    dtype, images, windows, channels, taps, run = layer
+    size, count = dtype.itemsize, GPUS[arch].multiprocessors
     columns = tiles.filter_columns(channels)
-    with runtime.recorded_launches(arch):
-        products = tiles.gemm_candidates(x, images, windows, channels, columns, run)
-        gradients = tiles.wgrad_candidates(x, run, channels)
-    for found in (products, gradients):
-        assert 1 <= len(found) == len(set(found)) <= 12
-        for tile in found:
-            assert tile.bytes_of_stages(x.element_size()) <= tiles.SHARED_MEMORY[arch]
+    of_windows = Product(
+        "conv_gemm", arch, count, size, "ieee", images, windows, channels, taps, run
+    )
+    of_filters = Product("wgrad", arch, count, size, "ieee", taps, run, channels, 1, windows)
+    for each in (of_windows, of_filters):
+        found = tiles.candidates(each)
+        assert 1 <= len(found) == len(set(found))
+        for tile, splits in found:
+            assert resident(each, tile) >= 1
             assert tile.block_m >= 64  # a warp group's share of wgmma
-    assert all(columns % tile.block_n == 0 for tile in products)
+            assert splits == 1 or each is of_filters
+    assert all(columns % choice.tile.block_n == 0 for choice in tiles.candidates(of_windows))
 
 
-def test_few_programs_take_small_tiles():
-    x = torch.empty(0, dtype=torch.bfloat16)
+@pytest.mark.parametrize("arch", GPUS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_cheapest_candidate_is_taken(layer, arch):
+    dtype, images, windows, channels, taps, run = layer
+    with runtime.recorded_launches(arch):
+        x = torch.empty(0, dtype=dtype)
+        tile = tiles.for_windows(x, "ieee", images, windows, channels, taps, run)
+    each = Product(
+        "conv_gemm", arch, GPUS[arch].multiprocessors, dtype.itemsize, "ieee",
+        images, windows, channels, taps, run,
+    )  # fmt: skip
+    assert cost(each, Choice(tile)) == min(cost(each, other) for other in tiles.candidates(each))
+
+
+def test_residual_blocks_take_large_tiles(h100):
+    def tile(images):
+        return tiles.for_windows(X, "ieee", images, 64 * 64, 256, 3, 768)
+
+    # 128 programs of 128x128 load two thirds of what 256 of 64x128 do: 132 do not need to be busy.
+    assert (tile(2).block_m, tile(2).block_n) == (128, 128)
+    assert (tile(16).block_m, tile(16).block_n) == (128, 256)
+
+
+def test_splits_do_not_begin_another_wave(h100):
+    each = product("wgrad", results=6, rows=768, columns=256, runs=1, run=4222)
+    choice = tiles.best(each)
+    assert choice.splits > 1 and waves(each, choice) <= 1
+
+
+def test_splits_end_where_int32_ends(h100):
+    def pixels(count, largest=FAR):
+        tile, found = tiles.for_filters(X, "ieee", 6, 768, 256, count, largest)
+        assert found % tile.block_k == 0
+        return found
+
+    assert pixels(10) == 64
+    assert pixels(10**6) * tiles.MOST_SPLITS >= 10**6
+    assert pixels(10**6, 10_000) == 9984
+
+
+def test_a_gpu_of_fewer_multiprocessors_is_asked(monkeypatch):
+    """An H100 for PCI Express has 114."""
+    found = SimpleNamespace(major=9, minor=0, multi_processor_count=114)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    runtime._properties.cache_clear()
+    try:
+        device = torch.device("cuda", 0)
+        assert runtime.arch(device) == 90 and runtime.multiprocessors(device) == 114
+        on_gpu = tiles._product("conv_gemm", SimpleNamespace(device=device, element_size=lambda: 2),
+                                "tf32", 1, 2, 3, 4, 5)  # fmt: skip
+        assert on_gpu == Product("conv_gemm", 90, 114, 2, "ieee", 1, 2, 3, 4, 5)
+    finally:
+        runtime._properties.cache_clear()
+    with runtime.recorded_launches(90, 114):
+        assert tiles._product("wgrad", X, "ieee", *range(5)).multiprocessors == 114
     with runtime.recorded_launches(90):
-        one = tiles.gemm_candidates(x, 1, 64 * 64, 256, 256, 768)[0]
-        eight = tiles.gemm_candidates(x, 8, 64 * 64, 256, 256, 768)[0]
-    assert (one.block_m, one.block_n) == (64, 128)
-    assert (eight.block_m, eight.block_n) == (128, 128)
+        assert tiles._product("wgrad", X, "ieee", *range(5)).multiprocessors == 132
 
 
-@pytest.mark.parametrize(("arch", "table"), [(80, 80), (86, 80), (90, 90), (103, 100), (120, 100)])
-def test_newer_gpus_take_the_nearest_older_table(arch, table):
-    assert tiles.generation(arch) == table
+def test_what_is_measured_overrides_the_cost(monkeypatch):
+    each, measured = product(results=77), Choice(Tile(64, 64, 64, 4, 4))
+    monkeypatch.setitem(tiles.MEASURED, each, measured)
+    assert tiles.best(each) == measured
+    tiles.best.cache_clear()
 
 
-def test_splits_fill_the_gpu_but_stay_long():
-    x, far = torch.empty(0), 2**31
-    with runtime.recorded_launches(90):
-        assert tiles.split_pixels(x, 4096, 18, 64, far) == 512  # eight blocks, the shortest
-        assert tiles.split_pixels(x, 10**6, 18, 64, far) * 15 >= 10**6
-        assert tiles.split_pixels(x, 10**6, 1000, 64, far) >= 10**6
-        assert tiles.split_pixels(x, 10, 1, 64, far) == 64
-        assert tiles.split_pixels(x, 10**6, 1000, 64, 10_000) == 9984
+def test_nothing_is_timed_or_asks_whether_a_graph_is_captured():
+    """So a capture takes the tile of the steps before it, which have loaded it."""
+    for path in (ROOT / "kernels").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        for word in ("do_bench", "capturing", "Event(", "synchronize", "AUTOTUNE"):
+            assert word not in text, path
 
 
-TABLE, BETTER, HUGE = Tile(64, 64, 64, 4, 4), Tile(128, 64, 64, 4, 4), Tile(256, 256, 64, 8, 4)
+@pytest.mark.parametrize(("arch", "known"), [(80, 80), (86, 80), (90, 90), (103, 100), (120, 100)])
+def test_newer_gpus_stand_for_the_nearest_older_one(arch, known):
+    assert tiles.generation(arch) == known
 
 
-@pytest.fixture
-def store(monkeypatch, tmp_path):
-    """Return a function that makes a store of a GPU that is faster with larger tiles."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    timed = []
-
-    def time(run, tile):
-        run(tile)
-        timed.append(tile)
-        return float("inf") if tile == HUGE else 1 / tile.block_m
-
-    monkeypatch.setattr(tiles, "_time", time)
-    return lambda: (tiles._Store("NVIDIA Test"), timed)
+# ---- the cost
 
 
-def test_the_fastest_is_kept_on_disk(store):
-    first, timed = store()
-    ran = []
-    assert first.best(("layer", 1), [TABLE, BETTER, HUGE], ran.append) == BETTER
-    assert ran == timed == [TABLE, BETTER, HUGE]
-    assert first.best(("layer", 1), [TABLE, BETTER, HUGE], ran.append) == BETTER
-    again, _ = store()
-    assert again.best(("layer", 1), [TABLE, BETTER, HUGE], ran.append) == BETTER
-    assert len(timed) == 3
-    # A winner that is no candidate any more is not believed.
-    assert again.best(("layer", 1), [TABLE], ran.append) == TABLE
+TILE = Tile(128, 128, 64, 8, 3)
 
 
-def test_nothing_is_timed_without_a_gpu_or_when_told_not_to(monkeypatch):
-    assert tiles.choose(("layer",), [TABLE, BETTER], pytest.fail, torch.empty(0)) == TABLE
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    assert tiles._is_tuned(torch.empty(0))
-    monkeypatch.setenv("FASTUNIT_AUTOTUNE", "0")
-    assert not tiles._is_tuned(torch.empty(0))
+def test_a_second_wave_costs_more_than_a_full_one():
+    assert resident(product(), TILE) == 2
+
+    def of(programs):
+        each = product(results=programs, rows=128, columns=128, run=64)
+        return cost(each, Choice(TILE)), waves(each, Choice(TILE))
+
+    assert of(264)[1] == 1 and of(265)[1] > 1
+    assert of(265)[0] > of(264)[0] > of(132)[0] > of(1)[0]
 
 
-class Gpu:
-    """A process on a GPU: what it launches, what is loaded, and whether a graph is captured."""
-
-    def __init__(self, monkeypatch):
-        self.loaded, self.capturing, self.devices = set(), False, []
-        monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Test")
-        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
-        monkeypatch.setattr(torch.cuda, "device_of", self._guard)
-        tiles._Store.of.cache_clear()
-
-    @contextlib.contextmanager
-    def _guard(self, x):
-        self.devices.append(x)
-        yield
-        self.devices.pop()
-
-    def run(self, tile):
-        """Launch a kernel: its first launch loads it, which a capture forbids."""
-        assert self.devices or tile in self.loaded, "timed without its device's guard"
-        assert not (self.capturing and tile not in self.loaded), "loaded while capturing"
-        self.loaded.add(tile)
-
-    def layer(self, candidates=(TABLE, BETTER, HUGE), key=("layer", 1)):
-        tile = tiles.choose(key, list(candidates), self.run, torch.empty(0))
-        with self._guard(None):
-            self.run(tile)
-        return tile
-
-    def step(self):
-        """Warm up and capture; return the tiles of both."""
-        self.capturing = False
-        warm = self.layer()
-        self.capturing = True
-        return warm, self.layer()
+def test_large_tiles_load_less():
+    each = product(results=1000)
+    small, large = (Choice(Tile(*sizes, 64, 8, 4)) for sizes in ((128, 128), (128, 256)))
+    assert cost(each, large) < 0.85 * cost(each, small)
 
 
-@pytest.fixture
-def gpu(monkeypatch, store):
-    yield lambda: Gpu(monkeypatch)
-    tiles._Store.of.cache_clear()
+def test_splits_pay_for_their_partial_sums():
+    few = product("wgrad", results=1, rows=128, columns=128, runs=1, run=10**6)
+    assert cost(few, Choice(TILE, 64)) < cost(few, Choice(TILE, 8)) < cost(few, Choice(TILE))
+    full = product("wgrad", results=132, rows=256, columns=128, runs=1, run=10**6)
+    assert cost(full, Choice(TILE, 2)) > cost(full, Choice(TILE))
 
 
-def test_a_captured_graph_takes_the_tuned_tile(gpu, store):
-    assert gpu().step() == (BETTER, BETTER)
-    assert store()[1] == [TABLE, BETTER, HUGE]  # timed once, before the capture
-
-
-def test_a_second_process_loads_what_it_captures(gpu, store):
-    gpu().step()
-    timed = len(store()[1])
-    second = gpu()
-    assert second.step() == (BETTER, BETTER)
-    assert second.loaded == {BETTER}
-    assert len(store()[1]) == timed
-
-
-def test_nothing_is_timed_while_a_graph_is_captured(gpu, store):
-    process = gpu()
-    process.loaded.add(TABLE)  # by a step that went by the table alone
-    process.capturing = True
-    assert process.layer() == TABLE
-    assert not store()[1]
-    process.capturing = False
-    assert process.layer() == BETTER  # what a capture left out is made up for
-
-
-def test_a_winner_that_is_no_candidate_is_not_captured(gpu):
-    gpu().step()
-    process = gpu()
-    process.loaded.add(TABLE)
-    process.capturing = True
-    assert process.layer([TABLE, HUGE]) == TABLE
-
-
-def test_the_table_alone_is_captured_when_told_so(gpu, store, monkeypatch):
-    gpu().step()
-    monkeypatch.setenv("FASTUNIT_AUTOTUNE", "0")
-    assert gpu().step() == (TABLE, TABLE)
+def test_what_does_not_fit_costs_everything():
+    assert cost(product(), Choice(Tile(256, 128, 64, 8, 8))) == float("inf")

@@ -1,4 +1,4 @@
-"""The Triton kernels around filters: all layouts of a network; the sum of a gradient's splits."""
+"""The Triton kernels around filters: all layouts of a network; the gradient of upsampling's."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def split_reduce_kernel(
     split_stride,  # between splits of partial
     C,  # channels along pitch
     K,  # channels along pitch_dy
-    R,  # taps of the filters, as S; combined filters have one more of both
+    R,  # taps of the filters, as S; upsampling's combined filters have one more of both
     S,
     pitch,
     pitch_dy,
@@ -93,7 +93,6 @@ def split_reduce_kernel(
     stride_r,
     stride_s,
     tiles_k,
-    COMBINED: tl.constexpr,
     ADD: tl.constexpr,  # to what dw holds
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -106,23 +105,17 @@ def split_reduce_kernel(
     mask = (offs_c < C)[:, None] & (offs_k < K)[None, :]
     inner = offs_c[:, None] * pitch_dy + offs_k[None, :]
     tap = pitch * pitch_dy
-    if COMBINED:  # each tap of a filter went, flipped, into two rows and two columns
-        row = tap * (S + 1)
-        first = ((group * (R + 1) + R - 1 - r) * (S + 1) + S - 1 - s).to(tl.int64) * tap
-    else:
-        row = tap * S
-        first = ((group * R + r) * S + s).to(tl.int64) * tap
+    # Each tap of a filter went, flipped, into two rows and two columns.
+    row = tap * (S + 1)
+    first = ((group * (R + 1) + R - 1 - r) * (S + 1) + S - 1 - s).to(tl.int64) * tap
     partial_ptrs = partial_ptr + first + inner
     total = tl.zeros((BLOCK_C, BLOCK_K), tl.float32)
     for _ in range(splits):
-        if COMBINED:
-            left = tl.load(partial_ptrs, mask=mask, other=0.0)
-            left += tl.load(partial_ptrs + row, mask=mask, other=0.0)
-            right = tl.load(partial_ptrs + tap, mask=mask, other=0.0)
-            right += tl.load(partial_ptrs + row + tap, mask=mask, other=0.0)
-            total += left + right
-        else:
-            total += tl.load(partial_ptrs, mask=mask, other=0.0)
+        left = tl.load(partial_ptrs, mask=mask, other=0.0)
+        left += tl.load(partial_ptrs + row, mask=mask, other=0.0)
+        right = tl.load(partial_ptrs + tap, mask=mask, other=0.0)
+        right += tl.load(partial_ptrs + row + tap, mask=mask, other=0.0)
+        total += left + right
         partial_ptrs += split_stride
     at = group.to(tl.int64) * stride_g + r * stride_r + s * stride_s
     dw_ptrs = dw_ptr + at + offs_k[None, :] * stride_k + offs_c[:, None] * stride_c

@@ -9,6 +9,7 @@ sample n takes group n // (N / G).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -170,19 +171,18 @@ def wgrad(
         if not add:
             dw.zero_()
         return
-    taps = dw.shape[3] + combined, dw.shape[4] + combined
-    partial = wgrad_splits(x, dy, len(dw), taps, extent, stride)
+    if not combined:  # one launch: the last program of a tile adds its splits up
+        _correlate(x, dy, len(dw), _pair(dw.shape[3:]), extent, stride, dw, flipped, add)
+        return
+    partial = wgrad_splits(x, dy, len(dw), (dw.shape[3] + 1, dw.shape[4] + 1), extent, stride)
     groups, channels_dy, channels, *taps = dw.shape
-    strides = dw.stride()
-    if flipped:
-        dw, strides = dw[..., -1:, -1:], (*strides[:3], -strides[3], -strides[4])
-    block_c, block_k = 16 if combined else 32, 64  # four loads at a time take four times as much
+    block_c, block_k = 16, 64
     tiles_c, tiles_k = runtime.cdiv(channels, block_c), runtime.cdiv(channels_dy, block_k)
     runtime.launch(
         split_reduce_kernel, (tiles_c * tiles_k, taps[0] * taps[1], groups),
         partial, dw, len(partial), partial.stride(0), channels, channels_dy, *taps,
-        x.shape[3], dy.shape[3], *strides, tiles_k,
-        COMBINED=combined, ADD=add, BLOCK_C=block_c, BLOCK_K=block_k,
+        x.shape[3], dy.shape[3], *dw.stride(), tiles_k,
+        ADD=add, BLOCK_C=block_c, BLOCK_K=block_k,
     )  # fmt: skip
 
 
@@ -198,6 +198,21 @@ def wgrad_splits(
 
     The arguments are those of `wgrad`, with at least one sample.
     """
+    return _correlate(x, dy, groups, taps, extent, stride, None, False, False)
+
+
+def _correlate(
+    x: Tensor,
+    dy: Tensor,
+    groups: int,
+    taps: tuple[int, int],
+    extent: tuple[int, int],
+    stride: int,
+    dw: Tensor | None,
+    flipped: bool,
+    add: bool,
+) -> Tensor:
+    """Return what `wgrad_splits` does, and write their sum to dw, or add it."""
     samples, rows, columns, pitch_dy = dy.shape
     pitch = x.shape[3]
     run, per_group = taps[1] * pitch, samples // groups
@@ -210,21 +225,34 @@ def wgrad_splits(
     tiles_n = runtime.cdiv(pitch_dy, tile.block_n)
     splits = runtime.cdiv(pixels, split)
     partial = x.new_empty((splits, groups, taps[0], run, pitch_dy), dtype=torch.float32)
+    programs, counter, channels, strides = taps[0] * tiles_l * tiles_n, None, (0, 0), (0,) * 5
+    if dw is not None:
+        counter, channels, strides = (
+            runtime.counters(programs * groups, x.device),
+            dw.shape[1:3],
+            dw.stride(),
+        )
+        if flipped:
+            dw, strides = dw[..., -1:, -1:], (*strides[:3], -strides[3], -strides[4])
     runtime.launch(
-        wgrad_kernel, (taps[0] * tiles_l * tiles_n, splits, groups),
-        x, dy, partial,
-        pixels, per_group * rows * columns, columns, run // vec, taps[0], pitch_dy // vec_dy,
+        wgrad_kernel, (programs, splits, groups),
+        x, dy, partial, dw, counter,
+        pixels, per_group * rows * columns, columns, run // vec, *taps, pitch_dy // vec_dy,
         stride * x.shape[2] * pitch // vec,
         stride * pitch // vec,
         x.shape[2] * pitch // vec,
-        split, tiles_l, tiles_n,
-        FLAT=stride == 1, EVEN=run % tile.block_m == 0 and pitch_dy % tile.block_n == 0,
+        split, tiles_l, tiles_n, channels[1], channels[0], *strides,
+        ADD=add, FLAT=stride == 1, EVEN=run % tile.block_m == 0 and pitch_dy % tile.block_n == 0,
         VEC=vec, VEC_DY=vec_dy,
         PRECISION=precision, UPCAST=runtime.INTERPRET,
         BLOCK_M=tile.block_k, BLOCK_L=tile.block_m, BLOCK_N=tile.block_n,
         **tile.launch_options(),
     )  # fmt: skip
     return partial
+
+
+def _pair(taps: Sequence[int]) -> tuple[int, int]:
+    return taps[0], taps[1]
 
 
 def _precision() -> str:

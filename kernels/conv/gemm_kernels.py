@@ -17,7 +17,7 @@ import triton.language as tl
 
 from fastunit.kernels.common.activations import activate
 from fastunit.kernels.common.runtime import COUNTS
-from fastunit.kernels.norm_act.merge_kernels import finish_statistics
+from fastunit.kernels.norm_act.merge_kernels import finish_statistics, is_last
 
 
 @triton.jit
@@ -182,12 +182,15 @@ def conv_gemm_kernel(
 def wgrad_kernel(
     x_ptr,  # [N, stride * rows, stride * columns, pitch], haloed
     dy_ptr,  # [N, rows, columns, pitch_dy], zeros around the gradient
-    dw_ptr,  # [SPLIT_K, G, R, run, pitch_dy] fp32
+    partial_ptr,  # [SPLIT_K, G, R, run, pitch_dy] fp32
+    dw_ptr,  # [G, K, C, R, S]: with a counter the last program of a tile writes the splits' sum
+    counter_ptr,  # zeros, or None; see norm_act.merge_kernels.is_last
     pixels,  # of a group, up to its last one that is not halo
     pixels_per_group,
     columns,
     run_v,  # S * C; this and the strides of x are in units of VEC values
     R,
+    S,
     K_v,  # pitch_dy, in units of VEC_DY values
     stride_row_v,  # between the windows of neighbouring rows and columns of dy
     stride_column_v,
@@ -195,6 +198,14 @@ def wgrad_kernel(
     split,  # pixels per split, a multiple of BLOCK_M
     tiles_l,
     tiles_n,
+    C,  # channels of dw, without padding
+    K_dw,
+    stride_g,
+    stride_k,
+    stride_c,
+    stride_r,
+    stride_s,
+    ADD: tl.constexpr,  # to what dw holds
     FLAT: tl.constexpr,  # a window's offset is proportional to the pixel's number
     EVEN: tl.constexpr,  # tiles divide the run and the channels
     VEC: tl.constexpr,
@@ -255,7 +266,27 @@ def wgrad_kernel(
         dy_ptrs += BLOCK_M * K_v * VEC_DY
         m += BLOCK_M
 
-    index = (tl.program_id(1) * tl.num_programs(2) + group).to(tl.int64) * R + r
-    dw_ptrs = dw_ptr + index * run * K_v * VEC_DY
-    dw_ptrs += (offs_l * K_v * VEC_DY)[:, None] + offs_n[None, :]
-    tl.store(dw_ptrs, acc, mask=in_l[:, None] & in_n[None, :])
+    splits = tl.num_programs(1)
+    pitch_dy = K_v * VEC_DY
+    result = run * pitch_dy
+    tile = (offs_l * pitch_dy)[:, None] + offs_n[None, :]
+    whole = in_l[:, None] & in_n[None, :]
+    slot = group.to(tl.int64) * R + r
+    between = tl.num_programs(2).to(tl.int64) * R * result
+    partial_ptrs = partial_ptr + slot * result + tile
+    tl.store(partial_ptrs + tl.program_id(1) * between, acc, mask=whole)
+    if counter_ptr is not None:  # noqa: SIM102 - known when compiled, the other when run
+        if is_last(counter_ptr + group * tl.num_programs(0) + pid, splits):
+            total = tl.zeros((BLOCK_L, BLOCK_N), tl.float32)
+            for _ in range(splits):
+                total += tl.load(partial_ptrs, mask=whole, other=0.0, cache_modifier=".cg")
+                partial_ptrs += between
+            pitch = run // S
+            s = offs_l // pitch
+            c = offs_l % pitch
+            inside = (in_l & (c < C))[:, None] & (offs_n < K_dw)[None, :]
+            start = dw_ptr + group.to(tl.int64) * stride_g + r * stride_r
+            dw_ptrs = start + (s * stride_s + c * stride_c)[:, None] + offs_n[None, :] * stride_k
+            if ADD:
+                total += tl.load(dw_ptrs, mask=inside, other=0.0).to(tl.float32)
+            tl.store(dw_ptrs, total.to(dw_ptr.dtype.element_ty), mask=inside)

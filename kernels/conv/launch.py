@@ -129,7 +129,7 @@ def backward(
     haloed = source.permute(0, 2, 3, 1) if is_frame(source, conv.x_frame) else source
     fused = plan.fuses_activation(needed.residual, gamma, beta, slope)
     if fused and reader is None and dot.fits(plan, w):
-        return dot.backward(plan, dy, source, raw, w, b, needed)
+        return dot.backward(plan, dy, channels_last(haloed), raw, w, b, needed)
     options = plan.norm_act if reader is None else _read_by(plan.norm_act, reader)
     dy, more = dense(dy), None if more is None else _channels_last_pixels(more)
     if not plan.keeps_product(gamma):

@@ -31,8 +31,6 @@ QUESTIONS = _names(
     "detach alias lift_fresh _unsafe_view _reshape_alias is_same_size is_pinned "
     "_has_compatible_shallow_copy_type sym_size sym_numel sym_stride _version"
 )
-# The host waits for the device to know these results.
-WAITS = _names("_local_scalar_dense item nonzero equal is_nonzero masked_select unique2")
 FILLS = _names(
     "fill_ zero_ zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full "
     "arange scalar_tensor"
@@ -122,9 +120,15 @@ def works(
     return [Work(name, reads, written)]
 
 
+def waits(func: OpOverload) -> bool:
+    """Return whether the host needs a result's values or shape, and so waits for the device."""
+    tags = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
+    return any(tag in func.tags for tag in tags)
+
+
 def is_free(func: OpOverload, name: str) -> bool:
     """Return whether a call launches nothing, whatever its tensors."""
-    if func.namespace in ("prim", "profiler") or name in ALLOCATIONS | QUESTIONS | WAITS:
+    if func.namespace in ("prim", "profiler") or name in ALLOCATIONS | QUESTIONS:
         return True
     if func._schema.is_mutable:
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections.abc import Sequence
@@ -15,6 +14,10 @@ from bench.gpu.compile import Variant, resources
 from bench.model.gpu import Gpu
 from bench.model.ir import Kernel
 from bench.model.trace import Event
+
+# Pointers from which a kernel reaches other tensors than the one it is given: it reads as many
+# values there as it stores at another pointer.
+REACHING = {"pack_kernel": ("w_ptr", "packed_ptr")}
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Cost:
 class Compiled:
     kernel: Kernel
     registers: int
+    stack: int
     shared: int
 
 
@@ -65,11 +69,14 @@ class Compiler:
             return Cost(read, written, read + written, work.flops)
         compiled = self.found[event.variant.key]
         counts = compiled.kernel.count(event.arguments, event.grid)
-        parts = event.arguments[""]
+        whole = {name: part.bytes for name, part in event.arguments[""].items()}
+        if reach := REACHING.get(work.name):
+            source, target = reach
+            widths = [_width(event.variant, name) for name in reach]
+            whole[source] = counts.stored[target] * widths[0] // widths[1]
 
         def moved(amounts: dict[str | None, int]) -> int:
             """Each byte once, at most: what is read again comes from L2."""
-            whole = {name: part.bytes for name, part in parts.items()}
             return sum(min(n, whole.get(name or "", n)) for name, n in amounts.items())
 
         bytes_in, bytes_out = moved(counts.loaded), moved(counts.stored)
@@ -98,11 +105,10 @@ def resident(gpu: Gpu, registers: int, shared: int, warps: int) -> int:
 
 def _compile(variant: Variant) -> Compiled:
     binary = triton.compile(variant.source, target=variant.target, options=variant.options.__dict__)
-    return Compiled(
-        Kernel(str(binary.asm["ttir"])), _registers(binary.asm["cubin"]), binary.metadata.shared
-    )
+    kernel = Kernel(str(binary.asm["ttir"]))
+    return Compiled(kernel, *resources(binary.asm["cubin"]), binary.metadata.shared)
 
 
-@functools.cache
-def _registers(cubin: bytes) -> int:
-    return resources(cubin)[0]
+def _width(variant: Variant, argument: str) -> int:
+    """Return the bytes of what a pointer points to."""
+    return int(variant.source.signature[argument].strip("*abcdefghijklmnopqrstuvwxyz")) // 8

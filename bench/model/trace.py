@@ -92,7 +92,7 @@ class Trace(TorchDispatchMode):
             with self._again():
                 return _implementation(func)(*args, **kwargs)
         name = aten.name_of(func)
-        if name in aten.WAITS:
+        if aten.waits(func):
             self.waits[f"{name} at {place(sys._getframe(1))}"] += 1
             return func(*args, **kwargs)
         result = run_without_data(func, name, args, kwargs)

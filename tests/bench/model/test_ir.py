@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from bench.gpu import compile as machine
+from bench.model import kernels
 from bench.model.gpu import H100
 from bench.model.ir import Kernel
 from bench.model.kernels import Compiler
@@ -84,6 +85,13 @@ def test_what_a_loaded_pointer_points_to_is_counted():
     table, y = torch.zeros(4, dtype=torch.int64), torch.empty(64)
     cost = cost_of(_table_kernel, (4,), table, y, BLOCK=64)
     assert cost.bytes_in == 4 * 8 + 4 * 64 * 4
+
+
+def test_a_kernel_that_reaches_other_tensors_reads_as_much_as_it_stores(monkeypatch):
+    x, y = torch.empty(8, dtype=torch.bfloat16), torch.empty(1000)
+    assert cost_of(_copy_kernel, (8,), x, y, 1000, BLOCK=128).bytes_in == 16
+    monkeypatch.setattr(kernels, "REACHING", {"_copy_kernel": ("x_ptr", "y_ptr")})
+    assert cost_of(_copy_kernel, (8,), x, y, 1000, BLOCK=128).bytes_in == 8 * 128 * 2
 
 
 def test_both_accesses_of_an_atomic_are_seen():

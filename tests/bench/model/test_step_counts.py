@@ -64,3 +64,18 @@ def test_traffic_of_weights(batch):
 def test_the_host_does_not_wait(batch):
     waits = step(batch).waits
     assert sum(waits.values()) <= BOUNDS["calls that make the host wait"], waits
+
+
+@pytest.mark.slow
+def test_nothing_spills_with_float32_weights():
+    """tests/kernels/test_aot.py compiles bf16 weights, which a step on a GPU does not have."""
+    compiler = Compiler(H100)
+    compiler.prepare(step(1).events)
+    spilling = {
+        event.work.name
+        for event in step(1).events
+        if event.variant and compiler.found[event.variant.key].stack
+    }
+    assert not spilling
+    biases = [e.variant.arguments.get("beta_ptr") for e in step(1).events if e.variant]
+    assert any(bias and bias.startswith("*fp32") for bias in biases)

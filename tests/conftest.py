@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,12 +16,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch._inductor import config as inductor
 
 from fastunit import config
 from fastunit.models.unit import UNIT
 from fastunit.training import checkpoint
 from fastunit.training.step import TrainStep
 from tests.support.checkout import ROOT
+from tests.support.processes import compiler_processes
 
 _SHARED = ROOT.parent / "shared"
 
@@ -67,6 +70,11 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
+        processes = compiler_processes(
+            int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), os.cpu_count() or 1
+        )
+        patch.setenv("TORCHINDUCTOR_COMPILE_THREADS", str(processes))
+        patch.setattr(inductor, "compile_threads", processes)  # it has read the variable before
         # Runs of pytest that tests start are not this one's workers: pytest-benchmark asks this.
         patch.delenv("PYTEST_XDIST_WORKER", raising=False)
         patch.setenv("FASTUNIT_CACHE", str(tmp_path_factory.mktemp("cache")))

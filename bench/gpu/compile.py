@@ -82,17 +82,23 @@ class MachineCode:
 def compile_variant(variant: Variant) -> MachineCode:
     """Compile for the variant's architecture; Triton keeps the result in its cache folder."""
     binary = variant.compile()
-    report = _cuobjdump(binary.asm["cubin"])
+    report = _cuobjdump(binary.asm["cubin"], "-res-usage", "-sass")
     registers, stack = map(int, _RESOURCES.search(report).groups())
     code = parse(report)
     return MachineCode(registers, stack, binary.metadata.shared, code, main_loop(code))
 
 
-def _cuobjdump(cubin: bytes) -> str:
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Return the registers and stack bytes of a thread of a compiled kernel."""
+    registers, stack = _RESOURCES.search(_cuobjdump(cubin, "-res-usage")).groups()
+    return int(registers), int(stack)
+
+
+def _cuobjdump(cubin: bytes, *options: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", file.name]
+        command = [triton.knobs.nvidia.cuobjdump.path, *options, file.name]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 

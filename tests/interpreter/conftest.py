@@ -3,7 +3,7 @@
 Triton turns its interpreter on or off for a whole process, when a kernel's module is imported.
 An ordinary run therefore skips what is here, in one line, and tests/kernels/test_interpreter.py
 runs it in a child process. By hand: ``TRITON_INTERPRET=1 python -m pytest tests/interpreter``.
-Memory that no kernel has written is full of NaN.
+Memory that no kernel has written is full of NaN, and a kernel that leaves its tensors raises.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 import triton
 
+from tests.support.addresses import checked_addresses
 from tests.support.poison import poisoned_memory
 
 
@@ -25,4 +26,10 @@ def pytest_runtest_setup() -> None:
 @pytest.fixture(autouse=True)
 def _poison() -> Iterator[None]:
     with poisoned_memory():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _addresses() -> Iterator[None]:
+    with checked_addresses():
         yield

@@ -1,4 +1,4 @@
-"""Python in a process of its own."""
+"""Python in a process of its own, and how many processes a compiler may start."""
 
 from __future__ import annotations
 
@@ -26,3 +26,11 @@ def python(
         capture_output=True,
         text=True,
     )
+
+
+def compiler_processes(workers: int, cores: int) -> int:
+    """Return how many processes torch.compile may start in each of pytest's workers.
+
+    PyTorch's default is one for each core, in every worker: 8 workers on 16 cores make 128.
+    """
+    return max(1, cores // workers)

@@ -38,6 +38,7 @@ LONGEST_NAME = 90  # characters
 FAMILIES = {
     "GEMM, forward and dgrad": (("conv_gemm_kernel",), ("fprop", "dgrad")),
     "GEMM, wgrad": (("wgrad_kernel",), ("wgrad",)),
+    "filters' layouts, sums of splits": (("pack_kernel", "split_reduce_kernel"), ()),
     "norm, activation, halo": (("statistics_", "merge_", "fprop_"), ("norm_act",)),
     "their backward": (("backward_",), ("act backward",)),
     "sampling": (("_reparameterize",), ("reparameterize", "reparameterize backward")),

@@ -40,7 +40,7 @@ def test_it_writes_what_the_twin_writes(name, form):
     packed = PackedFilters(blocks, torch.float32)
     packed.write()
     for block, filters in zip(blocks, packed.filters, strict=True):
-        for mine, twin in zip(filters[1:], wanted(block, torch.float32), strict=True):
+        for mine, twin in zip(filters[1:3], wanted(block, torch.float32), strict=True):
             assert torch.equal(mine, twin)  # the sums of combined filters in the same order
 
 
@@ -51,7 +51,7 @@ def test_halves_are_rounded_once_from_float64s_sum(name):
     packed.write()
     for block, filters in zip(blocks, packed.filters, strict=True):
         exact = Block(tuple(w.double() for w in block.weights), *block[1:])
-        for mine, sums in zip(filters[1:], wanted(exact, torch.float64), strict=True):
+        for mine, sums in zip(filters[1:3], wanted(exact, torch.float64), strict=True):
             assert ((mine.double() - sums).abs() <= 2**-7 * sums.abs()).all()  # it truncates
 
 
@@ -60,7 +60,7 @@ def test_weights_of_several_dtypes_are_read_each_in_its_own():
     packed = PackedFilters(blocks, torch.float32)
     packed.write()
     for block, filters in zip(blocks, packed.filters, strict=True):
-        for mine, twin in zip(filters[1:], wanted(block, torch.float32), strict=True):
+        for mine, twin in zip(filters[1:3], wanted(block, torch.float32), strict=True):
             assert torch.equal(mine, twin)
 
 
@@ -72,7 +72,7 @@ def test_changes_that_no_version_counts_and_moves_are_followed():
     for change in (lambda: None, lambda: weight.data.mul_(-2), lambda: move(weight)):
         change()
         packed.write()
-        for mine, twin in zip(packed.filters[0][1:], wanted(block, torch.float32), strict=True):
+        for mine, twin in zip(packed.filters[0][1:3], wanted(block, torch.float32), strict=True):
             assert torch.equal(mine, twin)
 
 

@@ -6,9 +6,10 @@ import triton
 import triton.language as tl
 
 from fastunit.kernels.common.activations import activate
+from fastunit.kernels.common.runtime import COUNTS
 
 
-@triton.jit(do_not_specialize=["P", "Q", "K", "S", "samples_per_group", "blocks"])
+@triton.jit(do_not_specialize=COUNTS)
 def shift_add_kernel(
     shares_ptr,  # [N, P, Q + S - 1, S, K] fp32
     b_ptr,  # [G, K], or None

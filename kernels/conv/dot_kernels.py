@@ -12,11 +12,12 @@ import triton
 import triton.language as tl
 
 from fastunit.kernels.common.activations import activate
+from fastunit.kernels.common.runtime import COUNTS
 from fastunit.kernels.norm_act.backward_kernels import activate_backward
 
 
 # Channels are specialised: where they are a multiple of 16, loads are wide.
-@triton.jit(do_not_specialize=["pixels", "samples_per_group", "tiles"])
+@triton.jit(do_not_specialize=COUNTS)
 def dot_kernel(
     x_ptr,  # [N, pixels, C]
     w_ptr,  # [G, C]
@@ -51,7 +52,7 @@ def dot_kernel(
     tl.store(y_ptr + sample * pixels + offs_m, y, mask=in_m)
 
 
-@triton.jit(do_not_specialize=["pixels", "samples_per_group", "tiles"])
+@triton.jit(do_not_specialize=COUNTS)
 def dot_backward_kernel(
     dy_ptr,  # [N, pixels]
     y_ptr,  # [N, pixels], the result; or None without an activation
@@ -95,7 +96,7 @@ def dot_backward_kernel(
             tl.store(dw_ptrs, tl.sum(dy[:, None] * x, 0), mask=in_c)
 
 
-@triton.jit(do_not_specialize=["rows", "tiles_c"])
+@triton.jit(do_not_specialize=COUNTS)
 def dot_merge_kernel(
     partial_b_ptr,  # [G * rows] fp32
     partial_ptr,  # [G * rows, C] fp32, or None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastunit.kernels.common.runtime import COUNTS
+
 
 @triton.jit
 def pack_kernel(
@@ -73,9 +75,7 @@ def pack_kernel(
     tl.store(packed_ptr + target + at, value.to(packed_ptr.dtype.element_ty), mask=stored)
 
 
-@triton.jit(
-    do_not_specialize=["splits", "C", "K", "R", "S", "stride_g", "stride_r", "stride_s", "tiles_k"]
-)
+@triton.jit(do_not_specialize=COUNTS)
 def split_reduce_kernel(
     partial_ptr,  # [splits, G, rows, columns, pitch, pitch_dy] fp32: what wgrad_kernel writes
     dw_ptr,  # the filters' gradient, of any strides

@@ -113,7 +113,7 @@ def _gemm(
     tiles_m = runtime.cdiv(count, tile.block_m)
     tiles_n = runtime.cdiv(channels, tile.block_n)
     partial = mean = rstd = None
-    merge = Merge(None, 1, 1)
+    merge = Merge(None, False, 1, 1)
     if epilogue.norm != "none":
         partial, mean, rstd = (
             x.new_empty(samples, *shape, channels, dtype=torch.float32)
@@ -129,7 +129,7 @@ def _gemm(
         windows.stride * columns * pitch // vec,
         windows.stride * pitch // vec,
         columns * pitch // vec,
-        ld_w, max(1, samples // groups), crop, epilogue.slope, epilogue.eps,
+        ld_w, max(1, samples // groups), crop, epilogue.slope, epilogue.eps, int(merge.last),
         NORM=epilogue.norm, **merge.constants(), ACT=epilogue.act, UP=up, VEC=vec,
         EVEN_K=run % tile.block_k == 0, PRECISION=precision, UPCAST=runtime.INTERPRET,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
@@ -137,7 +137,7 @@ def _gemm(
     )  # fmt: skip
     if partial is None or mean is None or rstd is None:
         return y, None
-    if merge.counter is None:
+    if not merge.last:
         merge_statistics(partial, mean, rstd, epilogue.norm, epilogue.eps)
     return y, (mean, rstd)
 
@@ -233,16 +233,16 @@ def _correlate(
             dw.stride(),
         )
         if flipped:
-            dw, strides = dw[..., -1:, -1:], (*strides[:3], -strides[3], -strides[4])
+            result, strides = dw[..., -1:, -1:], (*strides[:3], -strides[3], -strides[4])
     runtime.launch(
         wgrad_kernel, (programs, splits, groups),
-        x, dy, partial, dw, counter,
+        x, dy, partial, result, counter,
         pixels, per_group * rows * columns, columns, run // vec, *taps, pitch_dy // vec_dy,
         stride * x.shape[2] * pitch // vec,
         stride * pitch // vec,
         x.shape[2] * pitch // vec,
-        split, tiles_l, tiles_n, channels[1], channels[0], *strides,
-        ADD=add, FLAT=stride == 1, EVEN=run % tile.block_m == 0 and pitch_dy % tile.block_n == 0,
+        split, tiles_l, tiles_n, channels[1], channels[0], *strides, int(dw is not None), int(add),
+        FLAT=stride == 1, EVEN=run % tile.block_m == 0 and pitch_dy % tile.block_n == 0,
         VEC=vec, VEC_DY=vec_dy,
         PRECISION=precision, UPCAST=runtime.INTERPRET,
         BLOCK_M=tile.block_k, BLOCK_L=tile.block_m, BLOCK_N=tile.block_n,

@@ -34,9 +34,9 @@ def conv_gemm_kernel(
     border_ptr,  # [4, N, max(P, Q), K] fp32 to add at each side of the output, or None
     y_ptr,  # [N, P, Q, K]
     partial_ptr,  # [N, UP * UP * tiles_m, 3, K] fp32: mean, M2 and count per tile, or None
-    mean_ptr,  # [N, K] fp32; with a counter the last program of an image writes them
+    mean_ptr,  # [N, K] fp32, which the last program of an image writes if it `merges`
     rstd_ptr,
-    counter_ptr,  # zeros, or None; see norm_act.merge_kernels.is_last
+    counter_ptr,  # zeros; see norm_act.merge_kernels.is_last
     tiles_m,
     tiles_n,
     windows,  # windows of a sample, window_columns of them in a row
@@ -56,6 +56,7 @@ def conv_gemm_kernel(
     crop,  # output rows and columns before the image, which are not stored
     slope,
     eps,
+    merges,  # 1: the last program of an image merges its statistics
     NORM: tl.constexpr,
     MERGE_T: tl.constexpr,
     MERGE_C: tl.constexpr,
@@ -158,7 +159,7 @@ def conv_gemm_kernel(
         tl.store(partial_ptrs, mean, mask=offs_n < K)
         tl.store(partial_ptrs + K, m2, mask=offs_n < K)
         tl.store(partial_ptrs + 2 * K, tl.zeros_like(m2) + count, mask=offs_n < K)
-        if counter_ptr is not None:
+        if merges != 0:
             every = tiles_m * UP * UP
             finish_statistics(
                 partial_ptr,
@@ -183,8 +184,8 @@ def wgrad_kernel(
     x_ptr,  # [N, stride * rows, stride * columns, pitch], haloed
     dy_ptr,  # [N, rows, columns, pitch_dy], zeros around the gradient
     partial_ptr,  # [SPLIT_K, G, R, run, pitch_dy] fp32
-    dw_ptr,  # [G, K, C, R, S]: with a counter the last program of a tile writes the splits' sum
-    counter_ptr,  # zeros, or None; see norm_act.merge_kernels.is_last
+    dw_ptr,  # [G, K, C, R, S]: if it `sums`, the last program of a tile writes the splits' sum
+    counter_ptr,  # zeros; see norm_act.merge_kernels.is_last
     pixels,  # of a group, up to its last one that is not halo
     pixels_per_group,
     columns,
@@ -198,14 +199,15 @@ def wgrad_kernel(
     split,  # pixels per split, a multiple of BLOCK_M
     tiles_l,
     tiles_n,
-    C,  # channels of dw, without padding
+    C_dw,  # channels of dw, without padding
     K_dw,
     stride_g,
     stride_k,
     stride_c,
     stride_r,
     stride_s,
-    ADD: tl.constexpr,  # to what dw holds
+    sums,
+    add,  # 1: to what dw holds
     FLAT: tl.constexpr,  # a window's offset is proportional to the pixel's number
     EVEN: tl.constexpr,  # tiles divide the run and the channels
     VEC: tl.constexpr,
@@ -275,7 +277,7 @@ def wgrad_kernel(
     between = tl.num_programs(2).to(tl.int64) * R * result
     partial_ptrs = partial_ptr + slot * result + tile
     tl.store(partial_ptrs + tl.program_id(1) * between, acc, mask=whole)
-    if counter_ptr is not None:  # noqa: SIM102 - known when compiled, the other when run
+    if sums != 0:  # noqa: SIM102 - Triton has no short circuit
         if is_last(counter_ptr + group * tl.num_programs(0) + pid, splits):
             total = tl.zeros((BLOCK_L, BLOCK_N), tl.float32)
             for _ in range(splits):
@@ -284,9 +286,8 @@ def wgrad_kernel(
             pitch = run // S
             s = offs_l // pitch
             c = offs_l % pitch
-            inside = (in_l & (c < C))[:, None] & (offs_n < K_dw)[None, :]
-            start = dw_ptr + group.to(tl.int64) * stride_g + r * stride_r
-            dw_ptrs = start + (s * stride_s + c * stride_c)[:, None] + offs_n[None, :] * stride_k
-            if ADD:
-                total += tl.load(dw_ptrs, mask=inside, other=0.0).to(tl.float32)
+            inside = (in_l & (c < C_dw))[:, None] & (offs_n < K_dw)[None, :]
+            of_group = dw_ptr + group.to(tl.int64) * stride_g + r * stride_r
+            dw_ptrs = of_group + (s * stride_s + c * stride_c)[:, None] + offs_n[None, :] * stride_k
+            total += tl.load(dw_ptrs, mask=inside & (add != 0), other=0.0).to(tl.float32)
             tl.store(dw_ptrs, total.to(dw_ptr.dtype.element_ty), mask=inside)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastunit.kernels.common.runtime import COUNTS
 from fastunit.kernels.norm_act.forward_kernels import source
 
 HALO: tl.constexpr = tl.constexpr(2)  # pixels by which the large image is reflected
@@ -43,11 +44,7 @@ def _large_source(i, length, is_row):
 
 
 # Channels are specialised: where they are multiples of 16, loads are wide.
-@triton.jit(
-    do_not_specialize=[
-        *("samples", "H", "W", "P", "Q", "length", "slack", "tiles_m", "tiles_x", "tiles_dy")
-    ]
-)
+@triton.jit(do_not_specialize=COUNTS)
 def lines_kernel(
     x_ptr,  # [N, H, W, C], channel stride 1
     dy_ptr,  # [N, P, Q, K], channel stride 1, or None
@@ -114,7 +111,7 @@ def lines_kernel(
             tl.store(before, tl.zeros_like(edge), mask=(offs_m < slack)[:, None] & in_c)
 
 
-@triton.jit(do_not_specialize=["samples", "H", "W", "length", "tiles_m", "tiles_c"])
+@triton.jit(do_not_specialize=COUNTS)
 def lines_backward_kernel(
     d_lines_ptr,  # [4, N, length, C] fp32, the gradient of the extended lines
     dx_ptr,  # [N, H, W, C], channel stride 1, to which the gradient of x is added
@@ -175,7 +172,7 @@ def _outer_tap(side, t, last, stride_r, stride_s):
     return tl.where(side < 2, far * stride_r + t * stride_s, t * stride_r + far * stride_s)
 
 
-@triton.jit(do_not_specialize=["C", "K", "columns", "columns_dgrad", "tiles_c", "tiles_k"])
+@triton.jit(do_not_specialize=COUNTS)
 def taps_kernel(
     w_ptr,  # [G, K, C, T, T], any strides
     taps_ptr,  # [4, G, T, pitch, columns], zeros filling up
@@ -217,7 +214,7 @@ def taps_kernel(
     tl.store(to + offs_c[:, None] + (offs_k * columns_dgrad)[None, :], w, mask=stored)
 
 
-@triton.jit(do_not_specialize=["splits", "groups", "K", "C", "tiles_c", "tiles_k"])
+@triton.jit(do_not_specialize=COUNTS)
 def taps_backward_kernel(
     partial_ptr,  # [splits, 4, G, T, pitch, pitch_dy] fp32
     dw_ptr,  # [G, K, C, T, T], any strides, to which their sum is added

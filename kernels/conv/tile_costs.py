@@ -98,15 +98,12 @@ class Choice(NamedTuple):
 # architectures in order, as bench.gpu.aot compiles them; 256 where one spills.
 REGISTERS: dict[tuple[str, int, int], tuple[int, int, int]] = {
     ("conv_gemm", 128, 256): (255, 255, 256),
-    ("conv_gemm", 256, 128): (256, 255, 256),
     ("conv_gemm", 128, 128): (174, 128, 220),
-    ("conv_gemm", 256, 64): (193, 160, 224),
     ("conv_gemm", 128, 64): (200, 166, 168),
     ("conv_gemm", 64, 64): (128, 104, 96),
     ("conv_gemm", 128, 32): (128, 114, 114),
     ("conv_gemm", 128, 16): (96, 88, 88),
     ("wgrad", 128, 256): (255, 219, 230),
-    ("wgrad", 256, 128): (256, 226, 243),
     ("wgrad", 128, 128): (174, 128, 128),
     ("wgrad", 64, 64): (132, 78, 72),
     ("wgrad", 128, 32): (200, 96, 96),

@@ -59,11 +59,11 @@ def backward_reduce_kernel(
     gamma_ptr,  # [G, C], or None
     beta_ptr,  # [G, C], or None
     slope_ptr,  # [1] or [C], or None
-    more_ptr,  # [N, H, W, C], channel stride 1: a gradient of the image itself, or None
+    more_ptr,  # [N, H, W, C], channel stride 1: a gradient of the image itself, if `adds`
     sums_ptr,  # [N, tiles, SUMS, C] fp32: of dpre, dpre * xhat, "ln": xhat, prelu: its slope
-    total_ptr,  # [N, SUMS, C] fp32; with a counter the last program of an image writes them
+    total_ptr,  # [N, SUMS, C] fp32, which the last program of an image writes if it `merges`
     coefficient_ptr,  # [N, 3, C] fp32
-    counter_ptr,  # zeros, or None; see merge_kernels.is_last
+    counter_ptr,  # zeros; see merge_kernels.is_last
     H,
     W,
     C,
@@ -73,6 +73,7 @@ def backward_reduce_kernel(
     stride_mn,
     stride_mh,
     stride_mw,
+    adds,
     stride_xn,
     stride_xh,
     stride_xw,
@@ -86,6 +87,7 @@ def backward_reduce_kernel(
     tiles_c,
     eps,
     tiny,
+    merges,
     MERGE_T: tl.constexpr,
     MERGE_C: tl.constexpr,
     PAD_MODE: tl.constexpr,
@@ -108,10 +110,10 @@ def backward_reduce_kernel(
     offs_dy = (row * stride_dyh + column * stride_dyw)[:, None] + offs_c[None, :]
     dy = tl.load(dy_ptr + sample * stride_dyn + offs_dy, mask=mask, other=0.0).to(tl.float32)
     image = (row - halo == h) & (column - halo == w)  # each pixel once, not its copies
-    if more_ptr is not None:
-        offs_more = (h * stride_mh + w * stride_mw)[:, None] + offs_c[None, :]
-        more_ptrs = more_ptr + sample * stride_mn + offs_more
-        dy += tl.load(more_ptrs, mask=mask & image[:, None], other=0.0).to(tl.float32)
+    offs_more = (h * stride_mh + w * stride_mw)[:, None] + offs_c[None, :]
+    more_ptrs = more_ptr + sample * stride_mn + offs_more
+    more = tl.load(more_ptrs, mask=mask & (image & (adds != 0))[:, None], other=0.0)
+    dy += more.to(tl.float32)
 
     xhat = normalise(xhat, mean_ptr, rstd_ptr, sample, C, offs_c)
     pre = affine(xhat, gamma_ptr, beta_ptr, samples_per_gamma, samples_per_beta, sample, C, offs_c)
@@ -126,7 +128,7 @@ def backward_reduce_kernel(
     if ACT == "prelu":
         below = tl.where(pre > 0, 0.0, dy * pre)
         tl.store(sums_ptrs + (SUMS - 1) * C, tl.sum(below, 0), mask=in_c)
-    if counter_ptr is not None:
+    if merges != 0:
         tile_c = tl.program_id(0) % tiles_c
         slot, first, programs = sample * tiles_c + tile_c, tile_c * BLOCK_C, tiles
         if NORM == "ln":
@@ -212,7 +214,7 @@ def backward_apply_kernel(
     gamma_ptr,  # [G, C], or None
     beta_ptr,  # [G, C], or None
     slope_ptr,  # [1] or [C], or None
-    more_ptr,  # [N, H, W, C], channel stride 1: a gradient of the image itself, or None
+    more_ptr,  # [N, H, W, C], channel stride 1: a gradient of the image itself, if `adds`
     coefficient_ptr,  # [N, 3, C] fp32, or None without statistics
     dx_ptr,  # [N, pixels, pitch], rows of `width` pixels; `slack` pixels before are zeroed
     dresidual_ptr,  # [N, H, W, C], or None
@@ -225,6 +227,7 @@ def backward_apply_kernel(
     stride_mn,
     stride_mh,
     stride_mw,
+    adds,
     stride_xn,
     stride_xh,
     stride_xw,
@@ -283,10 +286,9 @@ def backward_apply_kernel(
         tl.where(one_row, last % width - lead, W - 1),
         PAD_MODE,
     )
-    if more_ptr is not None:
-        offs_more = (h * stride_mh + w * stride_mw)[:, None] + offs_c[None, :]
-        more_ptrs = more_ptr + sample * stride_mn + offs_more
-        dy += tl.load(more_ptrs, mask=mask, other=0.0).to(tl.float32)
+    offs_more = (h * stride_mh + w * stride_mw)[:, None] + offs_c[None, :]
+    more_ptrs = more_ptr + sample * stride_mn + offs_more
+    dy += tl.load(more_ptrs, mask=mask & (adds != 0), other=0.0).to(tl.float32)
     if dresidual_ptr is not None:
         offs_r = ((h * W + w) * C)[:, None] + offs_c[None, :]
         dresidual_ptrs = dresidual_ptr + sample * H * W * C + offs_r

@@ -81,9 +81,9 @@ def load_slope(slope, slope_ptr, slope_step, C, offs_c):
 def statistics_kernel(
     x_ptr,  # [N, H, W, C], any strides
     partial_ptr,  # [N, tiles, 3, C] fp32: mean, M2 and count
-    mean_ptr,  # [N, C] fp32; with a counter the last program of an image writes them
+    mean_ptr,  # [N, C] fp32, which the last program of an image writes if it `merges`
     rstd_ptr,
-    counter_ptr,  # zeros, or None; see merge_kernels.is_last
+    counter_ptr,  # zeros; see merge_kernels.is_last
     pixels,
     W,
     C,
@@ -94,6 +94,7 @@ def statistics_kernel(
     tiles,
     tiles_c,
     eps,
+    merges,
     NORM: tl.constexpr,
     MERGE_T: tl.constexpr,
     MERGE_C: tl.constexpr,
@@ -118,7 +119,7 @@ def statistics_kernel(
     tl.store(partial_ptrs, origin + shift, mask=in_c)
     tl.store(partial_ptrs + C, tl.sum(x * x, 0), mask=in_c)
     tl.store(partial_ptrs + 2 * C, tl.zeros_like(shift) + count, mask=in_c)
-    if counter_ptr is not None:
+    if merges != 0:
         finish_statistics(
             partial_ptr,
             mean_ptr,

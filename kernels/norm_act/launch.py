@@ -123,11 +123,12 @@ def _statistics(x: Tensor, options: NormActOptions) -> tuple[Tensor, Tensor]:
         tiles,
         tiles_c,
         options.eps,
+        int(merge.last),
         NORM=options.norm,
         **merge.constants(),
         **config.launch_options(),
     )
-    if merge.counter is None:
+    if not merge.last:
         merge_statistics(partial, mean, rstd, options.norm, options.eps)
     return mean, rstd
 
@@ -181,8 +182,8 @@ def norm_act_backward_triton(
     check_offsets(dx)
     own = residual and (options.halo > 0 or more is not None)
     dresidual = x.new_empty(x.shape) if own else None
-    pointers = (*pointers, more, None if options.norm == "none" else coefficient, dx, dresidual)
-    _apply(dy, x, pointers, scalars, modes, frame)
+    pointers = (*pointers, None if options.norm == "none" else coefficient, dx, dresidual)
+    _apply(dy, more, x, pointers, scalars, modes, frame)
     if not sums or total is None or coefficient is None:
         return NormActGradients(dx, dresidual, None, None, None, None)
     return NormActGradients(
@@ -225,7 +226,7 @@ def _sums(
         dy,
         x,
         *pointers,
-        more,
+        dy if more is None else more,
         sums,
         total,
         coefficient,
@@ -241,13 +242,14 @@ def _sums(
         tiles_c,
         options.eps,
         options.tiny(torch.float32),
+        int(merge.last),
         NORM=options.norm,
         SUMS=count,
         **merge.constants(),
         **modes,
         **config.launch_options(),
     )
-    if merge.counter is None:
+    if not merge.last:
         _, rstd, gamma, _, _ = pointers
         merge_sums(
             sums, rstd, gamma, total, coefficient, height * width, scalars[0], options
@@ -256,12 +258,13 @@ def _sums(
 
 
 def _strides(more: Tensor | None) -> tuple[int, ...]:
-    """Return the strides of samples, rows and columns."""
-    return (0, 0, 0) if more is None else more.stride()[:3]
+    """Return the strides of samples, rows and columns, and 1 if there is a second gradient."""
+    return (0, 0, 0, 0) if more is None else (*more.stride()[:3], 1)
 
 
 def _apply(
     dy: Tensor,
+    more: Tensor | None,
     x: Tensor,
     pointers: tuple[Tensor | None, ...],
     scalars: tuple[float, ...],
@@ -270,7 +273,7 @@ def _apply(
 ) -> None:
     """Write dx and dresidual, the last two of the pointers."""
     samples, height, width, channels = x.shape
-    halo, more = scalars[-1], pointers[5]
+    halo = scalars[-1]
     config, place, tiles = _tiled(frame)
     slack_tiles = cdiv(frame.slack, config.block_m) if samples else 0
     launch(
@@ -278,7 +281,9 @@ def _apply(
         ((samples * tiles[0] + slack_tiles) * tiles[1],),
         dy,
         x,
-        *pointers,
+        *pointers[:5],
+        dy if more is None else more,
+        *pointers[5:],
         height,
         width,
         channels,

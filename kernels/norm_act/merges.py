@@ -19,9 +19,10 @@ _VALUES = 2048
 
 
 class Merge(NamedTuple):
-    """How tiles are merged: `counter` is None where a kernel of its own does it."""
+    """How tiles are merged: by the `last` program of an image, or by a kernel of its own."""
 
     counter: Tensor | None
+    last: bool
     block_t: int
     block_c: int
 
@@ -34,9 +35,9 @@ def merge_of(like: Tensor, tiles: int, channels: int, norm: str, block_c: int) -
     samples, slots = len(like), cdiv(channels, block_c)
     if norm == "ln":  # over the channels too, so that one program has all of a sample's
         block_c, slots = next_power_of_2(max(channels, block_c)), 1
-    few = 0 < tiles <= FEW_TILES
-    counter = counters(samples * slots, like.device) if few and math.prod(like.shape) else None
-    return Merge(counter, max(_VALUES // block_c, 1), block_c)
+    last = 0 < tiles <= FEW_TILES and math.prod(like.shape) > 0
+    counter = counters(samples * slots, like.device)
+    return Merge(counter, last, max(_VALUES // block_c, 1), block_c)
 
 
 def merge_statistics(

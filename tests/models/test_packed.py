@@ -42,8 +42,8 @@ def test_three_launches_lay_out_all_filters_of_a_step(pair, make_step, batch, mo
     names = recorded(make_step(pair_domains=pair), batch, monkeypatch)
     # The generators', the discriminators', and these again after their update.
     assert names.count("pack_kernel") == 3
-    reduced = names.count("split_reduce_kernel"), names.count("taps_backward_kernel")
-    assert sum(reduced) == names.count("wgrad_kernel") and reduced[0] > 0
+    # Only the splits of upsampling's combined filters have a launch of their own.
+    assert names.count("split_reduce_kernel") == names.count("taps_backward_kernel") > 0
 
 
 @pytest.mark.skipif(runtime.INTERPRET, reason="the interpreter's kernels have no names")

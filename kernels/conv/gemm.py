@@ -225,13 +225,11 @@ def _correlate(
     tiles_n = runtime.cdiv(pitch_dy, tile.block_n)
     splits = runtime.cdiv(pixels, split)
     partial = x.new_empty((splits, groups, taps[0], run, pitch_dy), dtype=torch.float32)
-    programs, counter, channels, strides = taps[0] * tiles_l * tiles_n, None, (0, 0), (0,) * 5
+    programs = taps[0] * tiles_l * tiles_n
+    counter = runtime.counters(programs * groups, x.device)
+    result, channels, strides = partial, (0, 0), (0,) * 5
     if dw is not None:
-        counter, channels, strides = (
-            runtime.counters(programs * groups, x.device),
-            dw.shape[1:3],
-            dw.stride(),
-        )
+        result, channels, strides = dw, dw.shape[1:3], dw.stride()
         if flipped:
             result, strides = dw[..., -1:, -1:], (*strides[:3], -strides[3], -strides[4])
     runtime.launch(

@@ -109,7 +109,10 @@ def _gemm(
     check_offsets(x, y)
     vec = vector(pitch)
     count, precision = windows.rows * windows.columns, _precision()
-    tile = tiles.for_windows(x, precision, samples * phases, count, channels, taps, run)
+    if windows.rows == 1 and ld_w % 64 == 0:
+        tile = tiles.for_lines(x, run)
+    else:
+        tile = tiles.for_windows(x, precision, samples * phases, count, channels, taps, run)
     tiles_m = runtime.cdiv(count, tile.block_m)
     tiles_n = runtime.cdiv(channels, tile.block_n)
     partial = mean = rstd = None

@@ -53,6 +53,12 @@ def for_windows(
     return best(_product("conv_gemm", x, precision, images, windows, channels, taps, run)).tile
 
 
+def for_lines(x: Tensor, run: int) -> Tile:
+    """Return the one tile of all products of lines of pixels, which are small."""
+    deep = min(128 // x.element_size(), max(16, runtime.next_power_of_2(run)))
+    return Tile(64, 64, deep, 4, 3 if generation(runtime.arch(x.device)) == 80 else 4)
+
+
 def for_filters(
     x: Tensor, precision: str, results: int, run: int, channels: int, pixels: int, largest: int
 ) -> tuple[Tile, int]:

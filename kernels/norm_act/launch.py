@@ -79,7 +79,7 @@ def norm_act_triton(
         kernels.fprop_kernel,
         (samples * math.prod(tiles),),
         x,
-        residual,
+        x if residual is None else residual,
         *pointers,
         y,
         height,
@@ -87,6 +87,7 @@ def norm_act_triton(
         channels,
         *x.stride(),
         *(x if residual is None else residual).stride(),
+        int(residual is not None),
         *scalars,
         options.halo,
         *place,
@@ -182,8 +183,8 @@ def norm_act_backward_triton(
     check_offsets(dx)
     own = residual and (options.halo > 0 or more is not None)
     dresidual = x.new_empty(x.shape) if own else None
-    pointers = (*pointers, None if options.norm == "none" else coefficient, dx, dresidual)
-    _apply(dy, more, x, pointers, scalars, modes, frame)
+    pointers = (*pointers, None if options.norm == "none" else coefficient, dx)
+    _apply(dy, more, x, pointers, dresidual, scalars, modes, frame)
     if not sums or total is None or coefficient is None:
         return NormActGradients(dx, dresidual, None, None, None, None)
     return NormActGradients(
@@ -267,11 +268,12 @@ def _apply(
     more: Tensor | None,
     x: Tensor,
     pointers: tuple[Tensor | None, ...],
+    dresidual: Tensor | None,
     scalars: tuple[float, ...],
     modes: dict[str, Any],
     frame: Frame,
 ) -> None:
-    """Write dx and dresidual, the last two of the pointers."""
+    """Write dx, the last of the pointers, and dresidual."""
     samples, height, width, channels = x.shape
     halo = scalars[-1]
     config, place, tiles = _tiled(frame)
@@ -284,6 +286,7 @@ def _apply(
         *pointers[:5],
         dy if more is None else more,
         *pointers[5:],
+        pointers[-1] if dresidual is None else dresidual,
         height,
         width,
         channels,
@@ -295,6 +298,7 @@ def _apply(
         *place,
         frame.slack,
         samples,
+        int(dresidual is not None),
         *tiles,
         VEC=vector(frame.pitch),
         **modes,

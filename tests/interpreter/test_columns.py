@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastunit.kernels import conv_gemm, conv_norm_act
-from fastunit.kernels.conv import columns
+from fastunit.kernels.conv.plan import Plan
 
 SHAPES = {
     # N, C, K, groups, filters, H, W, options
@@ -41,6 +41,11 @@ def run(name, dtype, impl, dy=None, seed=0):
     return [value.double() for value in found], dy
 
 
+def by_columns(stride, taps, channels, channels_out):
+    plan = Plan("conv", stride, 0, 0, "zero", "none", 0.0, "none", 0.0, 0, "zero", "auto")
+    return plan.by_columns((channels_out, channels, *taps))
+
+
 @pytest.mark.parametrize(
     ("dtype", "factor"),
     # The interpreter truncates to bfloat16, which doubles an error.
@@ -50,7 +55,7 @@ def run(name, dtype, impl, dy=None, seed=0):
 @pytest.mark.parametrize("name", SHAPES)
 def test_results_and_gradients_are_as_exact_as_pytorch_s(name, dtype, factor):
     taps, c, k = SHAPES[name][4], *SHAPES[name][1:3]
-    assert columns.pays(1, taps, c, k)
+    assert by_columns(1, taps, c, k)
     exact, dy = run(name, torch.float64, "aten")
     theirs, _ = run(name, dtype, "aten", dy)
     mine, _ = run(name, dtype, "triton", dy)
@@ -78,4 +83,4 @@ def test_an_empty_batch():
     [(2, (7, 7), 64, 3), (1, (7, 7), 3, 64), (1, (7, 7), 3, 3), (1, (1, 1), 64, 1)],
 )
 def test_others_are_computed_by_taps(case):
-    assert not columns.pays(*case)
+    assert not by_columns(*case)

@@ -10,7 +10,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 CORE = ["torch>=2.11", "triton>=3.6; sys_platform == 'linux'", "numpy"]
-TRAIN = ["nvidia-dali-cuda130", "tensorboard", "tqdm", "pyyaml", "pillow", "matplotlib"]
+TRANSLATE = ["pillow", "pyyaml", "tqdm"]
+TRAIN = [*TRANSLATE, "nvidia-dali-cuda130", "tensorboard", "matplotlib"]
 DIGITS = ["h5py", "scipy"]  # only for USPS in HDF5 and SVHN
 BENCH = [*TRAIN, "pytest", "pytest-benchmark"]
 TEST = [*DIGITS, *BENCH, "pytest-xdist"]
@@ -44,6 +45,7 @@ setup(
     python_requires=">=3.10",
     install_requires=CORE,
     extras_require={
+        "translate": TRANSLATE,
         "train": TRAIN,
         "digits": DIGITS,
         "test": TEST,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from fastunit.data.discovery import Domains
 from fastunit.data.image_io import Reading
 from fastunit.data.validation import SizeRule
 from fastunit.training import allocator, held_out, run_dir
+from fastunit.training.estimates import Batches, Estimate, estimate, noise
 from fastunit.training.loop import Callback, Stop, stop_on_signals
 from fastunit.training.run_dir import Run, find_run
 from fastunit.training.state import TrainState
@@ -129,8 +131,9 @@ def train(
             run_dir.describe(folder, config, device)
             _logger.info("%s", state.execution_summary())
             trainer = Trainer(state, domains, folder, shown, started, callback)
-            with stop_on_signals() if signals else nullcontext(Stop()) as stop:
-                finished = _run(trainer, stop)
+            stopping = stop_on_signals() if signals else nullcontext(Stop())
+            with stopping as stop, _memory_errors():
+                finished = trainer.run(stop)
             measures = trainer.finish(pairs) if finished else {}
     return TrainingResult(folder, state.iteration, finished, measures, stop.signal)
 
@@ -152,29 +155,61 @@ def checked_files(config: Config) -> Domains:
     )
 
 
-def image_counts(config: Config) -> dict[str, int]:
-    """Return the number of images of each split, after checking them as training does.
+@dataclass(frozen=True)
+class Plan:
+    """What `dry_run` found: images of each split, expected time and disk space."""
+
+    images: dict[str, int]
+    estimate: Estimate
+
+
+def dry_run(config: Config, run: Run, device: torch.device) -> Plan:
+    """Make every check that `train` makes, and a few steps; nothing is written.
 
     Of built-in images only the size is checked: they are drawn when training starts.
+
+    Raises:
+        The errors of `train`.
     """
-    if config.data.builtin != "none":
-        height, width = builtin.size(config.data.builtin)
-        validation.require_dali()
-        for split in discovery.SPLITS:
-            validation.check_channels(_rule(config, split).reading.channels)
-            if reason := _rule(config, split).problem(height, width):
-                raise UserError(
-                    f"the drawn images of data.builtin={config.data.builtin} are {reason}"
-                )
-        return builtin.DEMO_COUNTS
-    checked = checked_files(config)
-    return {split: len(getattr(checked, split)) for split in discovery.SPLITS}
+    with devices.current(device):
+        domains = None
+        if config.data.builtin != "none":
+            _check_builtin(config)
+            images = builtin.DEMO_COUNTS
+        else:
+            domains = checked_files(config)
+            images = {split: len(getattr(domains, split)) for split in discovery.SPLITS}
+            held_out.find_pairs(domains, config)
+        state = TrainState(config, device)
+        run.restore(state)
+        batches = noise(config, device)
+        if domains is not None:
+            held_out.shown_images(domains, config, device)
+            batches = _batches(state, domains)
+        run.check()
+        with _memory_errors():
+            return Plan(images, estimate(state, batches))
 
 
-def _run(trainer: Trainer, stop: Stop) -> bool:
-    """Run the loop; adds the remedy to errors of divergence and memory."""
+def _batches(state: TrainState, domains: Domains) -> Batches:
+    loader_a, loader_b = state.loaders(domains)
+    return lambda: (next(loader_a), next(loader_b))
+
+
+def _check_builtin(config: Config) -> None:
+    height, width = builtin.size(config.data.builtin)
+    validation.require_dali()
+    for split in discovery.SPLITS:
+        validation.check_channels(_rule(config, split).reading.channels)
+        if reason := _rule(config, split).problem(height, width):
+            raise UserError(f"the drawn images of data.builtin={config.data.builtin} are {reason}")
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turn an error of too little memory on a GPU into one with the remedy."""
     try:
-        return trainer.run(stop)
+        yield
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"the GPU's memory is full ({error}); set checkpoint_activations=true, or lower "

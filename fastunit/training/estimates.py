@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastunit.common.durations import duration
 from fastunit.config import Config
 from fastunit.training.memory import size
 from fastunit.training.state import TrainState
@@ -95,18 +96,6 @@ def disk_shortage(needed: int, folder: Path) -> str | None:
         f"the disk of {folder} has only {size(free)} free; lower checkpoint.keep_last, raise "
         "image_save_iter, or choose another --output"
     )
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in words: 40 s, 5 min, 3 h 20 min or 2 days 4 h."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{hours // 24} days {hours % 24} h"
 
 
 def _time_steps(state: TrainState, batches: Batches) -> list[float]:

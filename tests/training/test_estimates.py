@@ -1,29 +1,11 @@
-"""Estimates of time and disk space, in words."""
+"""Estimates of disk space."""
 
 from __future__ import annotations
 
 from collections import namedtuple
 from pathlib import Path
 
-import pytest
-
 from fastunit.training import estimates
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.4, "0 s"),
-        (89, "89 s"),
-        (90, "2 min"),
-        (3000, "50 min"),
-        (3600, "1 h 0 min"),
-        (12_000, "3 h 20 min"),
-        (187_200, "2 days 4 h"),
-    ],
-)
-def test_a_duration_in_words(seconds, words):
-    assert estimates.duration(seconds) == words
 
 
 def test_a_full_disk_is_told_before_training(monkeypatch, tmp_path):

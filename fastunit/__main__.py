@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train on two folders of unpaired images; without options, on the demo",
     "translate": "translate an image, or all images in a folder, to the other domain",
     "evaluate": "measure translations: KID, FID, errors of pairs, cycle error",
+    "export": "write trained networks as ONNX, torch.export or safetensors",
     "adapt": "train a classifier for a data set of digits without using its labels",
 }
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "translate": "translate an image, or all images in a folder, to the other domain",
     "evaluate": "measure translations: KID, FID, errors of pairs, cycle error",
     "export": "write trained networks as ONNX, torch.export or safetensors",
+    "demo": "serve a page on this machine to try a model on",
     "adapt": "train a classifier for a data set of digits without using its labels",
 }
 

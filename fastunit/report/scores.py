@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,8 +62,25 @@ def sentences(scores: Scores, names: Names | None) -> list[str]:
             said.append(f"{label}: {_nearer(kernel, names.kernel)}")
     if all("pairs" in scores[way] for way in summary.WAYS):
         figures = {way: scores[way]["pairs"]["figures"] for way in summary.WAYS}
-        said += summary.sentences(figures)
+        said += summary.sentences(figures)  # which compare L1
+        for way, label in summary.WAYS.items():
+            said += [f"{label}: {line}" for line in _not_beaten(scores[way]["pairs"])]
     return said
+
+
+def _not_beaten(pairs: Scores) -> Iterator[str]:
+    """Yield a sentence for each measure but L1 by which a baseline is as good."""
+    for name in PAIRED:
+        if name == "l1" or name not in pairs["paired"]:
+            continue
+        sign = -1 if name in ("psnr", "ssim") else 1  # which are larger for nearer images
+        errors = {kind: sign * pairs[kind][name].value for kind in summary.KINDS if kind in pairs}
+        best = min(errors, key=errors.__getitem__)
+        if best != "paired":
+            yield (
+                f"by {PAIRED[name]} the translation does NOT beat the {summary.KINDS[best]} "
+                f"({text(pairs['paired'][name])} against {text(pairs[best][name])})"
+            )
 
 
 def lines(scores: Scores, names: Names | None) -> list[str]:

@@ -54,3 +54,15 @@ def test_the_page_names_files_as_text():
     page = report.page("t", scores((0.1, 0), (1, 0)), NAMES, examples, ["a <note>"])
     assert "&lt;b&gt;.png: error 0.500 (source, translation)" in page and "<b>" not in page
     assert "a &lt;note&gt;." in page
+
+
+def test_a_measure_by_which_a_baseline_is_better_is_named():
+    figures = {"paired_l1": 0.1, "identity_l1": 0.2}
+    kinds = {
+        "paired": {"l1": Measured(0.1), "psnr": Measured(20.0), "features": Measured(0.6)},
+        "identity": {"l1": Measured(0.2), "psnr": Measured(19.0), "features": Measured(0.5)},
+    }
+    way = {"pairs": {"count": 2, **kinds, "figures": figures}, "cycle_l1": Measured(0.1)}
+    said = "\n".join(report.sentences({"a2b": way, "b2a": way}, None))
+    wanted = "by feature distance the translation does NOT beat the unchanged input (0.6000 against"
+    assert said.count(wanted) == 2 and "PSNR" not in said and "50% below" in said

@@ -141,9 +141,12 @@ class Config:
     gamma: float = key(0.5, "learning-rate factor of a step", low=0.0)
     decay_from: float = key(
         0.5,
-        "fraction of max_iter after which lr_policy=linear lowers the rate, to 0 at the end",
+        "fraction of max_iter after which linear and cosine lower the rate, to 0 at the end",
         low=0.0,
         below=1.0,
+    )
+    warmup_iter: int = key(
+        0, "iterations in which the learning rate rises from 0, under any lr_policy", low=0
     )
     share_fakes: bool = key(
         True, "one forward pass of the generators for both updates; false: one each, as the release"

@@ -27,7 +27,8 @@ from fastunit.training.objective import Losses
 from fastunit.training.step import TrainStep
 
 ADAM_KEYS = ("lr", "beta1", "beta2", "weight_decay")
-SCHEDULE_KEYS = {"step": ("step_size", "gamma"), "linear": ("decay_from", "max_iter")}
+_DECAY = ("decay_from", "max_iter")
+SCHEDULE_KEYS = {"step": ("step_size", "gamma"), "linear": _DECAY, "cosine": _DECAY}
 MEMORY_FORMAT = torch.channels_last  # of the networks
 _logger = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ class TrainState:
         own = SCHEDULE_KEYS.get(self.config.lr_policy, ())
         keys = [
             key
-            for key in (*ADAM_KEYS, "lr_policy", *own)
+            for key in (*ADAM_KEYS, "lr_policy", "warmup_iter", *own)
             if getattr(before, key) != getattr(self.config, key)
         ]
         if keys:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from fastunit.training.estimates import Batches, Estimate, estimate, noise
 from fastunit.training.loop import Callback, Stop, stop_on_signals
 from fastunit.training.run_dir import Run, find_run
 from fastunit.training.state import TrainState
+from fastunit.training.streams import Stream
 from fastunit.training.trainer import Trainer
 
 NAME = "unit"  # default name of `fit`'s run folder in runs/
@@ -60,6 +61,7 @@ def fit(
     device: torch.device | str | None = None,
     callback: Callback | None = None,
     progress: bool = False,
+    loaders: tuple[Iterable[Any], Iterable[Any]] | None = None,
 ) -> TrainingResult:
     """Train UNIT as `python -m fastunit.train` does, with the same run folder.
 
@@ -78,6 +80,13 @@ def fit(
             on a GPU one interval later. If it returns True, the run stops after a checkpoint; an
             exception ends the run without one.
         progress: whether to show progress bars on stderr.
+        loaders: an iterable of training batches for each domain, such as a torch DataLoader, in
+            place of image files: `config` then names none. Batches are floating tensors
+            [N, C, H, W] in [-1, 1], N = batch_size * accumulate, H and W those of the crop, or
+            sequences that begin with one. At its end an iterable is started again. If it has
+            state_dict and load_state_dict (as torchdata's StatefulDataLoader), its state is kept in
+            checkpoints; else a resumed run starts it anew, with a warning. There is no held-out
+            error.
 
     Returns:
         The folder, the iteration reached and the evaluation.
@@ -101,7 +110,8 @@ def fit(
     config = configuration.from_dict(configuration.to_dict(config))
     wanted = {True: "auto", False: None}[resume] if isinstance(resume, bool) else str(resume)
     run = find_run(None if output is None else str(output), wanted, NAME)
-    return train(config, run, devices.choose(device), callback=callback, progress=progress)
+    chosen = devices.choose(device)
+    return train(config, run, chosen, callback=callback, progress=progress, loaders=loaders)
 
 
 def train(
@@ -112,6 +122,7 @@ def train(
     callback: Callback | None = None,
     progress: bool = True,
     signals: bool = False,
+    loaders: tuple[Iterable[Any], Iterable[Any]] | None = None,
 ) -> TrainingResult:
     """Train, evaluate and return the result: the common part of `fit` and the command line.
 
@@ -122,11 +133,17 @@ def train(
     with bars.shown(progress), devices.current(device):
         if device.type == "cpu":
             allocator.keep_freed_memory()
-        domains = checked_files(config)
+        streams = _streams(config, loaders, device)
+        domains = Domains((), (), (), ()) if streams else checked_files(config)
         pairs = held_out.find_pairs(domains, config)
-        state = TrainState(config, device)
+        state = TrainState(config, device, streams)
         run.restore(state)
-        shown = held_out.shown_images(domains, config, device)
+        if streams:
+            x_a, x_b = (stream.peek()[: config.display_size] for stream in streams)
+            count = min(len(x_a), len(x_b))
+            shown = x_a[:count], x_b[:count]
+        else:
+            shown = held_out.shown_images(domains, config, device)
         with run.claim() as folder:
             run_dir.describe(folder, config, device)
             _logger.info("%s", state.execution_summary())
@@ -136,6 +153,20 @@ def train(
                 finished = trainer.run(stop)
             measures = trainer.finish(pairs) if finished else {}
     return TrainingResult(folder, state.iteration, finished, measures, stop.signal)
+
+
+def _streams(
+    config: Config, loaders: tuple[Iterable[Any], Iterable[Any]] | None, device: torch.device
+) -> tuple[Stream, Stream] | None:
+    if loaders is None:
+        return None
+    given = config.given_data() + (["data.builtin"] if config.data.builtin != "none" else [])
+    if given:
+        raise ConfigError(f"loaders and {', '.join(given)} are both given; leave out one of them")
+    if not isinstance(loaders, (tuple, list)) or len(loaders) != 2:
+        raise ConfigError("loaders must be two iterables, one for each domain: loaders=(a, b)")
+    a, b = loaders
+    return Stream(a, "a", config, device), Stream(b, "b", config, device)
 
 
 def checked_files(config: Config) -> Domains:

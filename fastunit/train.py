@@ -159,6 +159,11 @@ def _print_result(result: dict[str, Any], run_dir: Path) -> None:
         f"trained to iteration {result['iteration']}, {result['images_per_s']:.1f} images/s; "
         f"{result['seconds']:.0f} s in all; see {run_dir / 'index.html'}"
     )
+    if "best" in result:
+        print(
+            f"best by held-out training images: iteration {result['best']['iteration']}, "
+            f"{run_dir / 'checkpoints' / 'best.pt'}"
+        )
     if "a2b" not in result:
         print("no held-out error: testA and testB are not pairs of equal names and shapes")
         return

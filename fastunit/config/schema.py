@@ -117,6 +117,12 @@ class Config:
     image_save_iter: int = key(10_000, "iterations between kept sample grids", low=1)
     image_display_iter: int = key(100, "iterations between refreshes of samples/latest.png", low=1)
     snapshot_save_iter: int = key(10_000, "iterations between checkpoints", low=1)
+    evaluate_every: int = key(
+        0,
+        "iterations between measurements on held-out training images, by which checkpoints/best.pt "
+        "is chosen; 0: none",
+        low=0,
+    )
     display_size: int = key(16, "images of each domain in a sample grid", low=1)
 
     # Optimization.

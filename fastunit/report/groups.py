@@ -23,8 +23,11 @@ LOSSES = (
     Group("totals", "totals", ("generator_total", "discriminator_total")),
     Group("perceptual", "perceptual", ("perceptual_a", "perceptual_b")),
 )
+_HELD_OUT = Group("held out", "held_out", ("held_out", "held_out_a2b", "held_out_b2a"))
 _RUN = Group("the run", "run", ("learning_rate", "images_per_s", "data_wait"))
-_TAGS = {name: f"{group.tag}/{name}" for group in (*LOSSES, _RUN) for name in group.names}
+_TAGS = {
+    name: f"{group.tag}/{name}" for group in (*LOSSES, _HELD_OUT, _RUN) for name in group.names
+}
 
 
 def tag(name: str) -> str:

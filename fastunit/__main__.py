@@ -15,6 +15,9 @@ from fastunit import __version__
 COMMANDS = {
     "train": "train on two folders of unpaired images; without options, on the demo",
     "translate": "translate an image, or all images in a folder, to the other domain",
+    "evaluate": "measure translations: KID, FID, errors of pairs, cycle error",
+    "export": "write trained networks as ONNX, torch.export or safetensors",
+    "demo": "serve a page on this machine to try a model on",
     "adapt": "train a classifier for a data set of digits without using its labels",
     "warm": "compile a training step's GPU kernels ahead of time; needs no GPU",
 }

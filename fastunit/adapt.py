@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,11 +23,7 @@ from fastunit.digits.objective import Settings, settings_from
 from fastunit.digits.step import SOURCE, TARGET
 from fastunit.digits.task import SHIFTED, Task, load_task
 
-with cli.needs("train"):
-    from fastunit.digits.state import SOURCE_ONLY, AdaptationState
-    from fastunit.digits.trainer import Trainer
-    from fastunit.training import run_dir
-    from fastunit.training.loop import stop_on_signals
+if TYPE_CHECKING:
     from fastunit.training.run_dir import Run
 
 
@@ -58,7 +55,7 @@ def parser(prog: str = "python -m fastunit.adapt") -> argparse.ArgumentParser:
     )
     add("--data", metavar="DIR", type=Path, required=True, help="folder with the files of both")
     add("--output", metavar="DIR", help="the run's folder (default: runs/adapt-SOURCE-TARGET)")
-    add("--config", metavar="FILE", help="YAML (default: ours, digits)")
+    add("--config", metavar="FILE|NAME", help="YAML file (default: the built-in one, digits)")
     add(
         "--set",
         metavar="KEY=VALUE",
@@ -72,17 +69,31 @@ def parser(prog: str = "python -m fastunit.adapt") -> argparse.ArgumentParser:
         nargs="?",
         const="auto",
         metavar="auto|PATH",
-        help="continue: the newest run of --source and --target, a run's folder, or a checkpoint",
+        help="continue: the newest run (of --source and --target), a run's folder, or a checkpoint",
     )
-    add("--iterations", type=int, metavar="N", help="of training (iterations)")
-    add("--seed", type=int, metavar="N", help="of weights, noise, order and deformations (seed)")
+    # --iterations is what --max-iter was called at first.
+    add(
+        "--max-iter",
+        "--iterations",
+        type=cli.count,
+        metavar="N",
+        dest="iterations",
+        help="iterations to train (iterations)",
+    )
+    add("--seed", type=cli.count, metavar="N", help="seed of weights, noise and data order (seed)")
     add("--source-only", action="store_true", help="train the classifier on the source alone")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    add("--dry-run", action="store_true", help="check and print the plan; write nothing")
+    add("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
     return parser
 
 
 def _run(args: argparse.Namespace) -> int:
+    # Not at the top: --help needs no package of the extra.
+    from fastunit.digits.state import SOURCE_ONLY, AdaptationState
+    from fastunit.digits.trainer import Trainer
+    from fastunit.training import run_dir
+    from fastunit.training.loop import stop_on_signals
+
     started = time.perf_counter()
     device = cli.pick_device(args.device)
     source, target, source_only = args.source or "mnist", args.target or "usps", args.source_only

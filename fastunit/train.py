@@ -6,21 +6,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from fastunit import config
-from fastunit.common import cli, environment
-from fastunit.common.errors import TrainingDiverged
+from fastunit.common import cli
+from fastunit.common.errors import ConfigError, TrainingDiverged
 from fastunit.config import Config
-from fastunit.training import memory
 
-with cli.needs("train"):
-    from fastunit.report import summary
-    from fastunit.training.run import image_counts, train
-    from fastunit.training.run_dir import Run, find_run
-    from fastunit.training.state import TrainState
+if TYPE_CHECKING:
+    import torch
+
+    from fastunit.training.run_dir import Run
+
+DEMO_IMAGES = 128  # pixels of a shorter side from which images are no case for the demo's settings
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.train") -> int:
@@ -36,11 +34,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.trai
 
 
 def _run(args: argparse.Namespace) -> int:
+    # Here and below, not at the top: --help needs neither PyTorch nor the extra.
+    from fastunit.training.run import train
+    from fastunit.training.run_dir import find_run
+
     device = cli.pick_device(args.device)
     run = find_run(args.output, args.resume, args.config and Path(args.config).stem)
     settings = _configure(args, run)
+    if args.data is not None and args.config is None and not run.source:
+        _check_demo_settings(settings, args)
     if args.dry_run:
-        run.restore(TrainState(settings, device))  # raises the errors that training would
         _print_plan(settings, run, device)
         return 0
     try:
@@ -62,7 +65,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--version", action="version", version=cli.VERSION)
-    add("--config", metavar="FILE", help="YAML file, or a built-in one by name (default: demo)")
+    shipped = ", ".join(name for name in config.names() if name != "digits")  # that is adapt's
+    add(
+        "--config",
+        metavar="FILE|NAME",
+        help=f"YAML file, or a built-in configuration: {shipped} (default: demo)",
+    )
     add(
         "--set",
         metavar="KEY=VALUE",
@@ -81,9 +89,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="auto|PATH",
         help="continue: the newest run (of --config), a run's folder, a checkpoint, or a gen_*.pt",
     )
-    add("--max-iter", type=int, metavar="N", help="iterations to train (max_iter)")
-    add("--seed", type=int, metavar="N", help="seed of weights, noise and data order (seed)")
-    add("--dry-run", action="store_true", help="check everything and print the plan; do not train")
+    add("--max-iter", type=cli.count, metavar="N", help="iterations to train (max_iter)")
+    add("--seed", type=cli.count, metavar="N", help="seed of weights, noise and data order (seed)")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="check everything, time a few steps and print the plan; write nothing",
+    )
     return parser
 
 
@@ -98,28 +110,60 @@ def _configure(args: argparse.Namespace, run: Run) -> Config:
     return config.resolve(values, args.overrides, extra)
 
 
+def _check_demo_settings(settings: Config, args: argparse.Namespace) -> None:
+    """Raise ConfigError if large images would be trained on with the demo's settings by default."""
+    from fastunit.data import discovery, sizes
+
+    chosen = ("crop_image_", "new_size")
+    if any(text.startswith(chosen) for text in args.overrides):
+        return
+    found = discovery.find_domains(settings)
+    side = sizes.shorter_side((*found.train_a, *found.train_b))
+    if side >= DEMO_IMAGES:
+        crop = "x".join(map(str, settings.crop))
+        raise ConfigError(
+            f"the images in {args.data} are about {side} pixels on their shorter side, but without "
+            f"--config they would be trained on at {crop} by the demo's small networks; use "
+            "--config photos, or --config demo to do that all the same"
+        )
+
+
 def _print_plan(settings: Config, run: Run, device: torch.device) -> None:
     """Print the resolved configuration, parameters, images and expected memory."""
-    counts = image_counts(settings)  # first: it raises the errors that training would
+    from fastunit.common import environment
+    from fastunit.training import estimates, memory
+    from fastunit.training.run import dry_run
+
+    plan = dry_run(settings, run, device)  # first: it raises the errors that training would
     print(config.dump_yaml(settings))
     print("parameters:")
     for name, count in memory.parameter_counts(settings).items():
         print(f"  {name}: {count:,}")
     print("images:")
-    for split, count in counts.items():
+    for split, count in plan.images.items():
         print(f"  {split}: {count}")
     expected = memory.forecast(settings, device)
     print(f"expected memory: {expected}")
     if missing := memory.shortage(expected, device):
         print(f"warning: {missing}")
+    print("\n".join(plan.estimate.lines()))
+    if missing := estimates.disk_shortage(plan.estimate.disk, run.folder):
+        print(f"warning: {missing}")
     print(f"would train on {environment.device_name(device)} into {run.folder}/ ({run.start})")
 
 
 def _print_result(result: dict[str, Any], run_dir: Path) -> None:
+    from fastunit.report import summary
+
     print(
         f"trained to iteration {result['iteration']}, {result['images_per_s']:.1f} images/s; "
         f"{result['seconds']:.0f} s in all; see {run_dir / 'index.html'}"
     )
+    if "best" in result:
+        print(
+            f"best by held-out training images: iteration {result['best']['iteration']}, "
+            f"{run_dir / 'checkpoints' / 'best.pt'}"
+        )
     if "a2b" not in result:
         print("no held-out error: testA and testB are not pairs of equal names and shapes")
         return

@@ -7,98 +7,29 @@ input, links resolved. Other existing files at an output path are replaced.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from fastunit import config
 from fastunit.common import cli
 from fastunit.common.choices import DIRECTIONS, PRECISIONS
-from fastunit.common.errors import DataError
-from fastunit.data.discovery import EXTENSIONS, image_files
-from fastunit.training.loading import load
-
-with cli.needs("train"):
-    from fastunit.inference.files import FileTranslator, Job
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.translate") -> int:
     """Run the command line; returns 0: all translated, 1: some failed, 2: a UserError."""
     args = _parser(prog).parse_args(argv)
     cli.setup_logging()
-    return cli.guard(lambda: _translate(args))
-
-
-def plan(source: Path, output: Path) -> list[Job]:
-    """Return the images to translate and their output paths; no output overwrites an input.
-
-    A folder's tree and names are kept under `output`. A file goes into `output` under its own
-    name if `output` is a folder, else to the path `output`, in the format of its extension.
-
-    Raises:
-        DataError: there is no input, the output's extension is not an image format's, or an
-            output would replace an input or lie in the input folder.
-    """
-    if os.path.isdir(source):
-        jobs = _folder_jobs(source, output)
-    elif os.path.isfile(source):
-        jobs = [_file_job(source, output)]
-    else:
-        raise DataError(f"INPUT {source} is neither a file nor a folder")
-    _protect_inputs(jobs)
-    return jobs
-
-
-def _folder_jobs(folder: Path, output: Path) -> list[Job]:
-    if os.path.lexists(output) and not os.path.isdir(output):
-        raise DataError(f"OUTPUT {output} is a file, but INPUT {folder} is a folder")
-    jobs = [Job(file, output / file.relative_to(folder)) for file in image_files(folder)]
-    root = os.path.realpath(folder)
-    for target in {job.target.parent for job in jobs}:
-        if Path(os.path.realpath(target)).is_relative_to(root):
-            raise DataError(
-                f"the translations in {target} would stand among the inputs in {folder}; "
-                "choose an OUTPUT outside of it"
-            )
-    return jobs
-
-
-def _file_job(file: Path, output: Path) -> Job:
-    target = output / file.name if os.path.isdir(output) else output
-    if target.suffix.lower() not in EXTENSIONS:
-        raise DataError(
-            f"cannot tell an image format from the name of {target}: it must be an existing "
-            f"folder or end in one of {' '.join(EXTENSIONS)}"
-        )
-    return Job(file, target)
-
-
-def _protect_inputs(jobs: Sequence[Job]) -> None:
-    """Raise DataError if an output is one of the inputs, under any name or through a link."""
-    inputs = {identity: job.source for job in jobs for identity in _identities(job.source)}
-    for job in jobs:
-        for identity in _identities(job.target):
-            if identity in inputs:
-                raise DataError(
-                    f"the output {job.target} is the input {inputs[identity]}, and inputs are "
-                    "never overwritten; choose another OUTPUT"
-                )
-
-
-def _identities(path: Path) -> set[tuple[int, int]]:
-    """Return (device, inode) of a path and of its link's target; empty if it does not exist."""
-    found = set()
-    for look in (os.stat, os.lstat):
-        with suppress(OSError):
-            status = look(path)
-            found.add((status.st_dev, status.st_ino))
-    return found
+    return cli.guard(lambda: _translate(args), extra="translate")
 
 
 def _translate(args: argparse.Namespace) -> int:
+    # Not at the top: --help needs neither PyTorch nor the extra.
+    from fastunit.inference.files import FileTranslator
+    from fastunit.inference.plan import plan
+    from fastunit.training.loading import load
+
     device = cli.pick_device(args.device)
     jobs = plan(args.input, args.output)
     given = config.load(args.config) if args.config else None
@@ -158,7 +89,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--direction", choices=DIRECTIONS, required=True, help="a2b: from domain a to b; or b2a"
     )
     parser.add_argument(
-        "--batch-size", type=_count, default=8, help="largest batch size (default: %(default)s)"
+        "--batch-size",
+        type=cli.positive,
+        default=8,
+        help="largest batch size (default: %(default)s)",
     )
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda or cuda:N")
     parser.add_argument(
@@ -174,12 +108,6 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="the YAML configuration for a gen_*.pt of the 2018 release, which contains none",
     )
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

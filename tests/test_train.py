@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from fastunit.data import builtin
 from fastunit.report import summary
 from fastunit.training import checkpoint
 from fastunit.training.state import TrainState
+from tests.support.checkout import ROOT
 from tests.support.processes import python
 
 
@@ -70,16 +72,75 @@ def test_the_demo_has_a_plan(capsys):
     assert "train_a: 400" in capsys.readouterr().out
 
 
+def shadow(folder: Path, *packages: str) -> dict[str, str]:
+    """Return the environment of a Python in which packages are not installed."""
+    for package in packages:
+        (folder / package).mkdir()
+        lines = f"raise ModuleNotFoundError(name={package!r})"
+        (folder / package / "__init__.py").write_text(lines)
+    return {"PYTHONPATH": str(folder)}
+
+
 @pytest.mark.parametrize(
-    ("command", "package"),
-    [("train", "PIL"), ("train", "tensorboard"), ("train", "matplotlib"), ("translate", "tqdm")],
+    ("command", "package", "extra"),
+    [
+        (["train"], "PIL", "train"),
+        (["train"], "tensorboard", "train"),
+        (["train"], "matplotlib", "train"),
+        (["adapt", "--data", "x"], "matplotlib", "train"),
+        (["translate", "x", "y", "z", "--direction", "a2b"], "PIL", "translate"),
+    ],
 )
-def test_a_missing_package_is_one_message(tmp_path, command, package):
-    (tmp_path / package).mkdir()
-    (tmp_path / package / "__init__.py").write_text(f"raise ModuleNotFoundError(name={package!r})")
-    done = python("-m", f"fastunit.{command}", "--help", env={"PYTHONPATH": str(tmp_path)})
+def test_a_missing_package_is_one_message(tmp_path, command, package, extra):
+    name, *rest = command
+    done = python("-m", f"fastunit.{name}", *rest, env=shadow(tmp_path, package))
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert f"{package} is not installed" in done.stderr and "fastunit[train]" in done.stderr
+    assert f"{package} is not installed" in done.stderr
+    assert f"-e '{ROOT}[{extra}]'" in done.stderr  # from this checkout, in any folder
+
+
+@pytest.mark.parametrize("name", ["train", "translate", "adapt"])
+def test_help_needs_no_package_and_no_pytorch(tmp_path, name):
+    needed = ("torch",) if name == "adapt" else ()  # which lists the digits' data sets
+    packages = {"torch", "yaml", "PIL", "tqdm", "tensorboard", "matplotlib", "nvidia"} - {*needed}
+    done = python("-m", f"fastunit.{name}", "--help", env=shadow(tmp_path, *packages))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: python -m fastunit.{name}")
+
+
+def test_the_built_in_configurations_are_named(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    assert "demo, emoji, maps, paper, photos" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_demo_s_networks_are_not_trained_on_photographs_by_default(command, tmp_path):
+    for split in ("trainA", "trainB"):
+        (tmp_path / "large" / split).mkdir(parents=True)
+        Image.new("RGB", (200, 160)).save(tmp_path / "large" / split / "0.png")
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = command("--data", tmp_path / "large", defaults=False)
+    assert code == 2 and "160 pixels" in err and "--config photos" in err
+    assert sorted(tmp_path.rglob("*")) == before
+    quick = ("--max-iter", "1e0", "--set", "image_display_iter=1", "--dry-run")
+    for choice in (("--config", "demo"), ("--set", "crop_image_height=48")):
+        assert command("--data", tmp_path / "large", *choice, *quick, defaults=False)[0] == 0
+
+
+def test_small_images_are_trained_on_with_the_demo_s_settings(command, photos, tmp_path):
+    code, _, err = command("--data", photos, "--set", "lr=-1", defaults=False)
+    assert code == 2 and "lr=-1" in err
+    code, out, err = command("--data", photos, "--dry-run", defaults=False)
+    assert code == 0 and "expected time" in out, err
+
+
+def test_the_expected_disk_space_is_enough_and_not_far_too_much(command, tmp_path):
+    _, out, _ = command("--dry-run", "--set", "checkpoint.keep_last=1")
+    unit, number = {"MiB": 2**20, "GiB": 2**30}, re.search(r"disk space: about (\d+) (\w+)", out)
+    expected = int(number[1]) * unit[number[2]]
+    command("--output", "run", "--set", "checkpoint.keep_last=1")
+    used = sum(path.stat().st_size for path in Path("run").rglob("*") if path.is_file())
+    assert used <= expected <= used + 4 * 2**20  # 3 MiB are for the page
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good(command, monkeypatch):
@@ -109,6 +170,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(command, tmp_path):
     assert f"discriminator a: {sum(p.numel() for p in unit.dis_a.parameters()):,}" in out
     assert "train_a: 5" in out and "train_b: 3" in out and "test_a: 2" in out
     assert "expected memory" in out and "MiB" in out
+    assert "expected time: about" in out and "(4 iterations" in out
 
 
 def broken(photos: Path) -> None:
@@ -197,6 +259,10 @@ BAD_COMMANDS = [
     (["--set", "lr=abc"], ["lr='abc'"]),
     (["--max-iter", "0"], ["max_iter=0"]),
     (["--config", "absent.yaml"], ["absent.yaml"]),
+    (
+        ["--config", "foto"],
+        ["configuration foto: there is no file", "did you mean photos?", "emoji"],
+    ),
     (["--data", "nowhere"], ["nowhere", "does not exist"]),
     (["--data", "tiny.yaml"], ["tiny.yaml", "not a folder"]),
     (["--device", "tpu"], ["tpu", "auto, cpu, cuda"]),

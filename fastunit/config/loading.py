@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib import resources
@@ -101,6 +102,8 @@ def read_yaml(path: str | Path | None) -> dict[str, Any]:
     source = _source(path)
     try:
         values = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(_absent(str(path))) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     except yaml.YAMLError as error:
@@ -108,6 +111,19 @@ def read_yaml(path: str | Path | None) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold 'key: value' lines, not {type(values).__name__}")
     return values
+
+
+def names() -> list[str]:
+    """Return the names of the built-in configurations."""
+    files = (Path(item.name) for item in resources.files("fastunit.configs").iterdir())
+    return sorted(file.stem for file in files if file.suffix == ".yaml")
+
+
+def _absent(path: str) -> str:
+    text = f"cannot read the configuration {path}: there is no file or built-in one of that name"
+    near = difflib.get_close_matches(Path(path).stem, names(), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{text}; {hint}built-in ones are {', '.join(names())}"
 
 
 def _source(path: str | Path | None) -> Any:

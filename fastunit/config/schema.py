@@ -117,6 +117,12 @@ class Config:
     image_save_iter: int = key(10_000, "iterations between kept sample grids", low=1)
     image_display_iter: int = key(100, "iterations between refreshes of samples/latest.png", low=1)
     snapshot_save_iter: int = key(10_000, "iterations between checkpoints", low=1)
+    evaluate_every: int = key(
+        0,
+        "iterations between measurements on held-out training images, by which checkpoints/best.pt "
+        "is chosen; 0: none",
+        low=0,
+    )
     display_size: int = key(16, "images of each domain in a sample grid", low=1)
 
     # Optimization.
@@ -141,9 +147,12 @@ class Config:
     gamma: float = key(0.5, "learning-rate factor of a step", low=0.0)
     decay_from: float = key(
         0.5,
-        "fraction of max_iter after which lr_policy=linear lowers the rate, to 0 at the end",
+        "fraction of max_iter after which linear and cosine lower the rate, to 0 at the end",
         low=0.0,
         below=1.0,
+    )
+    warmup_iter: int = key(
+        0, "iterations in which the learning rate rises from 0, under any lr_policy", low=0
     )
     share_fakes: bool = key(
         True, "one forward pass of the generators for both updates; false: one each, as the release"

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fastunit.common import extras
 from fastunit.common.errors import DataError
 from fastunit.common.files import atomic
 from fastunit.data.image_kinds import Kind, kind_of
@@ -75,7 +76,7 @@ def decode(data: bytes, reading: Reading) -> np.ndarray:
         raise DataError(_not_deep(reading))
     if not dali_installed():
         if reading.value_range:
-            raise DataError(f"{reading.key} needs NVIDIA DALI: pip install 'fastunit[train]'")
+            raise DataError(f"{reading.key} needs NVIDIA DALI: {extras.install('train')}")
         return defined
     seen = _by_dali(data, reading.channels, name)
     misread = DataError(f"the loader (DALI) misreads {name}; save it as PNG or JPEG")

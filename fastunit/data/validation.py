@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fastunit.common import progress
+from fastunit.common import extras, progress
 from fastunit.common.errors import ConfigError, DataError
 from fastunit.common.files import cache_dir, write_text
 from fastunit.data import image_io, value_ranges
@@ -149,7 +149,7 @@ def require_dali() -> None:
     except ImportError as error:
         raise DataError(
             f"reading images needs NVIDIA DALI, which cannot be imported ({error}); "
-            "install it with: pip install 'fastunit[train]'"
+            f"install it with: {extras.install('train')}"
         ) from error
 
 

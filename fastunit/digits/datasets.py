@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fastunit.common import extras
 from fastunit.common.errors import DataError, UserError
 from fastunit.digits.networks import CLASSES
 
@@ -208,8 +209,8 @@ def _needed(module: str, path: Path) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise DataError(
-            f"{path} is read by {error.name}, which is not installed; pip install "
-            "'fastunit[digits]' brings it"
+            f"{path} is read by {error.name}, which is not installed; install it with: "
+            f"{extras.install('digits')}"
         ) from error
 
 

@@ -6,7 +6,6 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +15,10 @@ from tqdm import tqdm
 from fastunit.common.choices import Direction
 from fastunit.common.errors import CheckpointError, DataError, UserError
 from fastunit.data import image_io
+from fastunit.inference.plan import Job
 from fastunit.inference.translator import Translator
 
 THREADS = min(4, os.cpu_count() or 1)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image to translate: the input file, and the file of the translation."""
-
-    source: Path
-    target: Path
 
 
 class FileTranslator:

@@ -14,6 +14,7 @@ from fastunit.common import precision as precisions
 from fastunit.common.choices import Direction, Precision
 from fastunit.common.errors import DataError
 from fastunit.config import Config
+from fastunit.inference.exported import ExportedNetworks
 from fastunit.models.domain_pair import DomainPair, evaluating
 from fastunit.models.layers import moved
 
@@ -27,8 +28,8 @@ class Translator:
     """Trained generators of two domains, ready to translate; `fastunit.load` makes one.
 
     Args:
-        networks: the generators, for instance a trained `UNIT`. They are moved to the device, in
-            channels_last memory format, and put into evaluation mode.
+        networks: the generators, for instance a trained `UNIT`, or those of an exported file. They
+            are moved to the device, in channels_last memory format, and put into evaluation mode.
         config: the configuration of their training. Only `data.range_a` and `data.range_b` are
             used: how 16-bit Pillow images are read.
         device: "cpu", "cuda", "cuda:N" or a torch.device; None is the first GPU, or the CPU if
@@ -48,7 +49,7 @@ class Translator:
 
     def __init__(
         self,
-        networks: DomainPair,
+        networks: DomainPair | ExportedNetworks,
         config: Config,
         *,
         device: torch.device | str | None = None,

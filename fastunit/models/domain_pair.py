@@ -69,7 +69,7 @@ class DomainPair(nn.Module):
         if 0 in x.shape[2:]:
             raise ValueError(f"an image of shape {tuple(x.shape)} has no pixels")
         height, width = x.shape[2:]
-        return target.decode(source.code(_extended(x, source.multiple)))[..., :height, :width]
+        return target.decode(source.code(extended(x, source.multiple)))[..., :height, :width]
 
     def along(self, direction: Direction) -> tuple[VAE, VAE]:
         """Return a direction's source generator (which encodes) and target generator (decodes)."""
@@ -115,7 +115,7 @@ class TrainablePair(DomainPair):
         raise NotImplementedError
 
 
-def _extended(x: Tensor, multiple: int) -> Tensor:
+def extended(x: Tensor, multiple: int) -> Tensor:
     """Extend images at the bottom and right to the next size that the networks accept."""
     height, width = (
         max(-(-size // multiple) * multiple, 2 * multiple, 4) - size for size in x.shape[2:]

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable
 from typing import TypeGuard, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -66,13 +67,15 @@ def run_modules(modules: nn.Sequential | Iterable[nn.Module], x: Tensor) -> Tens
     """Apply modules one after the other; a sequence with hooks is called.
 
     PyTorch's instance norm of one image has a wrong backward pass on CPUs (2.11, 2.13) for a
-    gradient in channels_last; after that module gradients are made contiguous.
+    gradient in channels_last; after that module gradients are made contiguous. Not in an exported
+    graph, which has no gradient and takes any number of images.
     """
     if isinstance(modules, nn.Module) and not untouched(modules, nn.Sequential):
         return modules(x)
     for module in modules:
         x = module(x)
-        if isinstance(module, nn.InstanceNorm2d) and x.dim() == 4 and len(x) == 1:
+        norm = isinstance(module, nn.InstanceNorm2d) and not torch.compiler.is_exporting()
+        if norm and x.dim() == 4 and len(x) == 1:
             x = x.flatten(1).view(x.shape)  # their gradients are copied where they are not
     return x
 

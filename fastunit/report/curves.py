@@ -11,19 +11,11 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from fastunit.report import groups
+
 SMOOTH = 40  # the running mean spans 1/40 of a curve on either side
 MOST_POINTS = 600  # per curve: more would not be visible and would enlarge the page
 
-_GROUPS = {
-    "discriminators": ("discriminator_a", "discriminator_b"),
-    "adversarial": ("adversarial_a", "adversarial_b"),
-    "reconstruction (L1)": ("reconstruction_a", "reconstruction_b"),
-    "cycle (L1)": ("cycle_a", "cycle_b"),
-    "identity (L1)": ("identity_a", "identity_b"),
-    "KL of the codes": ("kl_a", "kl_b", "cycle_kl_a", "cycle_kl_b"),
-    "totals": ("generator_total", "discriminator_total"),
-    "perceptual": ("perceptual_a", "perceptual_b"),
-}
 _INK = "#123456"  # placeholder for the page's text colour, which follows its light or dark theme
 
 
@@ -34,8 +26,8 @@ def curves_svg(records: list[dict[str, Any]]) -> str:
     """
 
     curves = {
-        title: {name: points for name in names if len(points := _points(records, name))}
-        for title, names in _GROUPS.items()
+        group.title: {name: points for name in group.names if len(points := _points(records, name))}
+        for group in groups.LOSSES
     }
     curves = {title: lines for title, lines in curves.items() if lines}
     rows = max(1, math.ceil(len(curves) / 3))

@@ -89,7 +89,8 @@ class Gallery:
 def page(run_dir: Path, settings: Config, iteration: int, result: dict[str, Any] | None) -> None:
     """Write the run's index.html; `result` is None during training."""
     title = f"{run_dir.name}, iteration {iteration}"
-    write_page(run_dir, title, config.dump_yaml(settings), result)
+    text, total = config.dump_yaml(settings), settings.max_iter
+    write_page(run_dir, title, text, result, iteration=iteration, total=total)
 
 
 @torch.no_grad()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from fastunit.common import files
 
 GAP = 4  # pixels between images
 LABEL = 20  # height of a row's label
+_LAYOUT = "fastunit rows"  # key of the PNG's text: label -> y, width, height, number of images
 SMALLEST = 64  # smaller images are enlarged to at least this height
 
 
@@ -39,12 +42,30 @@ def draw_grid(rows: Mapping[str, np.ndarray], path: Path) -> None:
     height = sum(strip.height + LABEL + GAP for _, strip in strips) + GAP
     sheet = Image.new("RGB", (width, height), "white")
     pen, font, y = ImageDraw.Draw(sheet), ImageFont.load_default(14), GAP
+    layout: dict[str, list[int]] = {}
     for label, strip in strips:
         pen.text((GAP, y), label, fill="black", font=font)
         sheet.paste(strip, (GAP, y + LABEL))
+        count = len(rows[label])
+        layout[label] = [y + LABEL, (strip.width + GAP) // count - GAP, strip.height, count]
         y += strip.height + LABEL + GAP
+    note = PngInfo()
+    note.add_text(_LAYOUT, json.dumps(layout))
     with files.atomic(path) as temporary:
-        sheet.save(temporary)
+        sheet.save(temporary, pnginfo=note)
+
+
+def cells(path: Path) -> dict[str, list[Image.Image]]:
+    """Return a grid's images by the labels of their rows; empty for a file of another origin."""
+    with Image.open(path) as sheet:
+        layout = json.loads(sheet.info.get(_LAYOUT, "{}"))
+        return {
+            label: [
+                sheet.crop((x, y, x + width, y + height))
+                for x in range(GAP, GAP + count * (width + GAP), width + GAP)
+            ]
+            for label, (y, width, height, count) in layout.items()
+        }
 
 
 def _strip(pixels: np.ndarray) -> Image.Image:

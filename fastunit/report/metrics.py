@@ -15,10 +15,11 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from fastunit.common import files
+from fastunit.report.groups import tag
 
 
 class Metrics:
-    """Writes named numbers to `metrics.jsonl` and to TensorBoard, both in `run_dir`.
+    """Writes named numbers to `metrics.jsonl` and, grouped, to TensorBoard, both in `run_dir`.
 
     A JSONL record has "iteration", "time" (seconds since this object was created) and the numbers;
     non-finite ones are written as the strings "nan", "inf" and "-inf", since JSON has no such
@@ -42,7 +43,7 @@ class Metrics:
         self._file.write(json.dumps(stamp | numbers) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(name, value, iteration)
+            self._board.add_scalar(tag(name), value, iteration)
 
     def image(self, tag: str, path: Path, iteration: int) -> None:
         """Write an image file to TensorBoard."""

@@ -1,138 +1,178 @@
-"""The run's `index.html`: grids over time, loss curves, result and configuration in one file."""
+"""The run's `index.html`: status, result, images, loss curves and settings in one file.
+
+It is at most 3 MB whatever the length of the run, and shows all images without JavaScript.
+"""
 
 from __future__ import annotations
 
-import base64
 import html
-import io
-from collections.abc import Mapping
+import json
+import time
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from fastunit.common import files
-from fastunit.report import summary
+from fastunit.common.durations import duration
+from fastunit.common.spread import spread
+from fastunit.report import document, summary
 from fastunit.report.curves import curves_svg
+from fastunit.report.grid import cells
 from fastunit.report.metrics import read_metrics
 
-MOST_GRIDS, MOST_WIDTH = 16, 1100  # embedded grids, and their width in pixels: 10 MB at most
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d2230; --soft: #5d6579; --paper: #f6f7fa;
-        --card: #fff; --line: #e0e3ec; --accent: #3b6fd4; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ef; --soft: #9aa2b5; --paper: #14161c;
-        --card: #1d2028; --line: #313643; --accent: #7aa5ff; } }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 70rem; margin: 2.5rem auto; padding: 0 1rem; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 0 0 .8rem; }
-p { margin: 0 0 .8rem; color: var(--soft); }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
-          padding: 1.1rem 1.3rem; margin: 1.3rem 0; }
-figure { margin: 0 0 1rem; } figure:last-child { margin: 0; }
-figcaption { font-weight: 600; margin-bottom: .4rem; font-variant-numeric: tabular-nums; }
-figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; border-radius: 6px; }
-svg { display: block; width: 100%; height: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: .35rem 1.6rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 500; }
-th:first-child, td:first-child { text-align: left; } tr:last-child td { border: 0; }
-input[type=range] { width: 100%; margin: 0 0 .6rem; accent-color: var(--accent); }
-summary { cursor: pointer; } pre { overflow: auto; font-size: .85rem; margin: .8rem 0 0; }
-"""
+MOST_GRIDS, MOST_WIDTH = 16, 1100  # embedded grids, and their width in pixels
+GRID_BYTES, PAIR_BYTES = 1_300_000, 300_000  # of all grids and of all pairs, as WebP
+PAIRS = 4  # of each direction
+DIRECTIONS = (("input a", "a to b"), ("input b", "b to a"))  # rows of a sample grid
 
 # Without JavaScript all grids are shown; with it, one at a time, chosen by a slider.
 _SCRIPT = """
-const grids = [...document.querySelectorAll("figure")], slider = document.querySelector("input");
+const grids = [...document.querySelectorAll("figure.grid")];
+const slider = document.querySelector("#time");
 const show = () => grids.forEach((g, i) => { g.hidden = i != slider.value; });
 if (grids.length > 1) { slider.hidden = false; slider.oninput = show; show(); }
 """
 
 
 def write_page(
-    run_dir: Path, title: str, config_text: str, result: Mapping[str, Any] | None
+    run_dir: Path,
+    title: str,
+    config_text: str,
+    result: Mapping[str, Any] | None,
+    *,
+    iteration: int = 0,
+    total: int = 0,
 ) -> None:
     """Write `run_dir`/index.html, self-contained, atomically.
 
     Args:
-        run_dir: holds metrics.jsonl and samples/NNNNNNNN.png; up to `MOST_GRIDS` grids, spread
-            over time, are embedded.
+        run_dir: holds metrics.jsonl, samples/NNNNNNNN.png, of which up to `MOST_GRIDS`, spread over
+            time, are embedded, and environment.json, if any.
         title: the heading.
         config_text: the resolved configuration, shown collapsed.
         result: the content of result.json, None during training.
+        iteration: the last iteration.
+        total: the iteration at which training ends.
     """
-    grids = _spread(sorted((run_dir / "samples").glob("[0-9]*.png")))
+    kept = sorted((run_dir / "samples").glob("[0-9]*.png"))
+    grids, records = spread(kept, MOST_GRIDS), read_metrics(run_dir)
     config = f"<details><summary>resolved</summary><pre>{html.escape(config_text)}</pre></details>"
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        _section("Result", _result_table(result)),
-        _section("Samples", _slider(len(grids)) + "".join(map(_figure, grids))),
-        _section("Losses by iteration", curves_svg(read_metrics(run_dir))),
-        _section("Configuration", config),
+        document.section("Status", _status(records, result, iteration, total)),
+        document.section("Result", _result_table(result)),
+        *_comparisons(kept[-1] if kept else None),
+        document.section("Samples", _slider(len(grids)) + "".join(map(_figure, grids))),
+        document.section("Losses by iteration", curves_svg(records)),
+        *_environment(run_dir / "environment.json"),
+        document.section("Configuration", config),
     ]
-    files.write_text(
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>\n"
-        + "\n".join(parts)
-        + f"\n<script>{_SCRIPT}</script></body></html>\n",
-        run_dir / "index.html",
+    page = document.document(title, parts, _SCRIPT + document.PAIR_SCRIPT)
+    files.write_text(page, run_dir / "index.html")
+
+
+def time_left(records: list[dict[str, Any]], iteration: int, total: int) -> float | None:
+    """Return the seconds until the last iteration, by the pace of the latest records; or None.
+
+    "time" in a record counts from the start of its process, so only the latest's count.
+    """
+    recent = records[-50:]
+    for index in range(len(recent) - 1, 0, -1):
+        if recent[index]["time"] < recent[index - 1]["time"]:  # the run was resumed here
+            recent = recent[index:]
+            break
+    if len(recent) < 2 or recent[-1]["iteration"] <= recent[0]["iteration"]:
+        return None
+    seconds = recent[-1]["time"] - recent[0]["time"]
+    return seconds / (recent[-1]["iteration"] - recent[0]["iteration"]) * (total - iteration)
+
+
+def _status(
+    records: list[dict[str, Any]], result: Mapping[str, Any] | None, iteration: int, total: int
+) -> str:
+    now = time.strftime("%Y-%m-%d %H:%M")
+    if result is not None:
+        return f"<p>Finished at iteration {result['iteration']:,}; written {now}.</p>"
+    if not total:
+        return "<p>Training is running; reload the page to update it.</p>"
+    left = time_left(records, iteration, total)
+    rest = "" if left is None else f", about {duration(left)} left"
+    return (
+        f'<progress max="{total}" value="{iteration}"></progress>'
+        f"<p>Training: iteration {iteration:,} of {total:,} ({iteration / total:.0%}){rest}. "
+        f"Written {now} with the latest sample grid; reload the page to update it.</p>"
     )
 
 
-def _spread(paths: list[Path]) -> list[Path]:
-    """Return at most MOST_GRIDS evenly spaced paths, including the first and last."""
-    if len(paths) <= MOST_GRIDS:
-        return paths
-    last = len(paths) - 1
-    return [paths[round(i * last / (MOST_GRIDS - 1))] for i in range(MOST_GRIDS)]
+def _comparisons(grid: Path | None) -> Iterator[str]:
+    """Yield a section of inputs and their translations, from the newest grid."""
+    if grid is None:
+        return
+    rows = cells(grid)
+    pairs = [
+        (rows[source][index], rows[label][index], f"{label}, {index + 1}")
+        for source, label in DIRECTIONS
+        for index in range(min(PAIRS, len(rows.get(source, ())), len(rows.get(label, ()))))
+    ]
+    if pairs:
+        budget = PAIR_BYTES // len(pairs)
+        shown = "".join(document.pair(*each, budget) for each in pairs)
+        title = f"Before and after, iteration {int(grid.stem):,}"
+        yield document.section(title, f'<div class="pairs">{shown}</div>')
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>\n{content}</section>"
+def _environment(path: Path) -> Iterator[str]:
+    if not path.is_file():
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    versions = (f"{name} {value}" for name, value in found.get("versions", {}).items() if value)
+    rows = [
+        ("device", str(found.get("device"))),
+        ("threads", str(found.get("threads"))),
+        ("versions", ", ".join(versions)),
+        ("commit", str(found.get("commit") or "not a checkout")),
+        ("command", " ".join(map(str, found.get("command", ())))),
+        ("seed", str(found.get("seed"))),
+    ]
+    yield document.section("Environment", document.facts(rows))
 
 
 def _slider(count: int) -> str:
     # autocomplete=off: some browsers restore a slider on reload, and the newest grid is wanted.
     return (
-        f'<input type="range" min="0" max="{max(count - 1, 0)}" value="{max(count - 1, 0)}" '
-        'hidden autocomplete="off" aria-label="samples over time">'
+        f'<input type="range" id="time" min="0" max="{max(count - 1, 0)}" '
+        f'value="{max(count - 1, 0)}" hidden autocomplete="off" aria-label="samples over time">'
     )
 
 
 def _figure(path: Path) -> str:
-    data = base64.b64encode(_small(path)).decode()
     iteration = int(path.stem)
-    return (
-        f"<figure><figcaption>iteration {iteration:,}</figcaption>"
-        f'<img alt="samples at iteration {iteration}" src="data:image/png;base64,{data}"></figure>'
-    )
+    image = _grid_image(path, path.stat().st_mtime_ns)
+    return f'<figure class="grid"><figcaption>iteration {iteration:,}</figcaption>{image}</figure>'
 
 
-def _small(path: Path) -> bytes:
-    """Return a grid's PNG data, downscaled to MOST_WIDTH if it is wider."""
-    with Image.open(path) as image:
-        if image.width <= MOST_WIDTH:
-            return path.read_bytes()
-        size = (MOST_WIDTH, round(image.height * MOST_WIDTH / image.width))
-        buffer = io.BytesIO()
-        image.resize(size, Image.Resampling.LANCZOS).save(buffer, "PNG")
-    return buffer.getvalue()
+@lru_cache(maxsize=4 * MOST_GRIDS)  # a run's page is written often, with few new grids each time
+def _grid_image(path: Path, modified: int) -> str:
+    with Image.open(path) as grid:
+        if grid.width > MOST_WIDTH:
+            size = (MOST_WIDTH, round(grid.height * MOST_WIDTH / grid.width))
+            grid = grid.resize(size, Image.Resampling.LANCZOS)
+        alt = f"samples at iteration {int(path.stem)}"
+        return document.img(grid, alt, GRID_BYTES // MOST_GRIDS)
 
 
 def _result_table(result: Mapping[str, Any] | None) -> str:
     if result is None:
-        return "<p>Training is running; reload the page to update it.</p>"
+        return "<p>The held-out error is measured at the end of training.</p>"
     words = f"Iteration {result['iteration']:,}, {result['images_per_s']:.1f} images/s, "
     words += f"{result['seconds']:.0f} s in total."
     if "a2b" not in result:
         return f"<p>{words} The test sets are not pairs, so there is no held-out error.</p>"
-    (_, *heading), *rows = summary.table(result)
-    head = "".join(f"<th>{name}</th>" for name in ("", *heading))
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     said = "".join(f"<p>{html.escape(line)}.</p>" for line in summary.sentences(result))
     legend = "; ".join(map(html.escape, summary.LEGEND))
     return (
         f"<p>{words} {result['pairs']} held-out pairs:</p>"
-        f"<table><tr>{head}</tr>{body}</table>{said}<p>{legend}.</p>"
+        f"{document.table(summary.table(result))}{said}<p>{legend}.</p>"
     )

@@ -8,9 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-from torch._functorch import config as functorch
-from torch._inductor.exc import InductorError
 
 from fastunit.common.choices import Switch
 
@@ -38,6 +35,11 @@ class Compiled:
             return function(*args)
         if function not in self._compiled:
             self._compiled[function] = torch.compile(function, dynamic=False, fullgraph=True)
+        # Only here: these modules take a second to import, and most commands never compile.
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+        from torch._functorch import config as functorch
+        from torch._inductor.exc import InductorError
+
         try:
             with functorch.patch(force_non_lazy_backward_lowering=True):
                 return self._compiled[function](*args)

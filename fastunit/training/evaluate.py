@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastunit.common import progress
-from fastunit.common.choices import DIRECTIONS
+from fastunit.common.choices import DIRECTIONS, Direction
 from fastunit.config import Config
 from fastunit.data.discovery import Domains
 from fastunit.models.domain_pair import DomainPair, evaluating
@@ -32,10 +32,18 @@ MOST_COMPARED = 2**33  # values subtracted for one retrieval: some 10 s on a CPU
 RETRIEVED = ("paired", "identity", "statistics")  # a constant image is always at chance
 _SLOW = 2.0  # seconds after which a progress bar is shown
 
+# Takes a direction, a kind of prediction, its images, the true images, and their pairs of files.
+Observer = Callable[[Direction, str, Tensor, Tensor, Pairs], None]
+
 
 @torch.no_grad()
 def measure(
-    pair: DomainPair, pairs: Pairs, domains: Domains, config: Config, device: torch.device
+    pair: DomainPair,
+    pairs: Pairs,
+    domains: Domains,
+    config: Config,
+    device: torch.device,
+    observe: Observer | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the errors of translations and baselines, for "a2b" and "b2a".
 
@@ -51,6 +59,8 @@ def measure(
     Statistics are those of every k-th training image, resized and cropped as test images, with the
     smallest k that leaves at most `MOST_TRAINING`. Likewise retrieval is among every k-th pair if
     comparing all would take more than `MOST_COMPARED` subtractions.
+
+    `observe`, if given, is called with every batch of predictions of each kind.
 
     Raises:
         DataError: a file can no longer be read; the message names it.
@@ -75,8 +85,12 @@ def measure(
         }
         for x_a, x_b in zip(*(read(name, files[name]) for name in "ab"), strict=True):
             for way, x, truth in zip(DIRECTIONS, (x_a, x_b), (x_b, x_a), strict=True):
+                done = ways[way].done
                 with evaluating(pair):
-                    ways[way].add(x, pair.translate(x, way), truth)
+                    predictions = ways[way].add(x, pair.translate(x, way), truth)
+                if observe is not None:
+                    for kind, images in predictions.items():
+                        observe(way, kind, images, truth, pairs[done : done + len(x)])
     return {name: way.result() for name, way in ways.items()}
 
 
@@ -94,19 +108,21 @@ class _DirectionScores:
         self._errors: dict[str, float] = defaultdict(float)
         self._counts: Counter[str] = Counter()
         self._hits: dict[str, float] = defaultdict(float)
-        self._done = 0
+        self.done = 0
 
-    def add(self, x: Tensor, translated: Tensor, truth: Tensor) -> None:
-        """Compare the predictions for `x`, [N, C, H, W], with the true images."""
-        compared = 0 if self._truths is None else max(0, len(self._truths) - self._done)
-        for kind, images in self._predictions(x, translated).items():
+    def add(self, x: Tensor, translated: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        """Compare the predictions for `x`, [N, C, H, W], with the true images; return them."""
+        compared = 0 if self._truths is None else max(0, len(self._truths) - self.done)
+        predictions = self._predictions(x, translated)
+        for kind, images in predictions.items():
             difference = (images.double() - truth.double()).abs()
             self._errors[kind] += difference.mean((1, 2, 3)).sum().item()
             self._counts[kind] += len(x)
             if self._truths is not None and compared and kind in RETRIEVED:
                 chosen = images[:compared]
-                self._hits[kind] += baselines.retrieved(chosen, self._truths, self._done)
-        self._done += len(x)
+                self._hits[kind] += baselines.retrieved(chosen, self._truths, self.done)
+        self.done += len(x)
+        return predictions
 
     def _predictions(self, x: Tensor, translated: Tensor) -> dict[str, Tensor]:
         predictions = {"paired": translated, "identity": x}
@@ -121,10 +137,10 @@ class _DirectionScores:
         found, left_out = {}, {}
         count = 0 if self._truths is None else len(self._truths)
         for kind in KINDS:
-            if self._counts[kind] < self._done:
+            if self._counts[kind] < self.done:
                 left_out[f"{kind}_l1"] = "training and held-out images differ in size"
                 continue
-            found[f"{kind}_l1"] = self._errors[kind] / self._done
+            found[f"{kind}_l1"] = self._errors[kind] / self.done
             if count > 1 and kind in RETRIEVED:
                 name = "retrieval" if kind == "paired" else f"{kind}_retrieval"
                 found[name] = self._hits[kind] / count

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from fastunit.common.spread import spread
 from fastunit.config import Config, Domain
 from fastunit.data.discovery import Domains
 from fastunit.data.pipeline import iter_images
@@ -41,7 +42,7 @@ def shown_images(
     """Return the centre crops for the sample grids, [N, C, H, W] of each domain.
 
     Test images, or training images if there is no test set; at most `display_size`, equally many
-    of both domains.
+    of both domains, spread over the set: neighbours in a folder are often nearly the same.
     """
     if domains.test_a and domains.test_b:
         chosen = domains.test_a, domains.test_b
@@ -49,7 +50,9 @@ def shown_images(
         chosen = domains.train_a, domains.train_b
     count = min(config.display_size, *map(len, chosen))
     x_a, x_b = (
-        torch.cat(list(read(files[:count], config.domain(name), config, config.crop, device)))
+        torch.cat(
+            list(read(spread(files, count), config.domain(name), config, config.crop, device))
+        )
         for files, name in zip(chosen, "ab", strict=True)
     )
     return x_a, x_b

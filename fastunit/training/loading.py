@@ -9,6 +9,7 @@ import torch
 from fastunit.common.choices import Precision
 from fastunit.common.errors import CheckpointError, ConfigError
 from fastunit.config import Config
+from fastunit.inference.exported import SUFFIXES, networks_file
 from fastunit.inference.translator import Translator
 from fastunit.training import checkpoint
 
@@ -24,7 +25,8 @@ def load(
 
     Args:
         path: a run's folder (its newest readable checkpoint), a checkpoint of fastunit, or a
-            release's gen_*.pt. If it has averaged generators (`ema_decay`), these are loaded.
+            release's gen_*.pt. If it has averaged generators (`ema_decay`), these are loaded. Or a
+            file of `fastunit.export`: .onnx or .pt2 (of one direction), or .safetensors.
         device: "cpu", "cuda", "cuda:N" or a torch.device; None is the first GPU, or the CPU if
             there is none.
         precision: compute dtype of convolutions and matmuls: "bf16", "tf32", "fp32" or "inherit";
@@ -42,7 +44,10 @@ def load(
             support the precision.
         UserError: the device does not exist.
     """
-    networks, used = checkpoint.load_generators(Path(path), config)
+    if Path(path).suffix in SUFFIXES:
+        networks, used = networks_file(Path(path))
+    else:
+        networks, used = checkpoint.load_generators(Path(path), config)
     if config is not None and used is not config:
         raise ConfigError(f"{path} has its own configuration; leave out config (--config)")
     if not all(parameter.isfinite().all() for parameter in networks.parameters()):

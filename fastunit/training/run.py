@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ from fastunit.data import builtin, discovery, validation
 from fastunit.data.discovery import Domains
 from fastunit.data.image_io import Reading
 from fastunit.data.validation import SizeRule
-from fastunit.training import allocator, held_out, run_dir
+from fastunit.evaluation import features
+from fastunit.training import allocator, best, held_out, run_dir
+from fastunit.training.estimates import Batches, Estimate, estimate, noise
 from fastunit.training.kernel_compilation import compile_kernels
 from fastunit.training.loop import Callback, Stop, stop_on_signals
 from fastunit.training.run_dir import Run, find_run
 from fastunit.training.state import TrainState
+from fastunit.training.streams import Stream
 from fastunit.training.trainer import Trainer
 
 NAME = "unit"  # default name of `fit`'s run folder in runs/
@@ -59,6 +63,7 @@ def fit(
     device: torch.device | str | None = None,
     callback: Callback | None = None,
     progress: bool = False,
+    loaders: tuple[Iterable[Any], Iterable[Any]] | None = None,
 ) -> TrainingResult:
     """Train UNIT as `python -m fastunit.train` does, with the same run folder.
 
@@ -77,6 +82,13 @@ def fit(
             on a GPU one interval later. If it returns True, the run stops after a checkpoint; an
             exception ends the run without one.
         progress: whether to show progress bars on stderr.
+        loaders: an iterable of training batches for each domain, such as a torch DataLoader, in
+            place of image files: `config` then names none. Batches are floating tensors
+            [N, C, H, W] in [-1, 1], N = batch_size * accumulate, H and W those of the crop, or
+            sequences that begin with one. At its end an iterable is started again. If it has
+            state_dict and load_state_dict (as torchdata's StatefulDataLoader), its state is kept in
+            checkpoints; else a resumed run starts it anew, with a warning. There is no held-out
+            error.
 
     Returns:
         The folder, the iteration reached and the evaluation.
@@ -100,7 +112,8 @@ def fit(
     config = configuration.from_dict(configuration.to_dict(config))
     wanted = {True: "auto", False: None}[resume] if isinstance(resume, bool) else str(resume)
     run = find_run(None if output is None else str(output), wanted, NAME)
-    return train(config, run, devices.choose(device), callback=callback, progress=progress)
+    chosen = devices.choose(device)
+    return train(config, run, chosen, callback=callback, progress=progress, loaders=loaders)
 
 
 def train(
@@ -111,6 +124,7 @@ def train(
     callback: Callback | None = None,
     progress: bool = True,
     signals: bool = False,
+    loaders: tuple[Iterable[Any], Iterable[Any]] | None = None,
 ) -> TrainingResult:
     """Train, evaluate and return the result: the common part of `fit` and the command line.
 
@@ -121,21 +135,46 @@ def train(
     with bars.shown(progress), devices.current(device):
         if device.type == "cpu":
             allocator.keep_freed_memory()
-        domains = checked_files(config)
+        streams = _streams(config, loaders, device)
+        domains = Domains((), (), (), ()) if streams else checked_files(config)
+        domains, held = best.split(domains, config)
         pairs = held_out.find_pairs(domains, config)
-        state = TrainState(config, device)
+        state = TrainState(config, device, streams)
         run.restore(state)
-        shown = held_out.shown_images(domains, config, device)
+        if streams:
+            x_a, x_b = (stream.peek()[: config.display_size] for stream in streams)
+            count = min(len(x_a), len(x_b))
+            shown = x_a[:count], x_b[:count]
+        else:
+            shown = held_out.shown_images(domains, config, device)
         with run.claim() as folder:
             run_dir.describe(folder, config, device)
             _logger.info("%s", state.execution_summary())
             if device.type == "cuda":
                 compile_kernels(config, device)
-            trainer = Trainer(state, domains, folder, shown, started, callback)
-            with stop_on_signals() if signals else nullcontext(Stop()) as stop:
-                finished = _run(trainer, stop)
+            keeper = None if held is None else best.Best(config, held, device)
+            trainer = Trainer(state, domains, folder, shown, started, callback, keeper)
+            stopping = stop_on_signals() if signals else nullcontext(Stop())
+            with stopping as stop, _memory_errors():
+                finished = trainer.run(stop)
             measures = trainer.finish(pairs) if finished else {}
     return TrainingResult(folder, state.iteration, finished, measures, stop.signal)
+
+
+def _streams(
+    config: Config, loaders: tuple[Iterable[Any], Iterable[Any]] | None, device: torch.device
+) -> tuple[Stream, Stream] | None:
+    if loaders is None:
+        return None
+    if config.evaluate_every:
+        raise ConfigError("evaluate_every holds out image files; set it to 0 with loaders")
+    given = config.given_data() + (["data.builtin"] if config.data.builtin != "none" else [])
+    if given:
+        raise ConfigError(f"loaders and {', '.join(given)} are both given; leave out one of them")
+    if not isinstance(loaders, (tuple, list)) or len(loaders) != 2:
+        raise ConfigError("loaders must be two iterables, one for each domain: loaders=(a, b)")
+    a, b = loaders
+    return Stream(a, "a", config, device), Stream(b, "b", config, device)
 
 
 def checked_files(config: Config) -> Domains:
@@ -155,29 +194,64 @@ def checked_files(config: Config) -> Domains:
     )
 
 
-def image_counts(config: Config) -> dict[str, int]:
-    """Return the number of images of each split, after checking them as training does.
+@dataclass(frozen=True)
+class Plan:
+    """What `dry_run` found: images of each split, expected time and disk space."""
+
+    images: dict[str, int]
+    estimate: Estimate
+
+
+def dry_run(config: Config, run: Run, device: torch.device) -> Plan:
+    """Make every check that `train` makes, and a few steps; nothing is written.
 
     Of built-in images only the size is checked: they are drawn when training starts.
+
+    Raises:
+        The errors of `train`.
     """
-    if config.data.builtin != "none":
-        height, width = builtin.size(config.data.builtin)
-        validation.require_dali()
-        for split in discovery.SPLITS:
-            validation.check_channels(_rule(config, split).reading.channels)
-            if reason := _rule(config, split).problem(height, width):
-                raise UserError(
-                    f"the drawn images of data.builtin={config.data.builtin} are {reason}"
-                )
-        return builtin.DEMO_COUNTS
-    checked = checked_files(config)
-    return {split: len(getattr(checked, split)) for split in discovery.SPLITS}
+    with devices.current(device):
+        domains = None
+        if config.data.builtin != "none":
+            _check_builtin(config)
+            images = builtin.DEMO_COUNTS
+        else:
+            domains = checked_files(config)
+            images = {split: len(getattr(domains, split)) for split in discovery.SPLITS}
+            held_out.find_pairs(domains, config)
+            domains, held = best.split(domains, config)
+            if held is not None:
+                features.load("efficientnet", None, device)
+        state = TrainState(config, device)
+        run.restore(state)
+        batches = noise(config, device)
+        if domains is not None:
+            held_out.shown_images(domains, config, device)
+            batches = _batches(state, domains)
+        run.check()
+        with _memory_errors():
+            return Plan(images, estimate(state, batches))
 
 
-def _run(trainer: Trainer, stop: Stop) -> bool:
-    """Run the loop; adds the remedy to errors of divergence and memory."""
+def _batches(state: TrainState, domains: Domains) -> Batches:
+    loader_a, loader_b = state.loaders(domains)
+    return lambda: (next(loader_a), next(loader_b))
+
+
+def _check_builtin(config: Config) -> None:
+    height, width = builtin.size(config.data.builtin)
+    validation.require_dali()
+    for split in discovery.SPLITS:
+        validation.check_channels(_rule(config, split).reading.channels)
+        if reason := _rule(config, split).problem(height, width):
+            raise UserError(f"the drawn images of data.builtin={config.data.builtin} are {reason}")
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turn an error of too little memory on a GPU into one with the remedy."""
     try:
-        return trainer.run(stop)
+        yield
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"the GPU's memory is full ({error}); set checkpoint_activations=true, or lower "

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 
@@ -77,6 +77,13 @@ class Run:
             return config.to_dict(checkpoint.config_beside(self.weights))
         return config.read_yaml(path)
 
+    def check(self) -> None:
+        """Raise UserError if `claim` would fail; writes nothing."""
+        _check_writable(self.folder)
+        if (self.folder / _LOCK).is_file():
+            with open(self.folder / _LOCK) as lock:
+                _lock(lock, self.folder)
+
     @contextmanager
     def claim(self) -> Iterator[Path]:
         """Create the folder, and lock it against other processes inside the block.
@@ -93,11 +100,15 @@ class Run:
                 folder = _free(re.sub(r"-\d+$", "", folder.name))
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / _LOCK, "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"another process is training in {folder}") from error
+            _lock(lock, folder)
             yield folder
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another process is training in {folder}") from error
 
 
 def describe(folder: Path, settings: Any, device: torch.device) -> None:
@@ -190,10 +201,14 @@ def _fresh(folder: Path) -> Path:
         raise ConfigError(
             f"output {folder} is not empty; continue that run (--resume), or give another folder"
         )
+    _check_writable(folder)
+    return folder
+
+
+def _check_writable(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(f"output {folder} cannot be made: {existing} is not a writable folder")
-    return folder
 
 
 def _same(folder: Path, other: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from fastunit.training import checkpoint, release_files
 from fastunit.training.ema import Average
 from fastunit.training.objective import Losses
 from fastunit.training.step import TrainStep
+from fastunit.training.streams import Stream
 
 ADAM_KEYS = ("lr", "beta1", "beta2", "weight_decay")
-SCHEDULE_KEYS = {"step": ("step_size", "gamma"), "linear": ("decay_from", "max_iter")}
+_DECAY = ("decay_from", "max_iter")
+SCHEDULE_KEYS = {"step": ("step_size", "gamma"), "linear": _DECAY, "cosine": _DECAY}
 MEMORY_FORMAT = torch.channels_last  # of the networks
 _logger = logging.getLogger(__name__)
 
@@ -36,10 +39,17 @@ class TrainState:
     """The state of a training run; saves it to checkpoints and restores it.
 
     Seeds PyTorch's default generators with `config.seed`. Networks are channels_last on `device`.
+    `streams` are both domains' batches where they do not come from image files.
     """
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        streams: tuple[Stream, Stream] | None = None,
+    ) -> None:
         self.config, self.device, self.iteration = config, device, 0
+        self._streams = streams
         self.positions = {"a": 0, "b": 0}  # samples of each domain trained on
         self.files = {"a": "", "b": ""}  # fingerprints of the domains' file lists
         self.spent = {"seconds": 0.0, "loop_seconds": 0.0}  # over all resumptions of the run
@@ -80,8 +90,10 @@ class TrainState:
         self.positions["b"] += len(x_b)
         return losses
 
-    def loaders(self, domains: Domains) -> tuple[DomainLoader, ...]:
+    def loaders(self, domains: Domains) -> tuple[Iterator[Tensor], ...]:
         """Open both domains' training streams at the current positions."""
+        if self._streams is not None:
+            return self._streams
         self._compare_files(domains)
         return tuple(
             DomainLoader(
@@ -132,6 +144,7 @@ class TrainState:
             "positions": dict(self.positions),
             "files": dict(self.files),
             "spent": dict(self.spent),
+            **({"streams": [s.state() for s in self._streams]} if self._streams else {}),
         }
 
     def restore(self, state: dict[str, Any], source: str) -> None:
@@ -142,10 +155,20 @@ class TrainState:
             self.files, self.spent = dict(state["files"]), dict(state["spent"])
             self.step.load_state_dict(state["step"])
             self._follow_settings(checkpoint.stored_config(state, source))
+            self._restore_streams(state.get("streams"))
             checkpoint.restore_random_state(state["random"], self.device)
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"{source} does not fit this configuration: {error}") from error
         checkpoint.restore_average(self._average, state, source)
+
+    def _restore_streams(self, states: list[Any] | None) -> None:
+        for index, stream in enumerate(self._streams or ()):
+            if not stream.restore(states and states[index]):
+                _logger.warning(
+                    "the loader of domain %s has no state_dict and load_state_dict: it starts "
+                    "anew, so the run does not go on as it would have",
+                    "ab"[index],
+                )
 
     def restore_release(self, path: Path) -> None:
         """Continue from a gen_XXXXXXXX.pt of the release and the files next to it.
@@ -182,7 +205,7 @@ class TrainState:
         own = SCHEDULE_KEYS.get(self.config.lr_policy, ())
         keys = [
             key
-            for key in (*ADAM_KEYS, "lr_policy", *own)
+            for key in (*ADAM_KEYS, "lr_policy", "warmup_iter", *own)
             if getattr(before, key) != getattr(self.config, key)
         ]
         if keys:

@@ -16,7 +16,8 @@ from fastunit.data.discovery import Domains
 from fastunit.report import gallery
 from fastunit.report.gallery import Gallery
 from fastunit.report.metrics import Metrics
-from fastunit.training import held_out
+from fastunit.training import checkpoint, held_out
+from fastunit.training.best import NAME, Best
 from fastunit.training.evaluate import measure
 from fastunit.training.loop import Callback, Loop, Stop
 from fastunit.training.objective import Losses
@@ -51,7 +52,8 @@ class Trainer(Loop[TrainState]):
     """Trains a `TrainState` on its data and keeps the run's folder.
 
     `shown` are the images of both domains for the sample grids; `started` is the
-    time.perf_counter() at which the run began; `callback` takes the losses at every `log_iter`.
+    time.perf_counter() at which the run began; `callback` takes the losses at every `log_iter`;
+    `best` keeps the best checkpoint, every `evaluate_every` iterations.
     """
 
     def __init__(
@@ -62,10 +64,13 @@ class Trainer(Loop[TrainState]):
         shown: tuple[Tensor, Tensor],
         started: float,
         callback: Callback | None = None,
+        best: Best | None = None,
     ) -> None:
         self.config = state.config
         super().__init__(state, self.config, self.config.max_iter, run_dir, started, callback)
-        self.domains, self.shown = domains, shown
+        self.domains, self.shown, self._best = domains, shown, best
+        if best is not None:
+            best.resume(run_dir, state.iteration)
 
     def finish(self, pairs: held_out.Pairs) -> dict[str, Any]:
         """Measure, write result.json and the page; returns the result."""
@@ -74,6 +79,8 @@ class Trainer(Loop[TrainState]):
         if pairs:
             result |= measure(state.generator_pair, pairs, self.domains, self.config, state.device)
             result["pairs"] = len(pairs)
+        if self._best is not None and self._best.iteration:
+            result["best"] = self._measure_best(pairs)
         loop_seconds = state.spent["loop_seconds"]
         images = sum(state.positions.values())
         result["images_per_s"] = images / loop_seconds if loop_seconds else 0.0
@@ -81,6 +88,19 @@ class Trainer(Loop[TrainState]):
         files.write_json(result, self.run_dir / "result.json")
         gallery.page(self.run_dir, self.config, state.iteration, result)
         return result
+
+    def _measure_best(self, pairs: held_out.Pairs) -> dict[str, Any]:
+        """Return the best checkpoint's iteration, held-out value and errors of test pairs."""
+        assert self._best is not None
+        found: dict[str, Any] = {
+            "iteration": self._best.iteration,
+            "held_out": self._best.value,
+        }
+        if pairs:
+            path = self.run_dir / checkpoint.FOLDER / NAME
+            pair = checkpoint.load_generators(path)[0].to(self.state.device)
+            found |= measure(pair, pairs, self.domains, self.config, self.state.device)
+        return found
 
     def _run(self, stop: Stop) -> None:
         self._loaders = self.state.loaders(self.domains)
@@ -112,6 +132,10 @@ class Trainer(Loop[TrainState]):
 
     def _after_iteration(self, metrics: Metrics) -> None:
         state = self.state
+        if self._best is not None and self._due(self.config.evaluate_every):
+            values = self._best.measure(state.generator_pair)
+            metrics.write(state.iteration, values)
+            self._best.keep(values["held_out"], state.state(), self.run_dir)
         if self._due(self.config.image_save_iter):
             self._shows.show(state.generator_pair, state.iteration, keep=metrics)
         elif self._due(self.config.image_display_iter):

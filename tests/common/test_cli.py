@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 
 import pytest
@@ -27,6 +28,36 @@ def test_guard_prints_a_user_error_alone(capsys):
 def test_guard_turns_ctrl_c_into_130(capsys):
     assert cli.guard(raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("7", 7), ("1e5", 100_000), ("2.5e3", 2500), ("10_000", 10_000), ("-3", -3)],
+)
+def test_a_count_is_read_as_people_write_it(text, number):
+    found = cli.count(text)
+    assert found == number and isinstance(found, int)
+    assert cli.count("9007199254740993") == 9007199254740993  # more than a float holds
+
+
+@pytest.mark.parametrize("text", ["1.5", "1e-3", "many", "", "inf", "nan", "1e999"])
+def test_what_is_no_count_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a whole number, such as 200000"):
+        cli.count(text)
+
+
+def test_a_positive_count_is_at_least_one():
+    assert cli.positive("1e1") == 10
+    with pytest.raises(argparse.ArgumentTypeError, match=r"'0' must be .* at least 1"):
+        cli.positive("0")
+
+
+def test_guard_names_a_missing_package_and_lets_missing_modules_of_ours_through(capsys):
+    assert cli.guard(raising(ModuleNotFoundError(name="PIL")), extra="translate") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "package PIL is not installed" in err and "[translate]" in err
+    with pytest.raises(ModuleNotFoundError):
+        cli.guard(raising(ModuleNotFoundError(name="fastunit.nothing")))
 
 
 def test_guard_lets_bugs_through():

@@ -124,7 +124,7 @@ BAD_VALUES = [
     ({"gen": {"n_downsample": -1}}, ["gen.n_downsample=-1", "at least 0"]),
     ({"gen": {"dim": 8.5}}, ["gen.dim=8.5", "whole number"]),
     ({"gen": 3}, ["gen", "section", "3"]),
-    ({"lr_policy": "cosine"}, ["lr_policy", "'cosine'", "step, constant"]),
+    ({"lr_policy": "cosin"}, ["lr_policy", "'cosin'", "step, constant", "mean 'cosine'"]),
     ({"init": "he"}, ["init", "'he'", "gaussian, xavier, kaiming, orthogonal"]),
     ({"lr": "fast"}, ["lr='fast'", "finite number"]),
     ({"lr": float("nan")}, ["lr=nan", "finite number"]),

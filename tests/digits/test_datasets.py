@@ -266,5 +266,5 @@ def test_a_missing_package_is_named(name, module, tmp_path, monkeypatch):
         raise ModuleNotFoundError(name=wanted.partition(".")[0])
 
     monkeypatch.setattr(datasets.importlib, "import_module", missing)
-    with pytest.raises(DataError, match=rf"read by {module}, .*pip install 'fastunit\[digits\]'"):
+    with pytest.raises(DataError, match=rf"read by {module}, .*pip install .*\[digits\]'"):
         load(tmp_path, name, "train")

@@ -31,7 +31,8 @@ def test_its_version_is_the_installed_one(capsys):
 @pytest.mark.parametrize("name", ["trian", "", "--config", "../train", "__main__"])
 def test_a_wrong_command_is_refused_in_one_line(name, capsys):
     assert main([name, "--help"]) == 2
-    wanted = f"error: {name!r} is not a command; choose train, translate, adapt or warm\n"
+    choices = "train, translate, evaluate, export, demo, adapt or warm"
+    wanted = f"error: {name!r} is not a command; choose {choices}\n"
     assert capsys.readouterr() == ("", wanted)
 
 

@@ -20,7 +20,10 @@ from packaging.utils import canonicalize_name
 from tests.support.checkout import ROOT
 from tests.support.processes import python
 
-EXTRAS = ("train", "digits", "docs", "test", "bench", "dev")
+EXTRAS = (
+    *("translate", "train", "evaluate", "inception", "export", "video", "digits"),
+    *("docs", "test", "bench", "dev"),
+)
 
 
 # ---- installation

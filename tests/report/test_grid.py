@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastunit.report.grid import GAP, LABEL, save_grid
+from fastunit.report.grid import GAP, LABEL, cells, save_grid
 
 
 def _grid(path: Path) -> np.ndarray:
@@ -65,7 +65,7 @@ def test_a_failed_grid_leaves_the_old_one_and_nothing_else(
     save_grid({"a": torch.zeros(1, 3, 8, 8)}, tmp_path / "grid.png")
     before = (tmp_path / "grid.png").read_bytes()
 
-    def full_disk(self: Image.Image, path: Path) -> None:
+    def full_disk(self: Image.Image, path: Path, **_: object) -> None:
         Path(path).write_bytes(b"half a picture")
         raise OSError("no space left")
 
@@ -74,3 +74,19 @@ def test_a_failed_grid_leaves_the_old_one_and_nothing_else(
         save_grid({"a": torch.ones(1, 3, 8, 8)}, tmp_path / "grid.png")
     assert (tmp_path / "grid.png").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["grid.png"]
+
+
+def test_the_images_of_a_grid_are_found_again(tmp_path: Path) -> None:
+    images = torch.linspace(-1, 1, 3 * 3 * 70 * 80).reshape(3, 3, 70, 80)
+    save_grid({"input a": images, "a to b": images[:2, :1, :10, :20]}, tmp_path / "grid.png")
+    found = cells(tmp_path / "grid.png")
+    assert [(label, len(row)) for label, row in found.items()] == [("input a", 3), ("a to b", 2)]
+    pixels = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    for image, wanted in zip(found["input a"], pixels, strict=True):
+        np.testing.assert_array_equal(np.asarray(image), wanted)
+    assert found["a to b"][1].size == (7 * 20, 70)  # enlarged
+
+
+def test_a_grid_of_another_origin_has_no_images(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "grid.png")
+    assert cells(tmp_path / "grid.png") == {}

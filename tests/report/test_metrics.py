@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fastunit.report import groups
 from fastunit.report.grid import save_grid
 from fastunit.report.metrics import Metrics, read_metrics
 
@@ -32,13 +33,25 @@ def test_metrics_reach_the_jsonl_file_and_tensorboard(tmp_path: Path) -> None:
     assert first | {"time": 0} == {"iteration": 1, "time": 0, "cycle_a": 0.5, "kl_a": 2.0}
     assert second | {"time": 0} == {"iteration": 2, "time": 0, "cycle_a": 0.25}
     assert 0 <= first["time"] <= second["time"] < 60
-    assert _scalars(tmp_path / "run", "cycle_a") == [(1, 0.5), (2, 0.25)]
+    assert _scalars(tmp_path / "run", "cycle/cycle_a") == [(1, 0.5), (2, 0.25)]
 
 
 def test_a_record_can_be_read_as_soon_as_it_is_written(tmp_path: Path) -> None:
     with Metrics(tmp_path) as metrics:
         metrics.write(7, {"kl_a": 1.0})
         assert [record["iteration"] for record in read_metrics(tmp_path)] == [7]
+
+
+def test_tags_are_grouped_as_the_page_is_and_others_keep_their_names(tmp_path: Path) -> None:
+    names = [name for group in groups.LOSSES for name in group.names]
+    assert sorted(names) == sorted(set(names))
+    wanted = {f"{group.tag}/{name}" for group in groups.LOSSES for name in group.names}
+    wanted |= {"run/learning_rate", "run/images_per_s", "run/data_wait", "target_accuracy"}
+    with Metrics(tmp_path) as metrics:
+        metrics.write(1, {tag.rpartition("/")[2]: 1.0 for tag in wanted})
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert set(board.Tags()["scalars"]) == wanted
 
 
 def test_numbers_that_are_not_finite_stay_valid_json(tmp_path: Path) -> None:
@@ -73,7 +86,7 @@ def test_resuming_drops_what_came_after(tmp_path: Path) -> None:
         metrics.write(30, {"kl_a": 5.0})
     records = [(record["iteration"], record["kl_a"]) for record in read_metrics(tmp_path)]
     assert records == [(10, 1.0), (20, 1.0), (30, 5.0)]
-    assert _scalars(tmp_path, "kl_a") == records
+    assert _scalars(tmp_path, "kl/kl_a") == records
 
 
 def test_a_run_that_begins_anew_drops_all_of_the_crashed_one(tmp_path: Path) -> None:
@@ -82,7 +95,7 @@ def test_a_run_that_begins_anew_drops_all_of_the_crashed_one(tmp_path: Path) -> 
     with Metrics(tmp_path) as metrics:
         metrics.write(5, {"kl_a": 2.0})
     assert [record["iteration"] for record in read_metrics(tmp_path)] == [5]
-    assert _scalars(tmp_path, "kl_a") == [(5, 2.0)]
+    assert _scalars(tmp_path, "kl/kl_a") == [(5, 2.0)]
 
 
 @pytest.mark.parametrize("torn", [b'{"iteration": 20, "ti', b"\x00\x00\x00", b"\xff\xfe{"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -75,10 +76,26 @@ def test_a_restored_step_continues_bitwise(make_step, batch):
     assert all(torch.equal(mine[name], wanted[name]) for name in wanted)
 
 
-@pytest.mark.parametrize("before", ["step", "constant", "linear"])
-@pytest.mark.parametrize("after", ["step", "constant", "linear"])
+def test_a_cosine_falls_to_nothing_and_is_half_in_the_middle(make_step, batch):
+    cosine = LINEAR | {"lr_policy": "cosine"}
+    falling = [0.004 * (1 + math.cos(math.pi * i / 4)) for i in range(5)]
+    wanted = [0.008] * 4 + falling + [0]
+    assert rates(make_step(**cosine), batch, 10) == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("policy", ["step", "constant", "linear", "cosine"])
+def test_a_warm_up_rises_from_nothing_under_any_policy(policy, make_step, batch):
+    plain = LINEAR | {"lr_policy": policy, "step_size": 3}
+    warm = [i / 4 for i in range(1, 4)] + [1.0] * 5
+    wanted = [w * rate for w, rate in zip(warm, rates(make_step(**plain), batch, 8), strict=True)]
+    assert rates(make_step(**plain, warmup_iter=4), batch, 8) == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("before", ["step", "constant", "linear", "cosine", "warm"])
+@pytest.mark.parametrize("after", ["step", "constant", "linear", "cosine"])
 def test_another_schedule_is_taken_up_where_the_run_stands(before, after, make_step, batch):
-    old = make_step(**LINEAR | {"lr_policy": before, "step_size": 2})
+    first = {"warmup_iter": 6, "lr_policy": "step"} if before == "warm" else {"lr_policy": before}
+    old = make_step(**LINEAR | {"step_size": 2} | first)
     rates(old, batch, 4)
     config = LINEAR | {"lr_policy": after, "step_size": 3, "max_iter": 12, "gamma": 0.1}
     new = make_step(**config)
@@ -86,6 +103,21 @@ def test_another_schedule_is_taken_up_where_the_run_stands(before, after, make_s
     new.reset_settings(4)
     wanted = [lr_schedule.rate(new.config, iteration) for iteration in range(5, 9)]
     assert rates(new, batch, 4) == pytest.approx(wanted)
+
+
+def test_a_cosine_with_a_warm_up_goes_on_bitwise(command):
+    cosine = ("--set", "lr_policy=cosine", "--set", "warmup_iter=3", "--set", "decay_from=0")
+    command("--output", "whole", "--max-iter", 6, *cosine)
+    command("--output", "cut", "--max-iter", 6, *cosine)
+    for path in Path("cut/checkpoints").glob("*.pt"):
+        if path.stem[-8:] > "00000002":
+            path.unlink()
+    code, _, err = command("--resume", "cut", defaults=False)
+    assert code == 0 and "changed settings" not in err
+    whole, cut = (checkpoint.load(checkpoint.path_of(Path(n), 6)) for n in ("whole", "cut"))
+    assert all(torch.equal(cut["unit"][name], value) for name, value in whole["unit"].items())
+    rate = cut["step"]["gen_opt"]["param_groups"][0]["lr"]
+    assert rate == whole["step"]["gen_opt"]["param_groups"][0]["lr"] > 0
 
 
 def test_a_run_goes_on_bitwise_and_a_longer_one_follows_its_own_schedule(command):

@@ -1,0 +1,179 @@
+"""A local web server that translates images which a browser sends to it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Lock
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fastunit.common.choices import DIRECTIONS, Direction
+from fastunit.common.errors import DataError, UserError
+from fastunit.data import image_io
+from fastunit.inference.translator import Translator
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is accepted: bytes of a file, and pixels of an image."""
+
+    bytes: int = 20 * 2**20
+    pixels: int = 4_000_000
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a page at ``/``, examples at ``/example/N`` and translations at ``/translate``.
+
+    ``POST /translate?direction=a2b`` takes an image file as its body, and answers with JSON: the
+    input, the translation and the cycle (None where there is no way back) as data URLs of PNG, or
+    "error", a sentence. One image is translated at a time. On a loopback address, requests under
+    another host name are refused, so that no other site can use the server through a browser.
+
+    Args:
+        translator: the networks.
+        address: host and port; port 0 takes a free one.
+        page: the HTML at ``/``.
+        examples: image files that the page offers.
+        limits: of files and images.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    daemon_threads = True
+
+    def __init__(
+        self,
+        translator: Translator,
+        address: tuple[str, int],
+        page: str,
+        examples: Sequence[Path],
+        limits: Limits,
+    ) -> None:
+        super().__init__(address, _Handler)
+        self._translator, self._lock = translator, Lock()
+        self.page, self.examples, self.limits = page, examples, limits
+        self.local = address[0] in LOCAL
+
+    def translated(self, data: bytes, direction: Direction) -> dict[str, Any]:
+        """Translate an image file's bytes; raises DataError with the reason if it cannot be."""
+        self._check_size(data)
+        source, _ = self._translator.networks.along(direction)
+        value_range = self._translator.config.domain(direction[0]).value_range
+        pixels = image_io.decode(data, image_io.Reading(source.input_dim, value_range))
+        start = time.perf_counter()
+        with self._lock, torch.inference_mode():
+            y = self._translator.translate(pixels, direction)
+            seconds = time.perf_counter() - start
+            back: Direction = "b2a" if direction == "a2b" else "a2b"
+            try:
+                cycle = self._translator.translate(y, back)
+            except UserError:  # an exported file holds one direction
+                cycle = None
+        height, width = pixels.shape[:2]
+        return {
+            "input": _data_url(pixels),
+            "translation": _data_url(y),
+            "cycle": None if cycle is None else _data_url(cycle),
+            "text": f"{width}x{height} pixels, {seconds:.2f} s on {self._translator.device}",
+        }
+
+    def _check_size(self, data: bytes) -> None:
+        try:
+            with Image.open(io.BytesIO(data), formats=image_io.FORMATS) as image:
+                width, height = image.size
+        except Exception as error:  # Pillow's plugins raise many kinds on damaged files
+            raise DataError(image_io.NOT_AN_IMAGE) from error
+        if width * height > self.limits.pixels:
+            raise DataError(
+                f"{width}x{height} pixels are more than the {self.limits.pixels:,} that this page "
+                "accepts; use fastunit.translate, or start it with a larger --max-pixels"
+            )
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    timeout = 60  # seconds that a silent client is waited for
+
+    def do_GET(self) -> None:
+        if not self._is_ours():
+            return
+        path = urlsplit(self.path).path
+        number = path.removeprefix("/example/")
+        if path == "/":
+            self._answer(200, self.server.page.encode(), "text/html; charset=utf-8")
+        elif number.isdecimal() and int(number) < len(self.server.examples):
+            data = self.server.examples[int(number)].read_bytes()
+            self._answer(200, data, "application/octet-stream")
+        else:
+            self._refuse(404, "there is no such page")
+
+    def do_POST(self) -> None:
+        if not self._is_ours():
+            return
+        url = urlsplit(self.path)
+        direction = parse_qs(url.query).get("direction", [""])[0]
+        if url.path != "/translate" or direction not in DIRECTIONS:
+            self._refuse(404, "there is no such page")
+            return
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal():
+            self._refuse(411, "the length of the file is missing")
+            return
+        if int(length) > self.server.limits.bytes:
+            most = self.server.limits.bytes / 2**20
+            self._refuse(413, f"the file is larger than the {most:.0f} MiB that are accepted")
+            return
+        try:
+            found = self.server.translated(self.rfile.read(int(length)), direction)
+        except UserError as error:
+            self._refuse(400, f"this file cannot be translated: {error}")
+        except torch.OutOfMemoryError:
+            self._refuse(507, "the memory is too small for an image of this size")
+        else:
+            self._answer(200, json.dumps(found).encode(), "application/json")
+
+    def _is_ours(self) -> bool:
+        """Refuse requests to a loopback address under another name (DNS rebinding)."""
+        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        if self.server.local and host not in LOCAL:
+            self._refuse(403, f"this page is for {LOCAL[0]} only")
+            return False
+        return True
+
+    def _refuse(self, status: int, sentence: str) -> None:
+        self.close_connection = True
+        self._answer(status, json.dumps({"error": sentence}).encode(), "application/json")
+
+    def _answer(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        _logger.debug(format, *args)
+
+
+def _data_url(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    image_io.to_image(pixels).save(buffer, "PNG", compress_level=3)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

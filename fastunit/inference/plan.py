@@ -1,0 +1,86 @@
+"""Which files are translated, and where the translations go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastunit.common.errors import DataError
+from fastunit.data.discovery import EXTENSIONS, image_files
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to translate: the input file, and the file of the translation."""
+
+    source: Path
+    target: Path
+
+
+def plan(source: Path, output: Path) -> list[Job]:
+    """Return the images to translate and their output paths; no output overwrites an input.
+
+    A folder's tree and names are kept under `output`. A file goes into `output` under its own
+    name if `output` is a folder, else to the path `output`, in the format of its extension.
+
+    Raises:
+        DataError: there is no input, the output's extension is not an image format's, or an
+            output would replace an input or lie in the input folder.
+    """
+    if os.path.isdir(source):
+        jobs = _folder_jobs(source, output)
+    elif os.path.isfile(source):
+        jobs = [_file_job(source, output)]
+    else:
+        raise DataError(f"INPUT {source} is neither a file nor a folder")
+    _protect_inputs(jobs)
+    return jobs
+
+
+def _folder_jobs(folder: Path, output: Path) -> list[Job]:
+    if os.path.lexists(output) and not os.path.isdir(output):
+        raise DataError(f"OUTPUT {output} is a file, but INPUT {folder} is a folder")
+    jobs = [Job(file, output / file.relative_to(folder)) for file in image_files(folder)]
+    root = os.path.realpath(folder)
+    for target in {job.target.parent for job in jobs}:
+        if Path(os.path.realpath(target)).is_relative_to(root):
+            raise DataError(
+                f"the translations in {target} would stand among the inputs in {folder}; "
+                "choose an OUTPUT outside of it"
+            )
+    return jobs
+
+
+def _file_job(file: Path, output: Path) -> Job:
+    target = output / file.name if os.path.isdir(output) else output
+    if target.suffix.lower() not in EXTENSIONS:
+        raise DataError(
+            f"cannot tell an image format from the name of {target}: it must be an existing "
+            f"folder or end in one of {' '.join(EXTENSIONS)}"
+        )
+    return Job(file, target)
+
+
+def _protect_inputs(jobs: Sequence[Job]) -> None:
+    """Raise DataError if an output is one of the inputs, under any name or through a link."""
+    inputs = {identity: job.source for job in jobs for identity in _identities(job.source)}
+    for job in jobs:
+        for identity in _identities(job.target):
+            if identity in inputs:
+                raise DataError(
+                    f"the output {job.target} is the input {inputs[identity]}, and inputs are "
+                    "never overwritten; choose another OUTPUT"
+                )
+
+
+def _identities(path: Path) -> set[tuple[int, int]]:
+    """Return (device, inode) of a path and of its link's target; empty if it does not exist."""
+    found = set()
+    for look in (os.stat, os.lstat):
+        with suppress(OSError):
+            status = look(path)
+            found.add((status.st_dev, status.st_ino))
+    return found

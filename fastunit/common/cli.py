@@ -7,16 +7,19 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 import torch
 
-from fastunit.common import devices
-from fastunit.common.errors import UserError
+from fastunit.common import devices, waiting
+from fastunit.common.errors import StorageError, UserError
 from fastunit.common.progress import STDERR
+from fastunit.common.text import printable
 from fastunit.common.version import version
 
 VERSION = f"fastunit {version()}"  # what --version prints
 USAGE_ERROR = 2
+STORAGE_ERROR = 3
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
@@ -24,25 +27,39 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 def guard(main: Callable[[], int]) -> int:
     """Run `main` and return its exit code; user errors are printed as one message.
 
-    A UserError or OSError (disk full, no permission) is printed to stderr as ``error: ...`` and
-    returns 2; Ctrl-C returns 130; a closed output pipe returns 141. Any other exception is a bug
-    and propagates with its traceback.
+    A UserError is printed to stderr as ``error: ...`` and returns 2; a StorageError or OSError
+    (disk full, no permission) returns 3. Ctrl-C returns 130, other signals 128 and their number; a
+    closed output pipe returns 141. Any other exception is a bug and propagates with its traceback.
     """
     try:
         return main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
     except BrokenPipeError:
         # else Python would raise it again when it flushes stdout at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
+    except (UserError, OSError) as error:
+        say(f"error: {error}", sys.stderr)
+        storage = isinstance(error, (StorageError, OSError))
+        return STORAGE_ERROR if storage else USAGE_ERROR
+    except waiting.Interrupted as error:
+        say("interrupted", sys.stderr)
+        return 128 + error.number
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted", sys.stderr)
         return INTERRUPTED
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Print a line that may hold names of files: what a terminal would obey is escaped.
+
+    Args:
+        line: the text.
+        stream: where to; None is stdout.
+    """
+    stream = stream if stream is not None else sys.stdout
+    encoding = getattr(stream, "encoding", None) or "ascii"
+    text = printable(line).encode(encoding, "backslashreplace").decode(encoding)
+    print(text, file=stream)
 
 
 @contextmanager
@@ -87,6 +104,6 @@ class _BarHandler(logging.Handler):
         from tqdm import tqdm
 
         try:
-            tqdm.write(self.format(record), file=STDERR)
+            tqdm.write(printable(self.format(record)), file=STDERR)
         except Exception:
             self.handleError(record)

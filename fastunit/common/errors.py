@@ -31,5 +31,9 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or belongs to another configuration."""
 
 
+class StorageError(UserError):
+    """A file cannot be written: disk full, quota, read-only; command lines exit with 3."""
+
+
 class TrainingDiverged(RuntimeError):
     """A loss became NaN or infinite; the message says which one and at which iteration."""

@@ -76,6 +76,11 @@ class DataConfig:
         "part of a test image that is evaluated: its centre crop or all of it",
     )
     flip: bool = key(True, "mirror half of the training images left to right")
+    max_pixels: int = key(2**26, "largest image that is read, in pixels", low=1, high=2**32)
+    max_bytes: int = key(2**28, "largest image file that is read, in bytes", low=1, high=2**40)
+    max_seconds: float = key(
+        30.0, "longest time that reading and checking one image may take", low=0.1, high=86400.0
+    )
     range_a: tuple[int, int] | None = key(
         None, "[low, high]: domain a's 16-bit values that become 0 and 255", low=0, high=65535
     )

@@ -18,6 +18,7 @@ from torch import nn
 from fastunit import config as configuration
 from fastunit.common import files
 from fastunit.common.errors import CheckpointError, ConfigError, TrainingDiverged
+from fastunit.common.text import brief
 from fastunit.config import CheckpointConfig, Config
 from fastunit.models.domain_pair import DomainPair, TrainablePair
 from fastunit.models.unit import networks
@@ -60,7 +61,7 @@ def save(run_dir: Path, state: dict[str, Any], unit: TrainablePair | None = None
     path = path_of(run_dir, state["iteration"])
     if unit is not None:
         release_files.save_networks(unit, path.parent, state["iteration"])
-    files.save({"format": FORMAT, **state}, path)
+    files.save({"format": FORMAT, "sealed": True, **state}, path)
     return path
 
 
@@ -87,8 +88,10 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a checkpoint of fastunit")
     if state["format"] != FORMAT:
         raise CheckpointError(
-            f"{path} has format {state['format']}, this version of fastunit reads {FORMAT}"
+            f"{path} has format {brief(state['format'])}, this version of fastunit reads {FORMAT}"
         )
+    if state.pop("sealed", False) and not files.sealed(path):
+        raise CheckpointError(f"checkpoint {path} is damaged: it has lost its digest")
     return state
 
 

@@ -18,7 +18,7 @@ from fastunit.common.errors import ConfigError, UserError
 from fastunit.config import Config
 from fastunit.data import builtin, discovery, validation
 from fastunit.data.discovery import Domains
-from fastunit.data.image_io import Reading
+from fastunit.data.image_io import reading_of
 from fastunit.data.validation import SizeRule
 from fastunit.training import allocator, held_out, run_dir
 from fastunit.training.loop import Callback, Stop, stop_on_signals
@@ -185,5 +185,4 @@ def _run(trainer: Trainer, stop: Stop) -> bool:
 
 def _rule(config: Config, split: str) -> SizeRule:
     domain = config.domain(split[-1])
-    reading = Reading(domain.channels, domain.value_range, f"data.range_{domain.name}")
-    return SizeRule(domain.new_size, config.crop, reading)
+    return SizeRule(domain.new_size, config.crop, reading_of(config, domain.name))

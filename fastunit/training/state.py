@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fastunit.common import files, precision
 from fastunit.common.errors import CheckpointError
 from fastunit.config import Config
 from fastunit.data.discovery import Domains
+from fastunit.data.image_io import reading_of
 from fastunit.data.pipeline import DomainLoader
 from fastunit.models.domain_pair import DomainPair
 from fastunit.models.layers import moved
@@ -97,6 +99,7 @@ class TrainState:
                 position=self.positions[domain.name],
                 flip=self.config.data.flip,
                 value_range=domain.value_range,
+                limits=reading_of(self.config, domain.name).limits,
             )
             for stream, (domain, files) in enumerate(
                 zip(map(self.config.domain, "ab"), (domains.train_a, domains.train_b), strict=True)
@@ -106,8 +109,8 @@ class TrainState:
     def _compare_files(self, domains: Domains) -> None:
         """Warn if the image files differ from those at the start: their order then differs."""
         for name, paths in (("a", domains.train_a), ("b", domains.train_b)):
-            names = "\n".join(path.name for path in paths)
-            digest = f"{len(paths)} files, {hashlib.sha1(names.encode()).hexdigest()}"
+            names = b"\n".join(os.fsencode(path.name) for path in paths)
+            digest = f"{len(paths)} files, {hashlib.sha1(names).hexdigest()}"
             if self.files[name] not in ("", digest):
                 _logger.warning(
                     "domain %s has other files than when the run was stopped; their order differs",

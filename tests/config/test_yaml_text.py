@@ -11,7 +11,7 @@ import pytest
 from fastunit import config
 from fastunit.common.errors import ConfigError
 from fastunit.config import from_dict
-from fastunit.config.fields import MOST, known_keys
+from fastunit.config.fields import known_keys
 from fastunit.config.yaml_text import parse
 from tests.hostile import configurations
 
@@ -70,7 +70,7 @@ def test_values_that_once_crashed_or_hung_are_refused_at_once(override):
 def test_every_number_has_an_upper_limit():
     for key in known_keys(config.Config):
         *sections, leaf = key.split(".")
-        values: dict = {leaf: 2 * MOST if key != "seed" else 2**64}
+        values: dict = {leaf: 10**30}
         for name in reversed(sections):
             values = {name: values}
         with pytest.raises(ConfigError):

@@ -26,8 +26,8 @@ with cli.needs("train"):
     from fastunit.digits.state import SOURCE_ONLY, AdaptationState
     from fastunit.digits.trainer import Trainer
     from fastunit.training import run_dir
-    from fastunit.training.loop import stop_on_signals
     from fastunit.training.run_dir import Run
+    from fastunit.training.stopping import stop_on_signals
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.adapt") -> int:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import struct
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -268,9 +269,14 @@ def _sync(path: Path) -> None:
 def cache_dir() -> Path:
     """Return the folder for generated data and indexes; it may not exist yet.
 
-    ``$FASTUNIT_CACHE``, else ``$XDG_CACHE_HOME/fastunit``, else ``~/.cache/fastunit``.
+    ``$FASTUNIT_CACHE``, else ``$XDG_CACHE_HOME/fastunit``, else ``~/.cache/fastunit``, or for a
+    user without a home ``fastunit-UID`` in the folder for temporary files.
     """
     if explicit := os.environ.get("FASTUNIT_CACHE"):
         return Path(explicit)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "fastunit"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "fastunit"
+    try:
+        return Path.home() / ".cache" / "fastunit"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / f"fastunit-{os.getuid()}"

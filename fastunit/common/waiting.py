@@ -7,6 +7,7 @@ main thread waits for it here, in short steps.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
@@ -15,7 +16,8 @@ from typing import TypeVar
 
 STEP = 0.5  # seconds
 T = TypeVar("T")
-_awaited: list[Callable[[], str]] = []
+_awaited: list[tuple[Callable[[], str], bool]] = []
+_progress = time.monotonic()
 
 
 class Interrupted(KeyboardInterrupt):
@@ -27,12 +29,17 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def on(what: Callable[[], str]) -> Iterator[None]:
-    """Say what the main thread waits for inside the block: `what` returns it, for messages."""
+def on(what: Callable[[], str], *, interrupt: bool = True) -> Iterator[None]:
+    """Say what the main thread waits for inside the block.
+
+    Args:
+        what: returns it, for messages.
+        interrupt: whether a signal may end the wait by an exception.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _awaited.append(what)
+    _awaited.append((what, interrupt))
     try:
         yield
     finally:
@@ -41,7 +48,24 @@ def on(what: Callable[[], str]) -> Iterator[None]:
 
 def current() -> str | None:
     """Return what the main thread waits for; None if for nothing that is known."""
-    return _awaited[-1]() if _awaited else None
+    awaited = list(_awaited)  # other threads ask
+    return awaited[-1][0]() if awaited else None
+
+
+def interruptible() -> bool:
+    """Return whether the main thread is in a wait that a signal may end."""
+    return bool(_awaited) and _awaited[-1][1]
+
+
+def progress() -> None:
+    """Note that the run has made progress: `last_progress` is now."""
+    global _progress
+    _progress = time.monotonic()
+
+
+def last_progress() -> float:
+    """Return the time.monotonic() of the last progress."""
+    return _progress
 
 
 def result(future: Future[T]) -> T:

@@ -22,6 +22,8 @@ from fastunit.common.choices import (
     Norm,
     PadType,
     Precision,
+    SaveError,
+    StallAction,
     Switch,
     TestCrop,
 )
@@ -93,6 +95,12 @@ class DataConfig:
 class CheckpointConfig:
     keep_last: int = key(3, "how many of the newest checkpoints are kept", low=1)
     keep_every: int = key(0, "also keep every M-th checkpoint permanently; 0: none", low=0)
+    minutes: float = key(
+        15.0, "save also when the last checkpoint is as many minutes old; 0: never", low=0.0
+    )
+    on_save_error: SaveError = key(
+        "stop", "when a checkpoint cannot be written: end, or go on and try again each minute"
+    )
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,10 @@ class Config:
     image_save_iter: int = key(10_000, "iterations between kept sample grids", low=1)
     image_display_iter: int = key(100, "iterations between refreshes of samples/latest.png", low=1)
     snapshot_save_iter: int = key(10_000, "iterations between checkpoints", low=1)
+    stall_after: float = key(
+        120.0, "seconds without progress until a warning says what is awaited; 0: never", low=0.0
+    )
+    stall_action: StallAction = key("warn", "then warn, or end the process with exit code 4")
     display_size: int = key(16, "images of each domain in a sample grid", low=1, high=4096)
 
     # Optimization.

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastunit.common import text
+from fastunit.common import text, waiting
 from fastunit.common.errors import ConfigError, DataError
 from fastunit.data import passed
 from fastunit.data.image_io import Limits, Reading, content, dali_options, for_loader
@@ -270,6 +270,7 @@ class _Reader:
         try:
             (images,) = self._pipeline.run(stream)
             self._failed = False
+            waiting.progress()
         except RuntimeError as error:
             raise DataError(self._explain(error, suspects())) from error
         nhwc = torch.from_dlpack(images.as_tensor())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from fastunit.report import summary
 from fastunit.report.curves import curves_svg
 from fastunit.report.metrics import read_metrics
 
+FOLDER = "samples"  # of a run: sample grids
+_GRID = re.compile(r"\d{8}\.png", re.ASCII)
 MOST_GRIDS, MOST_WIDTH = 16, 1100  # embedded grids, and their width in pixels: 10 MB at most
 
 _STYLE = """
@@ -61,12 +64,12 @@ def write_page(
         config_text: the resolved configuration, shown collapsed.
         result: the content of result.json, None during training.
     """
-    grids = _spread(sorted((run_dir / "samples").glob("[0-9]*.png")))
+    shown = _spread(grids(run_dir))
     config = f"<details><summary>resolved</summary><pre>{html.escape(config_text)}</pre></details>"
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         _section("Result", _result_table(result)),
-        _section("Samples", _slider(len(grids)) + "".join(map(_figure, grids))),
+        _section("Samples", _slider(len(shown)) + "".join(map(_figure, shown))),
         _section("Losses by iteration", curves_svg(read_metrics(run_dir))),
         _section("Configuration", config),
     ]
@@ -78,6 +81,11 @@ def write_page(
         + f"\n<script>{_SCRIPT}</script></body></html>\n",
         run_dir / "index.html",
     )
+
+
+def grids(run_dir: Path) -> list[Path]:
+    """Return the kept sample grids of a run, oldest first; other files there are none."""
+    return sorted(path for path in (run_dir / FOLDER).glob("*.png") if _GRID.fullmatch(path.name))
 
 
 def _spread(paths: list[Path]) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -21,10 +22,12 @@ from fastunit.data.discovery import Domains
 from fastunit.data.image_io import reading_of
 from fastunit.data.validation import SizeRule
 from fastunit.training import allocator, held_out, run_dir
-from fastunit.training.loop import Callback, Stop, stop_on_signals
+from fastunit.training.loop import Callback
 from fastunit.training.run_dir import Run, find_run
 from fastunit.training.state import TrainState
+from fastunit.training.stopping import Stop, stop_on_signals
 from fastunit.training.trainer import Trainer
+from fastunit.training.watchdog import Watchdog
 
 NAME = "unit"  # default name of `fit`'s run folder in runs/
 _logger = logging.getLogger(__name__)
@@ -113,26 +116,53 @@ def train(
 ) -> TrainingResult:
     """Train, evaluate and return the result: the common part of `fit` and the command line.
 
-    Arguments and errors are those of `fit`. With `signals`, the first SIGINT or SIGTERM stops
-    training after a checkpoint; only possible in the main thread.
+    Arguments and errors are those of `fit`. With `signals`, the first SIGINT, SIGTERM or SIGHUP
+    stops training after a checkpoint; only possible in the main thread.
     """
     started = time.perf_counter()
-    with bars.shown(progress), devices.current(device):
+    config = _with_absolute_paths(config)
+    with (
+        bars.shown(progress),
+        devices.current(device),
+        stop_on_signals() if signals else nullcontext(Stop()) as stop,
+    ):
         if device.type == "cpu":
             allocator.keep_freed_memory()
         domains = checked_files(config)
         pairs = held_out.find_pairs(domains, config)
         state = TrainState(config, device)
         run.restore(state)
+        _refuse_finished(state.iteration, config, run)
         shown = held_out.shown_images(domains, config, device)
-        with run.claim() as folder:
+        with run.claim() as folder, Watchdog(folder, config.stall_after, config.stall_action):
             run_dir.describe(folder, config, device)
             _logger.info("%s", state.execution_summary())
             trainer = Trainer(state, domains, folder, shown, started, callback)
-            with stop_on_signals() if signals else nullcontext(Stop()) as stop:
-                finished = _run(trainer, stop)
+            finished = _run(trainer, stop)
             measures = trainer.finish(pairs) if finished else {}
     return TrainingResult(folder, state.iteration, finished, measures, stop.signal)
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Return a configuration whose files are found from any working directory, on resume too."""
+    names = (*configuration.DATA_KEYS, "vgg_model_path")
+    given = {name: getattr(config, name) for name in names if getattr(config, name)}
+    return replace(
+        config, **{name: os.path.abspath(os.path.expanduser(path)) for name, path in given.items()}
+    )
+
+
+def _refuse_finished(iteration: int, config: Config, run: Run) -> None:
+    if iteration > config.max_iter:
+        raise ConfigError(
+            f"max_iter={config.max_iter} is below iteration {iteration}, which {run.source} has "
+            "reached; raise it (--max-iter), or start another run"
+        )
+    if iteration == config.max_iter:
+        _logger.warning(
+            "%s has reached max_iter=%d: nothing is trained; train on with --max-iter N",
+            *(run.source, config.max_iter),
+        )
 
 
 def checked_files(config: Config) -> Domains:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Adam
 
 from fastunit import config
 from fastunit.common import files, precision
@@ -23,7 +24,7 @@ from fastunit.models.domain_pair import DomainPair
 from fastunit.models.layers import moved
 from fastunit.models.perceptual import load_perceptual
 from fastunit.models.unit import networks
-from fastunit.training import checkpoint, release_files
+from fastunit.training import checkpoint, checkpoint_schema, optim, release_files
 from fastunit.training.ema import Average
 from fastunit.training.objective import Losses
 from fastunit.training.step import TrainStep
@@ -139,14 +140,21 @@ class TrainState:
 
     def restore(self, state: dict[str, Any], source: str) -> None:
         """Restore what `state` returned; raises CheckpointError if it does not fit."""
+        checkpoint_schema.check(state, source)
+        checkpoint_schema.check_moments(state["step"], state["iteration"], source)
         checkpoint.load_modules({"unit": self.unit}, state, source)
         try:
             self.iteration, self.positions = state["iteration"], dict(state["positions"])
             self.files, self.spent = dict(state["files"]), dict(state["spent"])
             self.step.load_state_dict(state["step"])
+            for optimizer in (self.step.dis_opt, self.step.gen_opt):
+                if isinstance(optimizer, Adam):
+                    optim.check_moments(optimizer)
             self._follow_settings(checkpoint.stored_config(state, source))
             checkpoint.restore_random_state(state["random"], self.device)
-        except (KeyError, ValueError) as error:
+        except CheckpointError:
+            raise
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{source} does not fit this configuration: {error}") from error
         checkpoint.restore_average(self._average, state, source)
 

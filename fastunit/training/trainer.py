@@ -18,9 +18,10 @@ from fastunit.report.gallery import Gallery
 from fastunit.report.metrics import Metrics
 from fastunit.training import held_out
 from fastunit.training.evaluate import measure
-from fastunit.training.loop import Callback, Loop, Stop
+from fastunit.training.loop import Callback, Loop
 from fastunit.training.objective import Losses
 from fastunit.training.state import TrainState
+from fastunit.training.stopping import Stop
 
 
 @dataclass
@@ -91,8 +92,9 @@ class Trainer(Loop[TrainState]):
         state = self.state
         with Gallery(self.run_dir, self.config, self.shown) as self._shows:
             self._shows.forget_after(state.iteration)
-            if state.iteration == 0:
-                self._shows.show(state.generator_pair, 0, keep=metrics)
+            due = state.iteration == 0 or self._due(self.config.image_save_iter)
+            if due and not self._shows.kept(state.iteration):  # or a run was killed before it
+                self._shows.show(state.generator_pair, state.iteration, keep=metrics)
             self._clock = Clock()
             yield
 

@@ -16,8 +16,9 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,8 +32,7 @@ _STEP = 0.2  # seconds between looks whether the wait is still wanted
 _LONGEST = 65536  # bytes of an answer without pixels
 
 
-@dataclass(frozen=True)
-class Decoded:
+class Decoded(NamedTuple):
     """What is known of a good file: its decoded size, digest, and 16-bit values if it has them."""
 
     height: int
@@ -251,7 +251,9 @@ def _discard(worker: _Worker) -> None:
 def stop() -> None:
     """End all processes; files that they are decoding fail."""
     with _lock:
-        workers = [*_idle, *_busy]
+        idle, busy = list(_idle), list(_busy)
         _idle.clear()
-    for worker in workers:
+    for worker in idle:
+        worker.close()
+    for worker in busy:  # closed by the threads that wait for them
         worker.kill()

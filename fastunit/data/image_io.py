@@ -63,6 +63,9 @@ class Reading:
     key: str = "data.range_a or data.range_b"
     limits: Limits = field(default_factory=Limits)
 
+    def __hash__(self) -> int:
+        return hash((self.channels, self.value_range))  # of a part: millions of files ask
+
     def table(self) -> np.ndarray:
         """Return the 8-bit value of each 16-bit value: uint8 [65536]."""
         low, high = self.value_range or (0, 65535)

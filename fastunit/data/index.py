@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sqlite3
+import struct
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ from fastunit.data.value_ranges import Values
 
 PART = 10_000  # files looked up at a time
 _EVERY = 60.0  # seconds between commits
+_STATE = struct.Struct("<qqqQQ")
 _TABLE = """CREATE TABLE IF NOT EXISTS images (
     mode TEXT, folder BLOB, name BLOB, state BLOB, height INTEGER, width INTEGER, digest BLOB,
     low TEXT, PRIMARY KEY (mode, folder, name)) WITHOUT ROWID"""
@@ -155,8 +157,10 @@ def key_of(file: Path, mode: str, folders: dict[str, bytes]) -> Key:
         status = os.stat(file)
     except OSError:
         return Key(mode, folders[folder], os.fsencode(name), b"")
-    numbers = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino)
-    return Key(mode, folders[folder], os.fsencode(name), repr(numbers).encode())
+    state = _STATE.pack(
+        status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino
+    )
+    return Key(mode, folders[folder], os.fsencode(name), state)
 
 
 def _decoded(row: tuple | None, state: bytes) -> Decoded | None:

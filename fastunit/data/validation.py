@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -113,13 +114,16 @@ def validate_all(
     bad: dict[Path, str] = {}
     total = len({file for file, _ in files})
     for name, (group, rule) in groups.items():
-        reasons = {file: _verdict(found[file, rule.reading], rule) for file in group}
-        good[name] = tuple(file for file in group if not reasons[file])
-        bad |= {file: reason for file, reason in reasons.items() if reason}
-        for file in good[name]:
+        kept = []
+        for file in group:
             measured = found[file, rule.reading]
-            if isinstance(measured, Decoded):
-                passed.add(file, measured.digest, measured.height, measured.width)
+            reason = _verdict(measured, rule)
+            if isinstance(measured, str) or reason:
+                bad[file] = str(reason)
+                continue
+            kept.append(file)
+            passed.add(file, measured.digest, measured.height, measured.width)
+        good[name] = tuple(kept)
     lost = [name for name, (group, _) in groups.items() if group and not good[name]]
     if lost:
         raise DataError(_report(bad, total, f"No usable image is left in {', '.join(lost)}"))
@@ -172,13 +176,16 @@ _Wanted = tuple[Path, Reading]
 
 
 def _verdict(found: _Found, rule: SizeRule) -> str | None:
-    if isinstance(found, str):
-        return found
+    return found if isinstance(found, str) else _size_problem(rule, found.height, found.width)
+
+
+@lru_cache(maxsize=10_000)  # of very many images few sizes are different
+def _size_problem(rule: SizeRule, height: int, width: int) -> str | None:
     try:
-        rule.reading.limits.check_size(found.width, found.height)
+        rule.reading.limits.check_size(width, height)
     except DataError as error:
         return str(error)
-    return rule.problem(found.height, found.width)
+    return rule.problem(height, width)
 
 
 def _measure_all(files: Sequence[_Wanted], workers: int, index: Path) -> dict[_Wanted, _Found]:

@@ -36,8 +36,8 @@ def run(iterations: int) -> tuple[float, tuple[int, int], tuple[int, int], int]:
     every = max(1, iterations // 200)
     with TemporaryDirectory() as name:
         prepare(Path(name), iterations)
-        own = {"image_save_iter": max(1, iterations // 40), "image_display_iter": 50}
-        own |= {"snapshot_save_iter": max(1, iterations // 40), "log_iter": every}
+        own = {"image_save_iter": max(500, iterations // 40), "image_display_iter": 200}
+        own |= {"snapshot_save_iter": max(500, iterations // 40), "log_iter": every}
         settings = config.from_dict(
             {**SETTINGS, **own, "max_iter": iterations, "data_root": f"{name}/data"}
         )

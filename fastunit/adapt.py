@@ -92,7 +92,7 @@ def _run(args: argparse.Namespace) -> int:
     from fastunit.digits.state import SOURCE_ONLY, AdaptationState
     from fastunit.digits.trainer import Trainer
     from fastunit.training import run_dir
-    from fastunit.training.loop import stop_on_signals
+    from fastunit.training.stopping import stop_on_signals
 
     started = time.perf_counter()
     device = cli.pick_device(args.device)

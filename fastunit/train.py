@@ -25,8 +25,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.trai
     """Parse the arguments, check everything, train and evaluate.
 
     Returns:
-        The exit code: 0 done; 1 training diverged; 2 bad input; 130 or 143 stopped by Ctrl-C or
-            SIGTERM after saving a checkpoint.
+        The exit code: 0 done; 1 training diverged; 2 bad input; 3 a file cannot be written; 4 no
+            progress, with stall_action=exit; 129, 130 or 143 stopped by SIGHUP, Ctrl-C or SIGTERM
+            after saving a checkpoint.
     """
     args = _parser(prog).parse_args(argv)
     cli.setup_logging()

@@ -13,12 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastunit import config
-from fastunit.common import cli
+from fastunit.common import cli, text
 from fastunit.common.choices import DIRECTIONS, PRECISIONS
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.translate") -> int:
-    """Run the command line; returns 0: all translated, 1: some failed, 2: a UserError."""
+    """Run the command line.
+
+    Returns:
+        The exit code: 0 all translated; 1 some failed; 2 bad input; 3 a file cannot be written.
+    """
     args = _parser(prog).parse_args(argv)
     cli.setup_logging()
     return cli.guard(lambda: _translate(args), extra="translate")
@@ -34,14 +38,16 @@ def _translate(args: argparse.Namespace) -> int:
     jobs = plan(args.input, args.output)
     given = config.load(args.config) if args.config else None
     translator = load(args.checkpoint, device, args.precision, config=given)
-    files = FileTranslator(translator, args.direction, batch_size=args.batch_size)
+    files = FileTranslator(
+        translator, args.direction, batch_size=args.batch_size, max_pixels=args.max_pixels
+    )
     start = time.perf_counter()
     try:
         files.run(jobs)
     finally:  # list the failed files even if an error ends the run
         _report(files.failed)
     seconds, done = time.perf_counter() - start, len(jobs) - len(files.failed)
-    print(
+    cli.say(
         f"translated {done} of {len(jobs)} images {args.direction} in {seconds:.1f} s "
         f"({done / seconds:.1f} images/s) to {jobs[0].target if len(jobs) == 1 else args.output}"
     )
@@ -67,7 +73,7 @@ def _report(failed: dict[Path, str]) -> None:
     if failed:
         print(f"{len(failed)} images could not be translated:", file=sys.stderr)
     for file, reason in failed.items():
-        print(f"  {file}: {reason}", file=sys.stderr)
+        cli.say(f"  {text.name(file)}: {reason}", sys.stderr)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -75,7 +81,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         prog=prog,
         description="Translate an image, or all images in a folder, to the other domain.",
         epilog="JPEG is written with quality 95; PNG, BMP, TIFF and WebP are lossless. Exit code: "
-        "0, all translated; 1, some could not be translated and are listed; 2, other errors.",
+        "0, all translated; 1, some could not be translated and are listed; 2, other errors; 3, a "
+        "file cannot be written.",
     )
     parser.add_argument("--version", action="version", version=cli.VERSION)
     parser.add_argument(
@@ -93,6 +100,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         type=cli.positive,
         default=8,
         help="largest batch size (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=cli.positive,
+        metavar="N",
+        help="largest image that is read (default: data.max_pixels of the training)",
     )
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda or cuda:N")
     parser.add_argument(

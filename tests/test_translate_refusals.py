@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fastunit.common.errors import DataError
+from fastunit.data import decoding, image_io
+from fastunit.inference.translator import Translator
 from fastunit.translate import main
 from tests.support.files import cut, flip_byte, tree, with_nan
 
@@ -86,19 +92,84 @@ def test_bad_images_are_listed_at_the_end_and_the_others_done(tmp_path, model, c
 
 def test_an_image_without_permission(tmp_path, model, monkeypatch, capsys):
     put(tmp_path / "in/a.png", tmp_path / "in/secret.png")
-    secret, own = tmp_path / "in/secret.png", Path.read_bytes
+    secret, decode = tmp_path / "in/secret.png", decoding.decode
     secret.chmod(0)
     if os.access(secret, os.R_OK):  # root reads everything: do as the kernel does for others
 
-        def read_bytes(self: Path) -> bytes:
-            if self == secret:
-                raise PermissionError(13, "Permission denied", str(self))
-            return own(self)
+        def refuse(file: Path, reading: image_io.Reading) -> np.ndarray:
+            if file == secret:
+                raise DataError("Permission denied")
+            return decode(file, reading)
 
-        monkeypatch.setattr(Path, "read_bytes", read_bytes)
+        monkeypatch.setattr(decoding, "decode", refuse)
     assert translate(model, tmp_path / "in", tmp_path / "out") == 1
     assert f"{secret}: Permission denied" in capsys.readouterr().err
     assert (tmp_path / "out/a.png").is_file()
+
+
+def failing(batches: list[int], most: int, error: Exception):
+    """Return a Translator.translate that fails above `most` images and records batches."""
+    own = Translator.translate
+
+    def translate(self, x, direction, **options):
+        batches.append(len(x))
+        if len(x) > most:
+            raise error
+        return own(self, x, direction, **options)
+
+    return translate
+
+
+SHORT = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA"),
+    RuntimeError("... can't allocate memory: x"),
+]
+
+
+@pytest.mark.parametrize("error", SHORT, ids=["python", "gpu", "cpu"])
+def test_batches_are_halved_where_memory_is_short(tmp_path, model, monkeypatch, capsys, error):
+    put(*(tmp_path / f"in/{i}.png" for i in range(5)))
+    batches: list[int] = []
+    monkeypatch.setattr(Translator, "translate", failing(batches, 1, error))
+    assert translate(model, tmp_path / "in", tmp_path / "out") == 0
+    assert batches == [5, 2, 1, 1, 3, 1, 2, 1, 1]
+    monkeypatch.setattr(Translator, "translate", failing(batches, 0, error))
+    assert translate(model, tmp_path / "in", tmp_path / "none") == 1
+    assert "in/3.png: cpu has too little memory for" in capsys.readouterr().err
+
+
+def test_a_bomb_does_not_stop_the_others(tmp_path, model, capsys):
+    put(tmp_path / "in/a.png", tmp_path / "in/c.png")
+    data = bytearray((tmp_path / "in/a.png").read_bytes())
+    data[16:24] = struct.pack(">II", 13000, 13000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "in/b.png").write_bytes(data)
+    assert translate(model, tmp_path / "in", tmp_path / "out") == 1
+    assert "in/b.png: too large: 13000x13000 pixels" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    assert translate(model, tmp_path / "in", tmp_path / "few", "--max-pixels", "2") == 1
+
+
+def test_names_of_250_bytes_and_none_of_utf_8(tmp_path, model, capsys):
+    names = ["n" * 246 + ".png", "写" * 82 + ".png", os.fsdecode(b"caf\xe9\x1b[31m.png")]
+    put(*(tmp_path / "in" / name for name in names))
+    assert translate(model, tmp_path / "in", tmp_path / "out") == 0
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(names)
+    for name in names[2:]:
+        assert translate(model, tmp_path / "in" / name, tmp_path / "out" / name) == 0
+        assert "caf\\xe9\\x1b[31m.png" in capsys.readouterr().out
+
+
+def test_black_images_of_huge_weights_are_not_written(tmp_path, model, capsys):
+    state = torch.load(model, weights_only=True)
+    for name, value in state["unit"].items():
+        if name.endswith("weight"):
+            value.fill_(1e30)
+    torch.save(state | {"sealed": False}, tmp_path / "huge.pt")
+    put(tmp_path / "a.png")
+    assert translate(tmp_path / "huge.pt", tmp_path / "a.png", tmp_path / "b.png") == 2
+    assert "beyond 1e+09" in capsys.readouterr().err and not (tmp_path / "b.png").exists()
 
 
 def test_a_single_bad_image(tmp_path, model, capsys):
@@ -145,7 +216,7 @@ WRONG = {
     "folder without a run": (lambda t, m: (t / "in", t / "in", t / "out"), "/in has no checkpoint"),
     "checkpoint of text": (lambda t, m: (t / "note.txt", t / "in", t / "out"), "note.txt is dam"),
     "damaged checkpoint": (lambda t, m: (damaged(t, m), t / "in", t / "out"), "damaged.pt is dam"),
-    "NaN": (lambda t, m: (with_nan(m, t), t / "in", t / "out"), "weights that are NaN"),
+    "NaN": (lambda t, m: (with_nan(m, t), t / "in", t / "out"), "values that are not finite"),
     "no config": (lambda t, m: (lone_release(t, m), t / "in", t / "out"), "gen_0.*--config"),
     "discriminators": (
         lambda t, m: (m.with_name("dis_00000001.pt"), t / "in", t / "out", "--config", t / "c.yml"),

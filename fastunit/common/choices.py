@@ -16,6 +16,8 @@ Init = Literal["gaussian", "xavier", "kaiming", "orthogonal", "default"]
 InitB = Literal["own", "copy"]
 LRPolicy = Literal["step", "constant", "linear", "cosine"]
 BuiltinData = Literal["none", "scenes", "scene_maps"]
+SaveError = Literal["stop", "retry"]
+StallAction = Literal["warn", "exit"]
 TestCrop = Literal["center", "full"]
 Direction = Literal["a2b", "b2a"]
 

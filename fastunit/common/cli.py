@@ -10,11 +10,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
-from fastunit.common import extras
-from fastunit.common.errors import UserError
+from fastunit.common import extras, waiting
+from fastunit.common.errors import StorageError, UserError
 from fastunit.common.progress import STDERR
+from fastunit.common.text import printable
 from fastunit.common.version import version
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 VERSION = f"fastunit {version()}"  # what --version prints
 USAGE_ERROR = 2
+STORAGE_ERROR = 3
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
@@ -29,34 +31,49 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 def guard(main: Callable[[], int], extra: str = "train") -> int:
     """Run `main` and return its exit code; user errors are printed as one message.
 
-    A UserError, an OSError (disk full, no permission) and a missing package, which `extra` brings,
-    are printed to stderr as ``error: ...`` and return 2; Ctrl-C returns 130; a closed output pipe
-    returns 141. Any other exception is a bug and propagates with its traceback.
+    A UserError and a missing package, which `extra` brings, are printed to stderr as ``error: ...``
+    and return 2; a StorageError or OSError (disk full, no permission) returns 3. Ctrl-C returns
+    130, other signals 128 and their number; a closed output pipe returns 141. Any other exception
+    is a bug and propagates with its traceback.
     """
     try:
         return main()
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "fastunit":
             raise
-        print(
+        say(
             f"error: the package {error.name} is not installed; install it with: "
             f"{extras.install(extra)}",
-            file=sys.stderr,
+            sys.stderr,
         )
-        return USAGE_ERROR
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     except BrokenPipeError:
         # else Python would raise it again when it flushes stdout at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
+    except (UserError, OSError) as error:
+        say(f"error: {error}", sys.stderr)
+        storage = isinstance(error, (StorageError, OSError))
+        return STORAGE_ERROR if storage else USAGE_ERROR
+    except waiting.Interrupted as error:
+        say("interrupted", sys.stderr)
+        return 128 + error.number
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted", sys.stderr)
         return INTERRUPTED
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Print a line that may hold names of files: what a terminal would obey is escaped.
+
+    Args:
+        line: the text.
+        stream: where to; None is stdout.
+    """
+    stream = stream if stream is not None else sys.stdout
+    encoding = getattr(stream, "encoding", None) or "ascii"
+    text = printable(line).encode(encoding, "backslashreplace").decode(encoding)
+    print(text, file=stream)
 
 
 def pick_device(name: str) -> torch.device:
@@ -107,10 +124,12 @@ def setup_logging() -> None:
 class _BarHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            from tqdm import tqdm
-
-            tqdm.write(self.format(record), file=STDERR)
-        except ModuleNotFoundError:
-            print(self.format(record), file=STDERR)
+            text = printable(self.format(record))
+            try:
+                from tqdm import tqdm
+            except ModuleNotFoundError:
+                print(text, file=STDERR)
+            else:
+                tqdm.write(text, file=STDERR)
         except Exception:
             self.handleError(record)

@@ -6,9 +6,17 @@ tensor of the wrong shape, are plain ValueErrors.
 
 from __future__ import annotations
 
+from fastunit.common.text import printable
+
 
 class UserError(ValueError):
-    """Bad input. The message names the wrong value and the remedy; command lines exit with 2."""
+    """Bad input. The message names the wrong value and the remedy; command lines exit with 2.
+
+    Characters that a terminal would obey or that cannot be encoded are escaped in the message.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
 
 
 class ConfigError(UserError):
@@ -21,6 +29,10 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or belongs to another configuration."""
+
+
+class StorageError(UserError):
+    """A file cannot be written: disk full, quota, read-only; command lines exit with 3."""
 
 
 class TrainingDiverged(RuntimeError):

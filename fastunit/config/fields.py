@@ -13,11 +13,15 @@ from dataclasses import field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fastunit.common.errors import ConfigError
+from fastunit.common.text import brief
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Options = TypeVar("Options", bound="DataclassInstance")
+MOST = 10**9  # of every number that has no other limit: larger ones crash later, far from the key
+LONGEST = 4096  # characters of a text: the longest path on Linux
+_NEAR = 40  # characters of a wrong name that are compared with the known ones, a quadratic search
 _logger = logging.getLogger(__name__)
 
 
@@ -35,8 +39,9 @@ def build(cls: type[Options], values: object, name: str) -> Options:
     """Return an instance of `cls` with the given values; missing keys take their defaults.
 
     A field of a Literal type takes one of its values. Field metadata may hold the limits `low`
-    (inclusive), `high` (inclusive) and `below` (exclusive). Keys in the class's `UNUSED`, if it
-    has one, are dropped with a log message; some of them must be 0 (`Unused.only_zero`).
+    (inclusive), `high` (inclusive, `MOST` if there is none) and `below` (exclusive). Keys in the
+    class's `UNUSED`, if it has one, are dropped with a log message; some of them must be 0
+    (`Unused.only_zero`).
 
     Args:
         cls: the dataclass.
@@ -47,11 +52,11 @@ def build(cls: type[Options], values: object, name: str) -> Options:
         ConfigError: a key is unknown, or a value has the wrong type or is out of range.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{name} must be a section of keys, not {values!r}")
+        raise ConfigError(f"{name} must be a section of keys, not {brief(values)}")
     specs = {spec.name: spec for spec in dataclasses.fields(cls)}
     values = _without_unused(values, getattr(cls, "UNUSED", {}), name)
     for key in values:
-        if key not in specs:
+        if not isinstance(key, str) or key not in specs:
             raise ConfigError(_unknown(cls, str(key), name))
     hints = typing.get_type_hints(cls)
     filled = {}
@@ -80,9 +85,8 @@ def _without_unused(
     for key in found:
         full = f"{name}.{key}" if name else key
         if unused[key].only_zero and _number(values[key]) != 0:
-            raise ConfigError(
-                f"{full}={values[key]!r} is {unused[key].meaning}; leave it out, or set it to 0"
-            )
+            value, meaning = brief(values[key]), unused[key].meaning
+            raise ConfigError(f"{full}={value} is {meaning}; leave it out, or set it to 0")
         said.setdefault(unused[key].meaning, []).append(full)
     for meaning, keys in said.items():
         _logger.info("%s: read and unused (%s)", ", ".join(keys), meaning)
@@ -100,6 +104,7 @@ def known_keys(cls: type) -> list[str]:
 
 
 def _unknown(cls: type, key: str, name: str) -> str:
+    key = key if len(key) <= _NEAR else f"{key[:_NEAR]}..."
     full = f"{name}.{key}" if name else key
     where = f"section {name}" if name else "the configuration"
     near = difflib.get_close_matches(key, known_keys(cls), n=1, cutoff=0.5)
@@ -136,21 +141,21 @@ def _chosen(choices: tuple[str, ...], value: Any, key: str) -> str:
         value = "on" if value else "off"  # YAML 1.1 reads on and off as booleans
     value = _typed(str, value, key)
     if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1)
+        near = difflib.get_close_matches(value[:_NEAR], choices, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ConfigError(f"{key}={value!r} must be one of {', '.join(choices)}{hint}")
+        raise ConfigError(f"{key}={brief(value)} must be one of {', '.join(choices)}{hint}")
     return value
 
 
 def _pair(hint: type, value: Any, key: str, limits: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return (low, high) from a list of two numbers, the first the smaller."""
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise ConfigError(f"{key}={value!r} must be two numbers, [low,high]")
+        raise ConfigError(f"{key}={brief(value)} must be two numbers, [low,high]")
     low, high = (_typed(hint, number, key) for number in value)
     for number in (low, high):
         _check(number, key, limits)
     if low >= high:
-        raise ConfigError(f"{key}={value!r} must be [low,high] with low below high")
+        raise ConfigError(f"{key}={brief(value)} must be [low,high] with low below high")
     return low, high
 
 
@@ -166,7 +171,7 @@ def _typed(hint: type, value: Any, key: str) -> Any:
     if hint is str and isinstance(value, str):
         return value
     kind = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
-    raise ConfigError(f"{key}={value!r} must be {kind[hint]}")
+    raise ConfigError(f"{key}={brief(value)} must be {kind[hint]}")
 
 
 def _number(value: Any) -> float | None:
@@ -181,10 +186,18 @@ def _number(value: Any) -> float | None:
 
 
 def _check(value: Any, key: str, limits: Mapping[str, Any]) -> None:
+    if isinstance(value, str):
+        if len(value) > LONGEST or "\0" in value:
+            raise ConfigError(
+                f"{key}={brief(value)} must have at most {LONGEST} characters, none 0"
+            )
+        return
+    if "below" not in limits:
+        limits = {"high": MOST, **limits}
     for limit, broken, words in (
         ("low", lambda v, x: v < x, "at least"),
         ("high", lambda v, x: v > x, "at most"),
         ("below", lambda v, x: v >= x, "below"),
     ):
         if limit in limits and broken(value, limits[limit]):
-            raise ConfigError(f"{key}={value!r} must be {words} {limits[limit]}")
+            raise ConfigError(f"{key}={brief(value)} must be {words} {limits[limit]}")

@@ -10,8 +10,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from fastunit.common import regular
 from fastunit.common.errors import ConfigError
-from fastunit.config import rules
+from fastunit.common.text import brief
+from fastunit.config import rules, yaml_text
 from fastunit.config.fields import build, choices_of
 from fastunit.config.schema import Config
 
@@ -97,17 +99,16 @@ def read_yaml(path: str | Path | None) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read, or is not a YAML mapping.
     """
-    import yaml
-
-    source = _source(path)
     try:
-        values = yaml.safe_load(source.read_text(encoding="utf-8"))
+        text = _text(path)
     except FileNotFoundError as error:
         raise ConfigError(_absent(str(path))) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a name with a zero byte
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    try:
+        values = yaml_text.parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"the configuration {path}: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold 'key: value' lines, not {type(values).__name__}")
     return values
@@ -126,13 +127,13 @@ def _absent(path: str) -> str:
     return f"{text}; {hint}built-in ones are {', '.join(names())}"
 
 
-def _source(path: str | Path | None) -> Any:
-    """Return the file to read: `path`, or the built-in one of that name (a package resource)."""
+def _text(path: str | Path | None) -> str:
+    """Return the text of the file at `path`, or of the built-in one of that name."""
     name = "demo" if path is None else str(path)
     own = resources.files("fastunit.configs") / f"{name}.yaml"
-    if path is None or (not Path(path).is_file() and "/" not in name and own.is_file()):
-        return own
-    return Path(path)
+    if path is None or ("/" not in name and not Path(path).is_file() and own.is_file()):
+        return own.read_text(encoding="utf-8")
+    return regular.read(Path(path), 4 * yaml_text.LONGEST).decode()
 
 
 def dump_yaml(config: Any) -> str:
@@ -144,22 +145,22 @@ def dump_yaml(config: Any) -> str:
 
 def _override(values: dict[str, Any], text: str) -> None:
     """Set ``section.key=value`` in place; the value is read as YAML."""
-    import yaml
-
     key, sep, value = text.partition("=")
     *sections, leaf = key.strip().split(".")
     if not sep or not leaf:
-        raise ConfigError(f"--set {text!r} must look like key=value, for instance gen.dim=32")
+        raise ConfigError(f"--set {brief(text)} must look like key=value, for instance gen.dim=32")
+    if len(sections) > yaml_text.DEEPEST:
+        raise ConfigError(f"--set {brief(text)}: sections of sections of sections; there are none")
     for name in sections:
         if values.get(name) is None:  # absent, or a YAML section without keys
             values[name] = {}
         values = values[name]
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {text!r}: {name} is a value, not a section")
+            raise ConfigError(f"--set {brief(text)}: {name[:80]} is a value, not a section")
     try:
-        values[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text!r}: {value!r} is not valid YAML") from error
+        values[leaf] = yaml_text.parse(value)
+    except ConfigError as error:
+        raise ConfigError(f"--set {brief(text)}: {error}") from error
 
 
 def reference() -> str:

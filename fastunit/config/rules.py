@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from fastunit.common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fastunit.config import Config, DiscriminatorConfig
+    from fastunit.config import Config
+
+WIDEST = 8192  # channels of a layer: a 3x3 convolution of as many has 2.4 GB of weights
 
 
 def check(config: Config) -> None:
@@ -15,6 +17,7 @@ def check(config: Config) -> None:
     _check_data(config)
     _check_network(config)
     _check_sharing(config)
+    _check_widths(config)
     _check_sizes(config)
     _check_perceptual(config)
     _check_identity(config)
@@ -28,12 +31,10 @@ def smallest_crop(config: Config) -> int:
     """
     dis, multiple = config.dis, _multiple(config)
     size = max(4, 2 * multiple)
-    size += -size % multiple
-    if config.network == "paper":  # its discriminators take any size
-        return size
-    while not _fits(size, dis):
-        size += multiple
-    return size
+    if config.network != "paper":  # the paper's discriminators take any size
+        # Scale s has ceil(size / 2^s) pixels, and its n layers need 2^n of them.
+        size = max(size, 2 ** (dis.num_scales - 1) * (2**dis.n_layer - 1) + 1)
+    return size + -size % multiple
 
 
 def _check_data(config: Config) -> None:
@@ -103,6 +104,29 @@ def _check_sharing(config: Config) -> None:
             )
 
 
+def _check_widths(config: Config) -> None:
+    """Reject layers of more than WIDEST channels, which no memory holds."""
+    if config.network == "paper":
+        gen, dis = config.paper.gen, config.paper.dis
+        layers = dis.n_layer
+        if dis.name == "COCOSharedDis":
+            layers = dis.n_front_layer + dis.n_shared_layer
+        widths = {
+            "paper.gen.ch and n_enc_front_blk": gen.ch * gen.multiple,
+            "paper.dis.ch and its layers": dis.ch * 2 ** (layers - 1),
+        }
+    else:
+        widths = {
+            "gen.dim and gen.n_downsample": config.gen.dim * 2**config.gen.n_downsample,
+            "dis.dim and dis.n_layer": config.dis.dim * 2 ** (config.dis.n_layer - 1),
+        }
+    for names, width in widths.items():
+        if width > WIDEST:
+            raise ConfigError(
+                f"{names} make layers of {width:,} channels; at most {WIDEST:,} are allowed"
+            )
+
+
 def _check_sizes(config: Config) -> None:
     multiple, least = _multiple(config), smallest_crop(config)
     power = f"gen.n_downsample={config.gen.n_downsample}"
@@ -149,15 +173,3 @@ def _check_identity(config: Config) -> None:
             f"identity_w={config.identity_w} gives each generator the other domain's images, but "
             f"input_dim_a={a} and input_dim_b={b} differ; set identity_w=0 or make them equal"
         )
-
-
-def _fits(size: int, dis: DiscriminatorConfig) -> bool:
-    need = 2  # a 4x4 window with padding 1; reflection padding needs two pixels as well
-    for _ in range(dis.num_scales):
-        side = size
-        for _ in range(dis.n_layer):
-            if side < need:
-                return False
-            side //= 2
-        size = (size + 1) // 2
-    return True

@@ -22,6 +22,8 @@ from fastunit.common.choices import (
     Norm,
     PadType,
     Precision,
+    SaveError,
+    StallAction,
     Switch,
     TestCrop,
 )
@@ -35,28 +37,34 @@ class GeneratorConfig:
         ("mlp_dim", "style_dim"), Unused("MUNIT's style code, which UNIT does not have")
     )
 
-    dim: int = key(64, "channels of the first layer", low=1)
+    dim: int = key(64, "channels of the first layer", low=1, high=4096)
     activ: Activation = key("relu", "activation of every block but the last")
-    n_downsample: int = key(2, "stride-2 layers in the encoder, upsamplings in the decoder", low=0)
-    n_res: int = key(4, "residual blocks in the encoder, and again in the decoder", low=0)
+    n_downsample: int = key(
+        2, "stride-2 layers in the encoder, upsamplings in the decoder", low=0, high=10
+    )
+    n_res: int = key(4, "residual blocks in the encoder, and again in the decoder", low=0, high=256)
     pad_type: PadType = key("reflect", "padding")
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    dim: int = key(64, "channels of the first layer", low=1)
+    dim: int = key(64, "channels of the first layer", low=1, high=4096)
     norm: Norm = key("none", "norm of every layer but the first and last")
     activ: Activation = key("lrelu", "activation")
-    n_layer: int = key(4, "stride-2 layers per scale", low=1)
+    n_layer: int = key(4, "stride-2 layers per scale", low=1, high=16)
     gan_type: GanType = key("lsgan", "least squares or non-saturating")
-    num_scales: int = key(3, "image scales, each half the one before", low=1)
+    num_scales: int = key(3, "image scales, each half the one before", low=1, high=16)
     pad_type: PadType = key("reflect", "padding")
 
 
 @dataclass(frozen=True)
 class ShareConfig:
-    enc: int = key(0, "last residual blocks of the encoders that both domains share", low=0)
-    dec: int = key(0, "first residual blocks of the decoders that both domains share", low=0)
+    enc: int = key(
+        0, "last residual blocks of the encoders that both domains share", low=0, high=256
+    )
+    dec: int = key(
+        0, "first residual blocks of the decoders that both domains share", low=0, high=256
+    )
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,11 @@ class DataConfig:
         "part of a test image that is evaluated: its centre crop or all of it",
     )
     flip: bool = key(True, "mirror half of the training images left to right")
+    max_pixels: int = key(2**26, "largest image that is read, in pixels", low=1, high=2**32)
+    max_bytes: int = key(2**28, "largest image file that is read, in bytes", low=1, high=2**40)
+    max_seconds: float = key(
+        30.0, "longest time that reading and checking one image may take", low=0.1, high=86400.0
+    )
     range_a: tuple[int, int] | None = key(
         None, "[low, high]: domain a's 16-bit values that become 0 and 255", low=0, high=65535
     )
@@ -82,6 +95,12 @@ class DataConfig:
 class CheckpointConfig:
     keep_last: int = key(3, "how many of the newest checkpoints are kept", low=1)
     keep_every: int = key(0, "also keep every M-th checkpoint permanently; 0: none", low=0)
+    minutes: float = key(
+        15.0, "save also when the last checkpoint is as many minutes old; 0: never", low=0.0
+    )
+    on_save_error: SaveError = key(
+        "stop", "when a checkpoint cannot be written: end, or go on and try again each minute"
+    )
 
 
 @dataclass(frozen=True)
@@ -123,20 +142,29 @@ class Config:
         "is chosen; 0: none",
         low=0,
     )
-    display_size: int = key(16, "images of each domain in a sample grid", low=1)
+    stall_after: float = key(
+        120.0, "seconds without progress until a warning says what is awaited; 0: never", low=0.0
+    )
+    stall_action: StallAction = key("warn", "then warn, or end the process with exit code 4")
+    display_size: int = key(16, "images of each domain in a sample grid", low=1, high=4096)
 
     # Optimization.
-    batch_size: int = key(1, "images of each domain in a batch", low=1)
+    batch_size: int = key(1, "images of each domain in a batch", low=1, high=65536)
     accumulate: int = key(
-        1, "batches whose gradients are averaged in an iteration; above 1 share_fakes is off", low=1
+        1,
+        "batches whose gradients are averaged in an iteration; above 1 share_fakes is off",
+        low=1,
+        high=65536,
     )
     clip_grad_norm: float = key(
         0.0, "norm to which each optimizer's gradient is clipped; 0: off", low=0.0
     )
-    lr: float = key(1e-4, "Adam's learning rate", low=0.0)
+    lr: float = key(1e-4, "Adam's learning rate", low=0.0, high=10.0)
     beta1: float = key(0.5, "Adam's decay of the gradient's mean", low=0.0, below=1.0)
     beta2: float = key(0.999, "Adam's decay of the gradient's square", low=0.0, below=1.0)
-    weight_decay: float = key(1e-4, "L2 penalty added to the gradient (not AdamW's)", low=0.0)
+    weight_decay: float = key(
+        1e-4, "L2 penalty added to the gradient (not AdamW's)", low=0.0, high=10.0
+    )
     init: Init = key("kaiming", "initialization of the generators")
     init_b: InitB = key(
         "own",
@@ -144,7 +172,7 @@ class Config:
     )
     lr_policy: LRPolicy = key("step", "learning-rate schedule")
     step_size: int = key(100_000, "iterations between learning-rate steps", low=1)
-    gamma: float = key(0.5, "learning-rate factor of a step", low=0.0)
+    gamma: float = key(0.5, "learning-rate factor of a step", low=0.0, high=1.0)
     decay_from: float = key(
         0.5,
         "fraction of max_iter after which linear and cosine lower the rate, to 0 at the end",
@@ -183,16 +211,21 @@ class Config:
     )
 
     # Objective: weights of equations 1-3.
-    gan_w: float = key(1.0, "adversarial terms (lambda 0)", low=0.0)
-    recon_x_w: float = key(10.0, "L1 of the reconstructions (lambda 2)", low=0.0)
-    recon_h_w: float = key(0.0, "accepted and unused, as in the release", low=0.0)
-    recon_kl_w: float = key(0.01, "KL of the codes (lambda 1)", low=0.0)
-    recon_x_cyc_w: float = key(10.0, "L1 of the cycles (lambda 4); 0: no cycle", low=0.0)
-    recon_kl_cyc_w: float = key(0.01, "KL of the re-encoded codes (lambda 3)", low=0.0)
+    gan_w: float = key(1.0, "adversarial terms (lambda 0)", low=0.0, high=1e6)
+    recon_x_w: float = key(10.0, "L1 of the reconstructions (lambda 2)", low=0.0, high=1e6)
+    recon_h_w: float = key(0.0, "accepted and unused, as in the release", low=0.0, high=1e6)
+    recon_kl_w: float = key(0.01, "KL of the codes (lambda 1)", low=0.0, high=1e6)
+    recon_x_cyc_w: float = key(10.0, "L1 of the cycles (lambda 4); 0: no cycle", low=0.0, high=1e6)
+    recon_kl_cyc_w: float = key(0.01, "KL of the re-encoded codes (lambda 3)", low=0.0, high=1e6)
     identity_w: float = key(
-        0.0, "identity term: L1 of each image and its translation to its own domain", low=0.0
+        0.0,
+        "identity term: L1 of each image and its translation to its own domain",
+        low=0.0,
+        high=1e6,
     )
-    vgg_w: float = key(0.0, "perceptual term on VGG16 features; needs vgg_model_path", low=0.0)
+    vgg_w: float = key(
+        0.0, "perceptual term on VGG16 features; needs vgg_model_path", low=0.0, high=1e6
+    )
     vgg_model_path: str | None = key(
         None, "VGG16 weights with torchvision's key names, for BGR images of 0..255 minus the mean"
     )
@@ -202,8 +235,8 @@ class Config:
         "release",
         "networks of the 2018 release (sections gen, dis, share) or of the paper (section paper)",
     )
-    input_dim_a: int = key(3, "channels of domain a", low=1)
-    input_dim_b: int = key(3, "channels of domain b", low=1)
+    input_dim_a: int = key(3, "channels of domain a", low=1, high=1024)
+    input_dim_b: int = key(3, "channels of domain b", low=1, high=1024)
     gen: GeneratorConfig = section(GeneratorConfig, "generators")
     dis: DiscriminatorConfig = section(DiscriminatorConfig, "discriminators")
     paper: PaperConfig = section(PaperConfig, "the paper's networks")
@@ -222,12 +255,12 @@ class Config:
     data_list_train_b: str | None = key(None, "text file naming files in data_folder_train_b")
     data_list_test_a: str | None = key(None, "text file naming files in data_folder_test_a")
     data_list_test_b: str | None = key(None, "text file naming files in data_folder_test_b")
-    new_size: int | None = key(None, "shorter side after resizing, both domains", low=1)
-    new_size_a: int | None = key(None, "shorter side after resizing, domain a", low=1)
-    new_size_b: int | None = key(None, "shorter side after resizing, domain b", low=1)
-    crop_image_height: int = key(256, "height of the training crop in pixels", low=1)
-    crop_image_width: int = key(256, "width of the training crop in pixels", low=1)
-    num_workers: int = key(2, "decoding threads per domain; 0 means 1", low=0)
+    new_size: int | None = key(None, "shorter side after resizing, both domains", low=1, high=65536)
+    new_size_a: int | None = key(None, "shorter side after resizing, domain a", low=1, high=65536)
+    new_size_b: int | None = key(None, "shorter side after resizing, domain b", low=1, high=65536)
+    crop_image_height: int = key(256, "height of the training crop in pixels", low=1, high=16384)
+    crop_image_width: int = key(256, "width of the training crop in pixels", low=1, high=16384)
+    num_workers: int = key(2, "decoding threads per domain; 0 means 1", low=0, high=256)
     data: DataConfig = section(DataConfig, "how files are treated")
     checkpoint: CheckpointConfig = section(CheckpointConfig, "which checkpoints are kept")
 

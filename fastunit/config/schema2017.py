@@ -17,19 +17,23 @@ OPTIONAL = ("res_dropout_ratio",)
 
 @dataclass(frozen=True)
 class _Images:
-    input_dim_a: int = key(3, "channels of domain a's images", low=1)
-    input_dim_b: int = key(3, "channels of domain b's images", low=1)
+    input_dim_a: int = key(3, "channels of domain a's images", low=1, high=1024)
+    input_dim_b: int = key(3, "channels of domain b's images", low=1, high=1024)
 
 
 @dataclass(frozen=True)
 class _ResGen:
-    ch: int = key(64, "channels of the first layer", low=1)
-    n_enc_front_blk: int = key(3, "the encoder's first layer and its stride-2 layers", low=1)
-    n_enc_res_blk: int = key(3, "residual blocks of each encoder", low=0)
-    n_enc_shared_blk: int = key(1, "residual blocks that both encoders share", low=0)
-    n_gen_shared_blk: int = key(1, "residual blocks that both decoders share", low=0)
-    n_gen_res_blk: int = key(3, "residual blocks of each decoder", low=0)
-    n_gen_front_blk: int = key(3, "the decoder's upsampling layers and its last layer", low=1)
+    ch: int = key(64, "channels of the first layer", low=1, high=4096)
+    n_enc_front_blk: int = key(
+        3, "the encoder's first layer and its stride-2 layers", low=1, high=11
+    )
+    n_enc_res_blk: int = key(3, "residual blocks of each encoder", low=0, high=256)
+    n_enc_shared_blk: int = key(1, "residual blocks that both encoders share", low=0, high=256)
+    n_gen_shared_blk: int = key(1, "residual blocks that both decoders share", low=0, high=256)
+    n_gen_res_blk: int = key(3, "residual blocks of each decoder", low=0, high=256)
+    n_gen_front_blk: int = key(
+        3, "the decoder's upsampling layers and its last layer", low=1, high=11
+    )
     res_dropout_ratio: float = key(
         0.0, "dropout probability in residual blocks", low=0.0, below=1.0
     )
@@ -49,15 +53,17 @@ class _ResGen:
 
 @dataclass(frozen=True)
 class _Dis:
-    ch: int = key(64, "channels of the first layer", low=1)
-    n_layer: int = key(5, "stride-2 layers of COCODis and COCOMsDis", low=1)
+    ch: int = key(64, "channels of the first layer", low=1, high=4096)
+    n_layer: int = key(5, "stride-2 layers of COCODis and COCOMsDis", low=1, high=16)
 
 
 @dataclass(frozen=True)
 class _SharedDis:
-    ch: int = key(64, "channels of the first layer", low=1)
-    n_front_layer: int = key(3, "stride-2 layers of each domain in COCOSharedDis", low=1)
-    n_shared_layer: int = key(2, "stride-2 layers of COCOSharedDis that both domains share", low=0)
+    ch: int = key(64, "channels of the first layer", low=1, high=4096)
+    n_front_layer: int = key(3, "stride-2 layers of each domain in COCOSharedDis", low=1, high=16)
+    n_shared_layer: int = key(
+        2, "stride-2 layers of COCOSharedDis that both domains share", low=0, high=16
+    )
 
 
 @dataclass(frozen=True)

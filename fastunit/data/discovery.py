@@ -62,20 +62,23 @@ def image_files(folder: Path) -> tuple[Path, ...]:
     Raises:
         DataError: there is no image, or a folder cannot be read.
     """
-    images: list[Path] = []
-    others: list[Path] = []
-    for file in _visible_files(folder):
-        (images if file.suffix.lower() in EXTENSIONS else others).append(file)
+    images: list[str] = []
+    others: list[str] = []
+    for file in _visible_files(folder):  # text: a million Paths take many seconds to sort
+        image = os.path.splitext(file)[1].lower() in EXTENSIONS
+        (images if image else others).append(file)
     known = " ".join(EXTENSIONS)
     if not images:
-        holds = f"; it holds {len(others)} other files such as {others[0].name}" if others else ""
+        example = f" such as {os.path.basename(others[0])}" if others else ""
+        holds = f"; it holds {len(others)} other files{example}" if others else ""
         raise DataError(f"{folder} holds no images ({known}){holds}")
     if others:
         _logger.warning(
             "%s: ignored %d files such as %s (images are %s)",
-            *(folder, len(others), others[0].name, known),
+            *(folder, len(others), os.path.basename(others[0]), known),
         )
-    return tuple(sorted(images))
+    images.sort(key=lambda file: file.split(os.sep))  # as Paths are sorted
+    return tuple(map(Path, images))
 
 
 def _folder_and_list(config: Any, split: str) -> tuple[str | None, str | None]:
@@ -128,7 +131,7 @@ def _read_list(path: Path, folder: Path) -> tuple[Path, ...]:
     return files
 
 
-def _visible_files(folder: Path) -> Iterator[Path]:
+def _visible_files(folder: Path) -> Iterator[str]:
     def fail(error: OSError) -> None:
         raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
@@ -140,4 +143,4 @@ def _visible_files(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
-        yield from (Path(parent, name) for name in sorted(names) if name[0] != ".")
+        yield from (os.path.join(parent, name) for name in sorted(names) if name[0] != ".")

@@ -10,25 +10,44 @@ the first is used.
 
 from __future__ import annotations
 
+import errno
 import io
-import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fastunit.common import extras
+from fastunit.common import extras, regular
 from fastunit.common.errors import DataError
 from fastunit.common.files import atomic
-from fastunit.data.image_kinds import Kind, kind_of
+from fastunit.data.image_kinds import Kind, even_chunks, is_webp, kind_of, webp_size
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # Pillow would run a program for some (EPS)
 NOT_AN_IMAGE = f"not an image of the formats {', '.join(FORMATS)}, or its header is damaged"
 _MODES = {1: "L", 3: "RGB"}
+_ROWS = 256  # compared at a time
 _JPEG = {"quality": 95, "subsampling": 0}
+_NEAREST = np.round(np.arange(65536) / 257).astype(np.uint8)  # 16 bits to 8
 _OPTIONS = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": {"lossless": True}}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What reading one file may take: pixels of the image, bytes of the file, seconds."""
+
+    pixels: int = 2**26  # 67 million: cameras have up to 61
+    bytes: int = 2**28
+    seconds: float = 30.0
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise DataError for an image of more pixels."""
+        if width * height > self.pixels:
+            raise DataError(
+                f"too large: {width}x{height} pixels, more than data.max_pixels={self.pixels}; "
+                "shrink it, or raise that limit"
+            )
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,10 @@ class Reading:
     channels: int = 3
     value_range: tuple[int, int] | None = None
     key: str = "data.range_a or data.range_b"
+    limits: Limits = field(default_factory=Limits)
+
+    def __hash__(self) -> int:
+        return hash((self.channels, self.value_range))  # of a part: millions of files ask
 
     def table(self) -> np.ndarray:
         """Return the 8-bit value of each 16-bit value: uint8 [65536]."""
@@ -50,8 +73,15 @@ class Reading:
         return (levels + 0.5).astype(np.uint8)
 
 
+def reading_of(config: Any, domain: str) -> Reading:
+    """Return how a configuration reads the files of domain "a" or "b"."""
+    of, data = config.domain(domain), config.data
+    limits = Limits(data.max_pixels, data.max_bytes, data.max_seconds)
+    return Reading(of.channels, of.value_range, f"data.range_{domain}", limits)
+
+
 def read(file: Path, channels: int) -> np.ndarray:
-    """Return a file's pixels as training sees them: uint8 [H, W, channels].
+    """Return a file's pixels as training sees them: uint8 [H, W, channels]; in this process.
 
     Raises:
         DataError: the file cannot be read, or training would see other pixels; the message gives
@@ -71,23 +101,38 @@ def decode(data: bytes, reading: Reading) -> np.ndarray:
         DataError: the file cannot be decoded, or the decoders disagree; with the reason.
     """
     kind = kind_of(data)
-    defined, name = _by_pillow(data, reading.channels)
+    defined, name = _by_pillow(data, reading)
     if reading.value_range and not kind.deep:
         raise DataError(_not_deep(reading))
     if not dali_installed():
         if reading.value_range:
             raise DataError(f"{reading.key} needs NVIDIA DALI: {extras.install('train')}")
         return defined
-    seen = _by_dali(data, reading.channels, name)
+    seen = _by_dali(for_loader(data, kind), reading.channels, name)
     misread = DataError(f"the loader (DALI) misreads {name}; save it as PNG or JPEG")
     if not _agree(seen, defined, kind):
         raise misread
     if not reading.value_range:
         return seen
     values = sixteen_bits(data, reading.channels)
-    if not _agree(np.round(values / 257).astype(np.uint8), seen, kind):
+    if not _agree(_NEAREST[values], seen, kind):
         raise misread
     return reading.table()[values]
+
+
+def for_loader(data: bytes, kind: Kind) -> bytes:
+    """Return a file's bytes as they are given to DALI, so that it reads them right and in silence.
+
+    Planar TIFFs, for each of which DALI prints an error before its fallback decodes them, become
+    uncompressed PPM.
+    """
+    if is_webp(data):
+        return even_chunks(data)
+    if not kind.planar:
+        return data
+    with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
+        pixels = _pixels(_eight_bits(ImageOps.exif_transpose(image)), 3)
+    return b"P6 %d %d 255\n" % pixels.shape[1::-1] + pixels.tobytes()
 
 
 def from_image(image: Image.Image, reading: Reading) -> np.ndarray:
@@ -149,27 +194,31 @@ def write(pixels: np.ndarray, file: Path) -> None:
         raise DataError(f"{size} cannot be written as {file.suffix}: {error}") from error
 
 
-def content(file: Path) -> bytes:
+def content(file: Path, limits: Limits | None = None) -> bytes:
     """Return an image file's bytes; raises DataError with the reason, without the file's name."""
     try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):  # a named pipe would block for ever
-            raise DataError("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
-        data = file.read_bytes()
+        data = regular.read(file, (limits or Limits()).bytes)
     except OSError as error:
-        dangling = isinstance(error, FileNotFoundError) and file.is_symlink()
-        reason = "a link to a file that does not exist" if dangling else str(error.strerror)
-        raise DataError(reason) from error
+        if isinstance(error, FileNotFoundError) and file.is_symlink():
+            raise DataError("a link to a file that does not exist") from error
+        more = " (data.max_bytes)" if error.errno == errno.EFBIG else ""
+        raise DataError(f"{error.strerror}{more}") from error
+    except MemoryError as error:
+        raise DataError("too little memory to read it") from error
     if not data:
         raise DataError("empty: zero bytes")
     return data
 
 
-def _by_pillow(data: bytes, channels: int) -> tuple[np.ndarray, str]:
+def _by_pillow(data: bytes, reading: Reading) -> tuple[np.ndarray, str]:
     """Decode completely with Pillow: uint8 [H, W, channels], and the file's format and mode."""
+    channels, limits = reading.channels, reading.limits
     try:
+        if is_webp(data):
+            limits.check_size(*(webp_size(data) or (0, 0)))
         # From memory: Pillow 13 scrambles rotated grayscale TIFFs that it memory-maps itself.
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            limits.check_size(*image.size)
             name = f"{image.format} in mode {image.mode}"
             if image.format == "WEBP" and image.info.get("exif"):
                 name += " with EXIF data"
@@ -182,14 +231,18 @@ def _by_pillow(data: bytes, channels: int) -> tuple[np.ndarray, str]:
         raise DataError(NOT_AN_IMAGE) from error
     except Image.DecompressionBombError as error:
         raise DataError(f"too large: {error}") from error
+    except MemoryError as error:
+        raise DataError("too little memory to decode it") from error
     except Exception as error:  # Pillow's plugins raise a dozen exception types on damaged files
         raise DataError(f"damaged or truncated: {error}") from error
 
 
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     """Return an 8-bit image as uint8 [H, W, channels], without alpha."""
-    # Through RGBA: Pillow warns if a palette's transparency is dropped directly.
-    values = np.asarray(image.convert("RGBA").convert(_MODES[channels]))
+    if image.mode != _MODES[channels]:
+        # Through RGBA: Pillow warns if a palette's transparency is dropped directly.
+        image = image.convert("RGBA").convert(_MODES[channels])
+    values = np.asarray(image)
     return values.reshape(*values.shape[:2], channels)
 
 
@@ -211,7 +264,7 @@ def _not_deep(reading: Reading) -> str:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Rescale modes of more than 8 bits, which Pillow's own conversions would clip."""
     if image.mode.startswith("I"):
-        return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+        return Image.fromarray(_NEAREST[_sixteen_bits_of(image)])
     if image.mode == "F":
         values = np.asarray(image)
         if not (values.min() >= 0 and values.max() <= 1):  # NaN fails too
@@ -231,6 +284,8 @@ def _by_dali(data: bytes, channels: int, name: str, *, deep: bool = False) -> np
             encoded, device="cpu", **dali_options(channels, deep, types)
         )
         return np.asarray(tensor.cpu())
+    except MemoryError as error:
+        raise DataError("too little memory to decode it") from error
     except RuntimeError as error:
         raise DataError(
             f"the loader (DALI) cannot decode {name}; save it as PNG or JPEG"
@@ -250,8 +305,13 @@ def _agree(seen: np.ndarray, defined: np.ndarray, kind: Kind) -> bool:
     """Return whether two decoders gave the same image, up to rounding."""
     if seen.shape != defined.shape:
         return False
-    difference = np.maximum(seen, defined) - np.minimum(seen, defined)
+    total, largest = 0, 0
+    for row in range(0, len(seen), _ROWS):  # by parts: whole differences would need much memory
+        x, y = seen[row : row + _ROWS], defined[row : row + _ROWS]
+        difference = np.maximum(x, y) - np.minimum(x, y)
+        total += int(difference.sum(dtype=np.int64))
+        largest = max(largest, int(difference.max(initial=0)))
     if kind.lossy:  # JPEG decoders may differ by a few levels at strong edges
-        return difference.mean() <= 4
+        return total <= 4 * seen.size
     # One level from 16 to 8 bits (colours or palette), and one more in the luminance.
-    return difference.max(initial=0) <= 2
+    return largest <= 2

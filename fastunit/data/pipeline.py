@@ -1,8 +1,9 @@
 """Image files to training batches: one NVIDIA DALI pipeline per domain.
 
-read -> decode -> resize of the shorter side -> crop -> flip -> [-1, 1], in DALI's own threads, on
-the CPU or (``mixed`` decode) on the GPU. Python computes only file names and random numbers, each
-a pure function of (seed, stream, sample index), so a stream can start at any sample.
+decode -> resize of the shorter side -> crop -> flip -> [-1, 1], in DALI's own threads, on the CPU
+or (``mixed`` decode) on the GPU. Python reads the files ahead, in threads, compares them with what
+passed the check, and computes random numbers, each a pure function of (seed, stream, sample index),
+so a stream can start at any sample.
 
 The resize is antialiased bilinear: within 0.51 of 255 levels of torch's
 ``interpolate(antialias=True)`` (rounding to bytes) and 1 of Pillow's, except in the outermost rows
@@ -13,8 +14,8 @@ photographs shrunk 8 times: up to 16 levels there, 0.32 on average over the whol
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastunit.common import text, waiting
 from fastunit.common.errors import ConfigError, DataError
-from fastunit.data.image_io import Reading, dali_options
+from fastunit.data import passed
+from fastunit.data.image_io import Limits, Reading, content, dali_options, for_loader
+from fastunit.data.image_kinds import kind_of
+from fastunit.data.read_ahead import ReadAhead
 from fastunit.data.validation import SizeRule, check_channels, problem, require_dali
 
 _PREFETCH = 2  # batches DALI prepares ahead of the one asked for
+_DEFAULTS = Limits()
+_CHANGED = (
+    "If it passed the check before the run, it has changed since: restore it, or start again, "
+    "which checks all files anew"
+)
 _ORDER, _DRAW = 0, 1  # what a random number is for: part of its Philox key
 
 
@@ -53,6 +63,7 @@ class DomainLoader:
         position: int = 0,
         flip: bool = True,
         value_range: tuple[int, int] | None = None,
+        limits: Limits = _DEFAULTS,
     ) -> None:
         """Open the stream of ``files`` at sample ``position``.
 
@@ -73,7 +84,7 @@ class DomainLoader:
         self._position = position
         self._flip = flip
         self._random = _Random(seed, stream, len(files))
-        rule = SizeRule(new_size, crop, Reading(channels, value_range))
+        rule = SizeRule(new_size, crop, Reading(channels, value_range, limits=limits))
         decoder = _decoder(files, rule, device)
         self._reader = _Reader(self._batches(position), batch_size, rule, device, threads, decoder)
 
@@ -99,9 +110,9 @@ class DomainLoader:
         self._position += self._batch_size
         return images
 
-    def _batches(self, first: int) -> Iterator[_Batch]:
+    def _batches(self, first: int) -> Iterator[list[_Sample]]:
         while True:
-            yield _batch(self._sample(i) for i in range(first, first + self._batch_size))
+            yield [self._sample(i) for i in range(first, first + self._batch_size)]
             first += self._batch_size
 
     def _sample(self, index: int) -> _Sample:
@@ -120,6 +131,7 @@ def iter_images(
     device: torch.device,
     threads: int = 2,
     value_range: tuple[int, int] | None = None,
+    limits: Limits = _DEFAULTS,
 ) -> Iterator[torch.Tensor]:
     """Yield every file once, in the order given, unflipped: float32 [N, C, H, W] as DomainLoader.
 
@@ -133,8 +145,8 @@ def iter_images(
     _check(files, channels)
     size = batch_size if crop else 1
     groups = [files[i : i + size] for i in range(0, len(files), size)]
-    batches = (_batch((file, 0.5, 0.5, False) for file in group) for group in groups)
-    rule = SizeRule(new_size, crop, Reading(channels, value_range))
+    batches = ([(file, 0.5, 0.5, False) for file in group] for group in groups)
+    rule = SizeRule(new_size, crop, Reading(channels, value_range, limits=limits))
     reader = _Reader(batches, size, rule, device, threads, _decoder(files, rule, device))
 
     def images() -> Iterator[torch.Tensor]:
@@ -146,7 +158,7 @@ def iter_images(
 
 
 _Sample = tuple[Path, float, float, bool]  # file, crop x and y in [0, 1), flip
-_Batch = tuple[list[np.ndarray], list[np.int32], list[np.float32], list[np.float32]]
+_Batch = tuple[list[np.ndarray], list[np.int32], list[np.float32], list[np.float32]]  # contents
 
 
 class _Random:
@@ -183,15 +195,36 @@ def _check(files: Sequence[Path], channels: int) -> None:
     require_dali()
 
 
-def _batch(samples: Iterable[_Sample]) -> _Batch:
-    """Return samples as inputs of the DALI graph: files, flips and, for crops, x and y."""
-    files, xs, ys, flips = zip(*samples, strict=True)
-    return (
-        [np.frombuffer(os.fsencode(file), np.uint8) for file in files],
-        [np.int32(flip) for flip in flips],
-        [np.float32(x) for x in xs],
-        [np.float32(y) for y in ys],
+def _load(file: Path, limits: Limits) -> bytes:
+    """Return what DALI decodes of a file; raises DataError that names it."""
+    try:
+        data = content(file, limits)
+        passed.verify(file, data)
+        return for_loader(data, kind_of(data))
+    except DataError as error:
+        raise DataError(f"cannot read {text.name(file)} ({error}). {_CHANGED}") from error
+
+
+def _inputs(samples: Iterator[list[_Sample]], limits: Limits, threads: int) -> Iterator[_Batch]:
+    """Yield samples as inputs of the DALI graph: contents, flips and, for crops, x and y."""
+    kept: deque[list[_Sample]] = deque()
+
+    def files() -> Iterator[list[Path]]:
+        for batch in samples:
+            kept.append(batch)
+            yield [file for file, *_ in batch]
+
+    contents = ReadAhead(
+        files(), lambda file: _load(file, limits), threads=threads, ahead=_PREFETCH
     )
+    for data in contents:
+        _, xs, ys, flips = zip(*kept.popleft(), strict=True)
+        yield (
+            [np.frombuffer(each, np.uint8) for each in data],
+            [np.int32(flip) for flip in flips],
+            [np.float32(x) for x in xs],
+            [np.float32(y) for y in ys],
+        )
 
 
 class _Reader:
@@ -199,7 +232,7 @@ class _Reader:
 
     def __init__(
         self,
-        batches: Iterator[_Batch],
+        samples: Iterator[list[_Sample]],
         batch_size: int,
         rule: SizeRule,
         device: torch.device,
@@ -208,9 +241,9 @@ class _Reader:
     ) -> None:
         from nvidia.dali.pipeline import pipeline_def
 
-        self._rule, self._device = rule, torch.device(device)
+        self._rule, self._device, self._failed = rule, torch.device(device), False
         self._pipeline = pipeline_def(_graph)(
-            batches,
+            _inputs(samples, rule.reading.limits, threads),
             rule,
             decoder,
             self._cuda,
@@ -228,11 +261,16 @@ class _Reader:
         ``suspects`` returns the files of this batch and of the prefetched ones, for error messages.
 
         Raises:
-            DataError: DALI fails.
+            DataError: a file cannot be read, has changed since it was checked, or DALI fails.
         """
+        if self._failed:
+            raise DataError("the stream of images has ended with an earlier error")
         stream = torch.cuda.current_stream(self._device) if self._cuda else None
+        self._failed = True
         try:
             (images,) = self._pipeline.run(stream)
+            self._failed = False
+            waiting.progress()
         except RuntimeError as error:
             raise DataError(self._explain(error, suspects())) from error
         nhwc = torch.from_dlpack(images.as_tensor())
@@ -242,15 +280,14 @@ class _Reader:
     def _explain(self, error: RuntimeError, files: Sequence[Path]) -> str:
         """Return a message that names the files that caused DALI's error, if any did."""
         reasons = {file: problem(file, self._rule) for file in files}
-        bad = ", ".join(f"{file} ({reason})" for file, reason in reasons.items() if reason)
+        bad = ", ".join(
+            f"{text.name(file)} ({reason})" for file, reason in reasons.items() if reason
+        )
         said = str(error).partition("encountered:")[2].strip() or str(error)
         said = f"DALI says: {said.splitlines()[0]}"
         if not bad:
             return f"DALI failed, on one of {', '.join(map(str, reasons))} if on a file. {said}"
-        return (
-            f"cannot read {bad}. If it passed the check before the run, it has changed since: "
-            f"restore it, or start again, which checks all files anew. {said}"
-        )
+        return f"cannot read {bad}. {_CHANGED}. {said}"
 
     @property
     def _cuda(self) -> bool:
@@ -275,15 +312,14 @@ def _decoder(files: Sequence[Path], rule: SizeRule, device: torch.device) -> str
 
 
 def _graph(batches: Iterator[_Batch], rule: SizeRule, decoder: str, cuda: bool) -> Any:
-    """Define the DALI graph: [N] file names and random numbers -> float32 NHWC in [-1, 1]."""
+    """Define the DALI graph: [N] files' contents and random numbers -> float32 NHWC in [-1, 1]."""
     fn, types = _dali()
     inputs = 4 if rule.crop else 2  # uncropped images need no crop position
     source = (batch[:inputs] for batch in batches)
-    file, flip, *where = fn.external_source(source, num_outputs=inputs, batch=True)
-    # No mmap: a file truncated while it is mapped would kill the process (SIGBUS).
+    encoded, flip, *where = fn.external_source(source, num_outputs=inputs, batch=True)
     reading = rule.reading
     images = fn.decoders.image(
-        fn.io.file.read(file, dont_use_mmap=True),
+        encoded,
         device=decoder,
         **dali_options(reading.channels, bool(reading.value_range), types),
     )

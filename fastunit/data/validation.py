@@ -2,32 +2,34 @@
 
 DALI cannot skip a bad image in a batch, so only checked files reach it: `image_io.decode` decodes
 each file completely with Pillow (which says what is wrong with it) and with DALI (which must
-agree). Good files are recorded in an index by path, size, mtime and decoding options, and are not
-read again.
+agree), in a process of its own (`decoding`). Good files are recorded in `index` and not read again
+until they change, and in `passed`, with which training compares what it reads.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fastunit.common import extras, progress
+from fastunit.common import extras, progress, text, waiting
 from fastunit.common.errors import ConfigError, DataError
-from fastunit.common.files import cache_dir, write_text
-from fastunit.data import image_io, value_ranges
+from fastunit.common.files import cache_dir
+from fastunit.data import decoding, passed, value_ranges
+from fastunit.data.decoding import Decoded
 from fastunit.data.image_io import Reading
-from fastunit.data.image_kinds import kind_of
-from fastunit.data.value_ranges import Values
+from fastunit.data.index import PART, Index, Key, key_of
 
+INDEX = "images.sqlite3"  # in the cache folder
 _REMEDY = "Repair or remove them, or skip them with --set data.skip_bad=true"
-_DEFINITION = 2  # version of the decoding: increase with every change to image_io or image_kinds
+_DEFINITION = 3  # version of the decoding: increase with every change to image_io or image_kinds
+_AHEAD = 4  # files handed to each process before the first is done
 _logger = logging.getLogger(__name__)
 
 
@@ -92,9 +94,9 @@ def validate_all(
 
     Args:
         groups: files, and how they are read, by the groups' names.
-        workers: threads.
+        workers: processes.
         skip_bad: leave bad files out, with a warning that lists and counts them.
-        index: file in which good files are recorded; None: images.json in the cache folder.
+        index: file in which good files are recorded; None: INDEX in the cache folder.
 
     Raises:
         ConfigError: channels are neither 1 nor 3.
@@ -107,12 +109,21 @@ def validate_all(
     if not files:
         return {name: () for name in groups}
     require_dali()
-    found = _measure_all(list(files), workers, index or cache_dir() / "images.json")
-    good, bad, total = {}, {}, len({file for file, _ in files})
+    found = _measure_all(list(files), workers, index or cache_dir() / INDEX)
+    good: dict[str, tuple[Path, ...]] = {}
+    bad: dict[Path, str] = {}
+    total = len({file for file, _ in files})
     for name, (group, rule) in groups.items():
-        reasons = {file: _verdict(found[file, rule.reading], rule) for file in group}
-        good[name] = tuple(file for file in group if not reasons[file])
-        bad |= {file: reason for file, reason in reasons.items() if reason}
+        kept = []
+        for file in group:
+            measured = found[file, rule.reading]
+            reason = _verdict(measured, rule)
+            if isinstance(measured, str) or reason:
+                bad[file] = str(reason)
+                continue
+            kept.append(file)
+            passed.add(file, measured.digest, measured.height, measured.width)
+        good[name] = tuple(kept)
     lost = [name for name, (group, _) in groups.items() if group and not good[name]]
     if lost:
         raise DataError(_report(bad, total, f"No usable image is left in {', '.join(lost)}"))
@@ -124,7 +135,7 @@ def validate_all(
         (rule.reading, measured.values)
         for name, (_, rule) in groups.items()
         for file in good[name]
-        if isinstance(measured := found[file, rule.reading], _Measured)
+        if isinstance(measured := found[file, rule.reading], Decoded)
     )
     return good
 
@@ -155,102 +166,94 @@ def require_dali() -> None:
 
 def _report(bad: dict[Path, str], total: int, remedy: str) -> str:
     lines = [f"{len(bad)} of {total} image files cannot be used:"]
-    lines += [f"  {file}: {reason}" for file, reason in list(bad.items())[:20]]
+    lines += [f"  {text.name(file)}: {reason}" for file, reason in list(bad.items())[:20]]
     lines += [f"  and {len(bad) - 20} more"] if len(bad) > 20 else []
     return "\n".join([*lines, remedy])
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """A good file's size as decoded by DALI and, if it has 16 bits, the values it uses."""
-
-    height: int
-    width: int
-    values: Values | None
-
-
-_Found = _Measured | str  # a string: what is wrong with the file
+_Found = Decoded | str  # a string: what is wrong with the file
+_Wanted = tuple[Path, Reading]
 
 
 def _verdict(found: _Found, rule: SizeRule) -> str | None:
-    return found if isinstance(found, str) else rule.problem(found.height, found.width)
+    return found if isinstance(found, str) else _size_problem(rule, found.height, found.width)
 
 
-def _measure_all(
-    files: Sequence[tuple[Path, Reading]], workers: int, index: Path
-) -> dict[tuple[Path, Reading], _Found]:
-    """Return each file's measurement: from the index if unchanged, else read in threads."""
-    entries = _read_index(index)
-    prints = {wanted: _fingerprint(*wanted) for wanted in files}
-    found: dict[tuple[Path, Reading], _Found] = {}
-    for wanted, (key, *state) in prints.items():
-        if entry := _remembered(entries.get(key), state):
-            found[wanted] = entry
-    new = [wanted for wanted in prints if wanted not in found]
-    pool = ThreadPoolExecutor(max(1, workers))
+@lru_cache(maxsize=10_000)  # of very many images few sizes are different
+def _size_problem(rule: SizeRule, height: int, width: int) -> str | None:
     try:
-        results = pool.map(_measure, *zip(*new, strict=True)) if new else ()
-        if new:
-            results = progress.bar(results, desc="checking images", total=len(new), unit="image")
-        for wanted, result in zip(new, results, strict=True):
+        rule.reading.limits.check_size(width, height)
+    except DataError as error:
+        return str(error)
+    return rule.problem(height, width)
+
+
+def _measure_all(files: Sequence[_Wanted], workers: int, index: Path) -> dict[_Wanted, _Found]:
+    """Return each file's measurement: from the index if unchanged, else by decoding it."""
+    found: dict[_Wanted, _Found] = {}
+    new: list[tuple[_Wanted, Key]] = []
+    folders: dict[str, bytes] = {}
+    with Index(index, _index_version()) as entries:
+        for start in range(0, len(files), PART):
+            part = files[start : start + PART]
+            keys = [key_of(file, _mode(reading), folders) for file, reading in part]
+            for wanted, key, known in zip(part, keys, entries.find(keys), strict=True):
+                if known is None:
+                    new.append((wanted, key))
+                else:
+                    found[wanted] = known
+        for (wanted, key), result in _measure_new(new, workers):
             found[wanted] = result
             if not isinstance(result, str):  # bad files are read every time: chmod may fix one
-                key, *state = prints[wanted]
-                entries[key] = [*state, result.height, result.width, result.values]
-    finally:  # on Ctrl-C too: keep the results so far
-        pool.shutdown(cancel_futures=True)
-        if new:
-            _write_index(entries, index)
+                entries.add(key, result)
     return found
 
 
-def _remembered(entry: Any, state: list[int]) -> _Measured | None:
-    if not isinstance(entry, list) or len(entry) != 5 or entry[:2] != state:
-        return None
-    height, width, values = entry[2:]
-    return _Measured(height, width, values and Values(*values))
-
-
-def _fingerprint(file: Path, reading: Reading) -> tuple[str, int, int]:
-    mode = f"{reading.channels} {'16' if reading.value_range else '8'}"
+def _measure_new(
+    new: Sequence[tuple[_Wanted, Key]], workers: int
+) -> Iterator[tuple[tuple[_Wanted, Key], _Found]]:
+    """Decode files in processes, with a progress bar; they end early with an exception."""
+    if not new:
+        return
+    workers = max(1, min(workers, os.cpu_count() or 1, len(new)))
+    pool, todo = ThreadPoolExecutor(workers), iter(new)
+    pending: list[tuple[tuple[_Wanted, Key], Future[_Found]]] = []
+    done = False
     try:
-        status = file.stat()
-    except OSError:
-        return f"{mode} {file}", -1, -1
-    return f"{mode} {file.resolve()}", status.st_size, status.st_mtime_ns
+        with progress.bar(desc="checking images", total=len(new), unit="image") as bar:
+            while True:
+                while len(pending) < workers * _AHEAD and (item := next(todo, None)):
+                    pending.append((item, pool.submit(_measure, *item[0])))
+                if not pending:
+                    break
+                item, future = pending.pop(0)
+                with waiting.on(lambda item=item: f"the check of {text.name(item[0][0])}"):
+                    result = waiting.result(future)
+                yield item, result
+                bar.update()
+        done = True
+    finally:
+        if not done:  # on Ctrl-C: threads wait for processes, which end
+            pool.shutdown(wait=False, cancel_futures=True)
+            decoding.stop()
+        pool.shutdown()
 
 
-def _read_index(path: Path) -> dict[str, Any]:
-    try:
-        index = json.loads(path.read_bytes())
-    except (OSError, ValueError):  # missing or damaged; the index only saves time
-        return {}
-    valid = isinstance(index, dict) and index.get("version") == _index_version()
-    return index["files"] if valid and isinstance(index.get("files"), dict) else {}
+def _mode(reading: Reading) -> str:
+    return f"{reading.channels} {'16' if reading.value_range else '8'}"
 
 
-def _index_version() -> list[Any]:
+def _index_version() -> str:
     """Return what the results depend on apart from the file: our version and both decoders'."""
     import PIL
     from nvidia import dali
 
-    return [_DEFINITION, PIL.__version__, dali.__version__]
-
-
-def _write_index(entries: dict[str, Any], path: Path) -> None:
-    try:
-        write_text(json.dumps({"version": _index_version(), "files": entries}), path)
-    except OSError as error:
-        _logger.warning("the next run checks all images again: cannot write %s: %s", path, error)
+    return f"{_DEFINITION} {PIL.__version__} {dali.__version__}"
 
 
 def _measure(file: Path, reading: Reading) -> _Found:
     """Decode ``file`` completely and measure it, or return what is wrong with it."""
     try:
-        data = image_io.content(file)
-        height, width, channels = image_io.decode(data, reading).shape
-        deep = kind_of(data).deep
-        values = value_ranges.used(image_io.sixteen_bits(data, channels)) if deep else None
+        return decoding.measure(file, reading)
     except DataError as error:
         return str(error)
-    return _Measured(height, width, values)

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 from tqdm import tqdm
 
 from fastunit.common.choices import Direction
-from fastunit.common.errors import CheckpointError, DataError, UserError
-from fastunit.data import image_io
+from fastunit.common.errors import CheckpointError, DataError, StorageError
+from fastunit.data import decoding, image_io
 from fastunit.inference.plan import Job
 from fastunit.inference.translator import Translator
 
@@ -28,13 +29,21 @@ class FileTranslator:
         failed: the sources that could not be read or written, with the reasons.
     """
 
-    def __init__(self, translator: Translator, direction: Direction, *, batch_size: int) -> None:
+    def __init__(
+        self,
+        translator: Translator,
+        direction: Direction,
+        *,
+        batch_size: int,
+        max_pixels: int | None = None,
+    ) -> None:
         """Prepare to translate.
 
         Args:
             translator: the networks.
             direction: "a2b" or "b2a".
             batch_size: maximal number of images at a time.
+            max_pixels: of the largest image that is read; None: the configuration's limit.
 
         Raises:
             CheckpointError: the networks' channels are neither 1 nor 3.
@@ -48,10 +57,10 @@ class FileTranslator:
                 )
         self._translator, self._batch_size = translator, batch_size
         self._direction: Direction = direction
-        value_range = translator.config.domain(direction[0]).value_range
-        self._reading = image_io.Reading(
-            source.input_dim, value_range, f"data.range_{direction[0]}"
-        )
+        self._reading = image_io.reading_of(translator.config, direction[0])
+        if max_pixels is not None:
+            limits = replace(self._reading.limits, pixels=max_pixels)
+            self._reading = replace(self._reading, limits=limits)
         self._writes: deque[tuple[Job, Future[None]]] = deque()
         self.failed: dict[Path, str] = {}
 
@@ -59,30 +68,40 @@ class FileTranslator:
         """Translate all `jobs`; those that fail are added to `failed`.
 
         Raises:
-            UserError: an output cannot be written to disk, or the GPU's memory is too small.
+            StorageError: an output cannot be written to disk.
+            CheckpointError: a translation is not finite.
         """
         pool = ThreadPoolExecutor(THREADS)
         try:
             with tqdm(total=len(jobs), desc="translating", unit="image") as bar:
                 for batch, images in self._batches(self._read_ahead(jobs, pool, bar)):
-                    for job, pixels in zip(batch, self._outputs(batch, images), strict=True):
+                    for job, pixels in zip(batch, self._outputs(images), strict=True):
+                        if isinstance(pixels, DataError):
+                            self._fail(job, pixels, bar)
+                            continue
                         self._writes.append((job, pool.submit(image_io.write, pixels, job.target)))
                     self._finish_writes(bar, leave=2 * self._batch_size)
                 self._finish_writes(bar, leave=0)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _outputs(self, batch: list[Job], images: list[np.ndarray]) -> np.ndarray:
+    def _outputs(self, images: list[np.ndarray]) -> list[np.ndarray | DataError]:
+        """Return the translations; where memory is too small, in halves down to single images."""
         try:
             with torch.inference_mode():
-                return self._translator.translate(np.stack(images), self._direction)
-        except torch.OutOfMemoryError as error:
+                return list(self._translator.translate(np.stack(images), self._direction))
+        except (MemoryError, RuntimeError) as error:
+            if not _of_memory(error):
+                raise
+        if len(images) == 1:
             height, width = images[0].shape[:2]
-            raise UserError(
-                f"{self._translator.device} has too little memory for {len(batch)} images of "
-                f"{width}x{height} pixels, from {batch[0].source} on; lower --batch-size "
-                f"{self._batch_size}, or use --device cpu"
-            ) from error
+            device = self._translator.device
+            advice = "shrink it, or use --device cpu" if device.type == "cuda" else "shrink it"
+            return [
+                DataError(f"{device} has too little memory for {width}x{height} pixels; {advice}")
+            ]
+        middle = len(images) // 2
+        return self._outputs(images[:middle]) + self._outputs(images[middle:])
 
     def _read_ahead(
         self, jobs: Sequence[Job], pool: ThreadPoolExecutor, bar: tqdm
@@ -102,7 +121,7 @@ class FileTranslator:
                 self._fail(job, error, bar)
 
     def _read(self, file: Path) -> np.ndarray:
-        return image_io.decode(image_io.content(file), self._reading)
+        return decoding.decode(file, self._reading)
 
     def _batches(
         self, images: Iterator[tuple[Job, np.ndarray]]
@@ -126,10 +145,16 @@ class FileTranslator:
             except DataError as error:
                 self._fail(job, error, bar)
             except OSError as error:  # disk full or no permission: the next would fail too
-                raise UserError(f"cannot write {job.target}: {error.strerror}") from error
+                raise StorageError(f"cannot write {job.target}: {error.strerror}") from error
             else:
                 bar.update()
 
     def _fail(self, job: Job, error: DataError, bar: tqdm) -> None:
         self.failed[job.source] = str(error)
         bar.update()
+
+
+def _of_memory(error: Exception) -> bool:
+    """Return whether an allocator has failed; that of the CPU raises a plain RuntimeError."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)

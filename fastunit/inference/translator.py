@@ -12,7 +12,7 @@ from torch import Tensor
 from fastunit.common import devices
 from fastunit.common import precision as precisions
 from fastunit.common.choices import Direction, Precision
-from fastunit.common.errors import DataError
+from fastunit.common.errors import CheckpointError, DataError
 from fastunit.config import Config
 from fastunit.inference.exported import ExportedNetworks
 from fastunit.models.domain_pair import DomainPair, evaluating
@@ -87,6 +87,7 @@ class Translator:
         Raises:
             UserError: an unknown direction.
             DataError: x has an unsupported type, dtype or shape, or no pixels.
+            CheckpointError: the translation of an array, image or uint8 tensor is not finite.
             torch.OutOfMemoryError: the GPU's memory is too small for the batch.
         """
         source, target = (each.input_dim for each in self.networks.along(direction))
@@ -132,8 +133,7 @@ class Translator:
                 f"the networks translate {source} channels to {target}, but Pillow images are "
                 "gray (1) or RGB (3); give a tensor or an array"
             )
-        value_range = self.config.domain(direction[0]).value_range
-        reading = image_io.Reading(source, value_range, f"data.range_{direction[0]}")
+        reading = image_io.reading_of(self.config, direction[0])
         return image_io.to_image(
             self._array(image_io.from_image(x, reading), direction, channels=source)
         )
@@ -151,6 +151,10 @@ class Translator:
             if x.dtype != torch.uint8:
                 return self.networks.translate(images, direction)
             y = self.networks.translate(images / 127.5 - 1, direction).to(dtype)
+            if not y.isfinite().all():
+                raise CheckpointError(
+                    "the translation is not finite: the networks' weights are damaged, or too large"
+                )
             return ((y + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fastunit.common.files import cache_dir
+
+if "MPLCONFIGDIR" not in os.environ:
+    try:
+        Path.home()
+    except RuntimeError:  # a user without a home, for whom Matplotlib raises an error
+        os.environ["MPLCONFIGDIR"] = str(cache_dir() / "matplotlib")
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,16 +18,17 @@ from fastunit.config import Config
 from fastunit.models.domain_pair import DomainPair, evaluating
 from fastunit.report.grid import draw_grid, to_pixels
 from fastunit.report.metrics import Metrics
-from fastunit.report.page import write_page
+from fastunit.report.page import FOLDER, grids, write_page
 
-FOLDER = "samples"
+_logger = logging.getLogger(__name__)
 
 
 class Gallery:
     """Writes grids of a fixed set of images and their translations.
 
     `show` queues the networks' work and a copy to the host, and returns; one thread encodes and
-    writes the grids. An error in it is raised by the next call or on leaving the block.
+    writes the grids. An error in it is raised by the next call or on leaving the block; what the
+    disk refuses is only a warning.
 
     That thread runs no PyTorch operation: on the CPU it would get its own OpenMP team, and
     libgomp, seeing more threads than cores, would no longer spin between the step's many small
@@ -47,7 +49,7 @@ class Gallery:
         if self._last is not None:
             if not self._last.done() and keep is None:
                 return
-            self._last.result()
+            self._finish(self._last)
         with evaluating(pair):
             rows = {k: to_pixels(v) for k, v in sample_rows(pair, *self._shown).items()}
         rows, ready = _on_host(rows)
@@ -55,9 +57,13 @@ class Gallery:
 
     def forget_after(self, iteration: int) -> None:
         """Delete kept grids of later iterations; a run resumed earlier writes them again."""
-        for path in (self._run_dir / FOLDER).glob("[0-9]*.png"):
-            if path.stem.isdecimal() and int(path.stem) > iteration:
+        for path in grids(self._run_dir):
+            if int(path.stem) > iteration:
                 path.unlink()
+
+    def kept(self, iteration: int) -> bool:
+        """Return whether the grid of an iteration is there."""
+        return (self._run_dir / FOLDER / f"{iteration:08d}.png").is_file()
 
     def __enter__(self) -> Gallery:
         return self
@@ -65,7 +71,13 @@ class Gallery:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._thread.shutdown()
         if self._last is not None and error is None:
-            self._last.result()
+            self._finish(self._last)
+
+    def _finish(self, last: Future[None]) -> None:
+        try:
+            last.result()
+        except OSError as error:  # training goes on without samples
+            _logger.warning("cannot write samples: %s", error)
 
     def _write(
         self,

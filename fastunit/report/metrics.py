@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fastunit.common import files
 from fastunit.report.groups import tag
+
+MOST_PENDING = 10_000  # records that are kept while the disk is full
+_logger = logging.getLogger(__name__)
 
 
 class Metrics:
@@ -29,32 +35,76 @@ class Metrics:
     def __init__(self, run_dir: Path, resume_from: int | None = None) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         path, last = run_dir / "metrics.jsonl", resume_from or 0
+        self._path = path
         if path.exists():
             kept = [r for r in read_metrics(run_dir) if r["iteration"] <= last]
             files.write_text("".join(json.dumps(record) + "\n" for record in kept), path)
         self._start = time.perf_counter()
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self._board = SummaryWriter(os.fspath(run_dir / "tensorboard"), purge_step=last + 1)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        self._pending: list[bytes] = []
+        self._size, self._warned = path.stat().st_size, False
+        self._board: SummaryWriter | None = SummaryWriter(
+            os.fspath(run_dir / "tensorboard"), purge_step=last + 1
+        )
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Append one record."""
+        """Append one record; what the disk refuses is kept for the next time, with a warning."""
         stamp = {"iteration": iteration, "time": round(time.perf_counter() - self._start, 3)}
         numbers = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
-        self._file.write(json.dumps(stamp | numbers) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(tag(name), value, iteration)
+        self._pending = [
+            *self._pending[1 - MOST_PENDING :],
+            (json.dumps(stamp | numbers) + "\n").encode(),
+        ]
+        self._flush()
+        self._to_board(
+            lambda board: [board.add_scalar(tag(k), v, iteration) for k, v in values.items()]
+        )
 
     def image(self, tag: str, path: Path, iteration: int) -> None:
         """Write an image file to TensorBoard."""
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
-        self._board.add_image(tag, pixels, iteration, dataformats="HWC")
+        self._to_board(lambda board: board.add_image(tag, pixels, iteration, dataformats="HWC"))
 
     def close(self) -> None:
         """Flush and close both files."""
-        self._file.close()
-        self._board.close()
+        self._flush()
+        try:
+            self._file.close()
+        except OSError as error:
+            self._warn(error)
+        self._to_board(lambda board: board.close())
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        data = b"".join(self._pending)
+        try:
+            written = self._file.write(data)
+            if written != len(data):  # the disk is full
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            with suppress(OSError):  # no torn line
+                os.ftruncate(self._file.fileno(), self._size)
+            self._warn(error)
+            return
+        self._size += len(data)
+        self._pending, self._warned = [], False
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            _logger.warning("cannot write %s: %s; training goes on", self._path, error.strerror)
+        self._warned = True
+
+    def _to_board(self, write: Callable[[SummaryWriter], object]) -> None:
+        """Call `write`; TensorBoard's thread ends at its first error, and raises it later."""
+        if self._board is None:
+            return
+        try:
+            write(self._board)
+        except OSError as error:
+            self._board = None
+            _logger.warning("cannot write to TensorBoard, which ends here: %s", error)
 
     def __enter__(self) -> Metrics:
         return self
@@ -69,7 +119,11 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     with open(run_dir / "metrics.jsonl", encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
-                records.append(json.loads(line))
-            except ValueError:
+                record = json.loads(line)
+                number = record["iteration"]
+            except (ValueError, TypeError, KeyError, RecursionError):
                 break
+            if not isinstance(number, int):
+                break
+            records.append(record)
     return records

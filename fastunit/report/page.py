@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -23,10 +24,12 @@ from fastunit.report.curves import curves_svg
 from fastunit.report.grid import cells
 from fastunit.report.metrics import read_metrics
 
+FOLDER = "samples"  # of a run: sample grids
 MOST_GRIDS, MOST_WIDTH = 16, 1100  # embedded grids, and their width in pixels
 GRID_BYTES, PAIR_BYTES = 1_300_000, 300_000  # of all grids and of all pairs, as WebP
 PAIRS = 4  # of each direction
 DIRECTIONS = (("input a", "a to b"), ("input b", "b to a"))  # rows of a sample grid
+_GRID = re.compile(r"\d{8}\.png", re.ASCII)
 
 # Without JavaScript all grids are shown; with it, one at a time, chosen by a slider.
 _SCRIPT = """
@@ -57,14 +60,14 @@ def write_page(
         iteration: the last iteration.
         total: the iteration at which training ends.
     """
-    kept = sorted((run_dir / "samples").glob("[0-9]*.png"))
-    grids, records = spread(kept, MOST_GRIDS), read_metrics(run_dir)
+    kept = grids(run_dir)
+    shown, records = spread(kept, MOST_GRIDS), read_metrics(run_dir)
     config = f"<details><summary>resolved</summary><pre>{html.escape(config_text)}</pre></details>"
     parts = [
         document.section("Status", _status(records, result, iteration, total)),
         document.section("Result", _result_table(result)),
         *_comparisons(kept[-1] if kept else None),
-        document.section("Samples", _slider(len(grids)) + "".join(map(_figure, grids))),
+        document.section("Samples", _slider(len(shown)) + "".join(map(_figure, shown))),
         document.section("Losses by iteration", curves_svg(records)),
         *_environment(run_dir / "environment.json"),
         document.section("Configuration", config),
@@ -78,7 +81,7 @@ def time_left(records: list[dict[str, Any]], iteration: int, total: int) -> floa
 
     "time" in a record counts from the start of its process, so only the latest's count.
     """
-    recent = records[-50:]
+    recent = [record for record in records[-50:] if isinstance(record.get("time"), (int, float))]
     for index in range(len(recent) - 1, 0, -1):
         if recent[index]["time"] < recent[index - 1]["time"]:  # the run was resumed here
             recent = recent[index:]
@@ -104,6 +107,11 @@ def _status(
         f"<p>Training: iteration {iteration:,} of {total:,} ({iteration / total:.0%}){rest}. "
         f"Written {now} with the latest sample grid; reload the page to update it.</p>"
     )
+
+
+def grids(run_dir: Path) -> list[Path]:
+    """Return the kept sample grids of a run, oldest first; other files there are none."""
+    return sorted(path for path in (run_dir / FOLDER).glob("*.png") if _GRID.fullmatch(path.name))
 
 
 def _comparisons(grid: Path | None) -> Iterator[str]:

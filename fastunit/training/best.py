@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from fastunit.common import files
 from fastunit.common.choices import DIRECTIONS
 from fastunit.common.errors import CheckpointError, DataError
 from fastunit.common.spread import spread
@@ -79,6 +78,8 @@ class Best:
             return
         try:
             state = checkpoint.load(path)
+            if not isinstance(state.get("held_out"), float):
+                raise CheckpointError(f"{path} has no held_out")
         except CheckpointError as error:
             _logger.warning("%s; the best checkpoint is looked for anew", error)
             return
@@ -97,12 +98,15 @@ class Best:
         return found | {"held_out": sum(found.values()) / len(found)}
 
     def keep(self, value: float, state: dict[str, Any], run_dir: Path) -> bool:
-        """Write best.pt if the value is the lowest so far; return whether it is."""
+        """Write best.pt if the value is the lowest so far; return whether it is.
+
+        Raises:
+            StorageError: it cannot be written; the previous one stays.
+        """
         if not value < self.value:
             return False
+        checkpoint.write({**state, "held_out": value}, run_dir / checkpoint.FOLDER / NAME)
         self.value, self.iteration = value, state["iteration"]
-        path = run_dir / checkpoint.FOLDER / NAME
-        files.save({"format": checkpoint.FORMAT, **state, "held_out": value}, path)
         return True
 
     def _read(self, name: str) -> held_out.Images:

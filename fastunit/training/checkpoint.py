@@ -18,15 +18,18 @@ from torch import nn
 from fastunit import config as configuration
 from fastunit.common import files
 from fastunit.common.errors import CheckpointError, ConfigError, TrainingDiverged
+from fastunit.common.text import brief
 from fastunit.config import CheckpointConfig, Config
 from fastunit.models.domain_pair import DomainPair, TrainablePair
 from fastunit.models.unit import networks
-from fastunit.training import release_files
+from fastunit.training import checkpoint_schema, release_files
 from fastunit.training.ema import Average
 
 FORMAT = 1
 FOLDER = "checkpoints"
 _NAME = re.compile(r"(\d{8})\.pt")
+_PART = re.compile(r"(?:gen|dis)_(\d{8})\.pt")
+_LOOKS = 5  # at a folder whose checkpoints a running training replaces
 Settings = TypeVar("Settings")
 _logger = logging.getLogger(__name__)
 
@@ -60,8 +63,13 @@ def save(run_dir: Path, state: dict[str, Any], unit: TrainablePair | None = None
     path = path_of(run_dir, state["iteration"])
     if unit is not None:
         release_files.save_networks(unit, path.parent, state["iteration"])
-    files.save({"format": FORMAT, **state}, path)
+    write(state, path)
     return path
+
+
+def write(state: dict[str, Any], path: Path) -> None:
+    """Write a state as a checkpoint, for `load`, atomically."""
+    files.save({"format": FORMAT, "sealed": True, **state}, path)
 
 
 def prune(run_dir: Path, schedule: Schedule, current: int) -> None:
@@ -76,8 +84,26 @@ def prune(run_dir: Path, schedule: Schedule, current: int) -> None:
         if kept and iteration % kept == 0:
             continue
         path = path_of(run_dir, iteration)
-        for name in (path.name, f"gen_{path.name}", f"dis_{path.name}"):
-            path.with_name(name).unlink(missing_ok=True)
+        # The checkpoint last: a process killed in between leaves no orphans.
+        for name in (f"gen_{path.name}", f"dis_{path.name}", path.name):
+            try:
+                path.with_name(name).unlink(missing_ok=True)
+            except OSError as error:
+                _logger.warning("cannot delete the old %s: %s", path, error.strerror)
+
+
+def clean(run_dir: Path) -> None:
+    """Delete what killed processes have left: temporary files, and parts of a newer checkpoint.
+
+    gen_XXXXXXXX.pt and dis_XXXXXXXX.pt are written before their checkpoint.
+    """
+    for folder in (run_dir, run_dir / FOLDER, run_dir / "samples"):
+        files.remove_temporaries(folder)
+    newest = max(iterations(run_dir), default=-1)
+    for path in (run_dir / FOLDER).glob("*.pt"):
+        match = _PART.fullmatch(path.name)
+        if match and newest >= 0 and int(match[1]) > newest:
+            path.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -87,8 +113,11 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a checkpoint of fastunit")
     if state["format"] != FORMAT:
         raise CheckpointError(
-            f"{path} has format {state['format']}, this version of fastunit reads {FORMAT}"
+            f"{path} has format {brief(state['format'])}, this version of fastunit reads {FORMAT}"
         )
+    if state.pop("sealed", False) and not files.sealed(path):
+        raise CheckpointError(f"checkpoint {path} is damaged: it has lost its digest")
+    checkpoint_schema.check_iteration(state, str(path))
     return state
 
 
@@ -100,12 +129,18 @@ def load_newest(run_dir: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: all checkpoints are damaged.
     """
-    found = iterations(run_dir)
-    for iteration in reversed(found):
-        try:
-            return load(path_of(run_dir, iteration))
-        except CheckpointError as error:
-            _logger.warning("%s; trying the previous one", error)
+    for _ in range(_LOOKS):
+        found = iterations(run_dir)
+        for iteration in reversed(found):
+            path = path_of(run_dir, iteration)
+            try:
+                return load(path)
+            except CheckpointError as error:
+                if not path.exists():  # a training that runs has replaced it
+                    break
+                _logger.warning("%s; trying the previous one", error)
+        else:
+            break
     if found:
         raise CheckpointError(f"none of the {len(found)} checkpoints in {run_dir} can be read")
     return None
@@ -140,7 +175,7 @@ def load_generators(path: Path, config: Config | None = None) -> tuple[DomainPai
 def load_modules(modules: dict[str, nn.Module], state: dict[str, Any], source: str) -> None:
     """Load modules from a checkpoint's entries of the same names, strictly."""
     for name, module in modules.items():
-        if name not in state:
+        if not isinstance(state.get(name), dict):
             raise CheckpointError(f"{source} has no {name}")
         release_files.load_state(module, state[name], f"{name} of {source}")
 
@@ -207,7 +242,7 @@ def stored_config(
     """Return the configuration stored in a checkpoint, as `read` builds it."""
     try:
         return read(state["config"])
-    except (KeyError, ConfigError) as error:
+    except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"the configuration in {source} cannot be used: {error}") from error
 
 

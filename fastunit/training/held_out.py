@@ -9,10 +9,14 @@ from pathlib import Path
 
 import torch
 
+from fastunit.common import text
 from fastunit.common.spread import spread
 from fastunit.config import Config, Domain
+from fastunit.data import passed
 from fastunit.data.discovery import Domains
+from fastunit.data.image_io import reading_of
 from fastunit.data.pipeline import iter_images
+from fastunit.data.validation import SizeRule
 
 BATCH = 16
 
@@ -70,26 +74,24 @@ def _comparable(pairs: Pairs, config: Config) -> bool:
     if config.input_dim_a != config.input_dim_b:
         _logger.warning("no held-out error: the domains have different channels")
         return False
-    images = zip(pairs, *_both(pairs, config, None, torch.device("cpu")), strict=True)
-    for (file_a, file_b), x_a, x_b in images:
-        if x_a.shape != x_b.shape:
-            sizes = " and ".join("x".join(map(str, x.shape[2:])) for x in (x_a, x_b))
+    for pair in pairs:
+        sizes = [_resized(file, name, config) for file, name in zip(pair, "ab", strict=True)]
+        if sizes[0] != sizes[1]:
             _logger.warning(
                 "no held-out error: %s and %s are a pair by name, but %s pixels after resizing",
-                *(file_a, file_b, sizes),
+                *(*map(text.name, pair), " and ".join(f"{h}x{w}" for h, w in sizes)),
             )
             return False
     return True
 
 
-def _both(
-    pairs: Pairs, config: Config, crop: tuple[int, int] | None, device: torch.device
-) -> tuple[Images, Images]:
-    files_a, files_b = zip(*pairs, strict=True)
-    return (
-        read(files_a, config.domain("a"), config, crop, device),
-        read(files_b, config.domain("b"), config, crop, device),
-    )
+def _resized(file: Path, name: str, config: Config) -> tuple[int, int]:
+    """Return a file's height and width after resizing; it is decoded only if it was not checked."""
+    size = passed.size(file)
+    if size is None:
+        (image,) = read([file], config.domain(name), config, None, torch.device("cpu"))
+        return image.shape[2], image.shape[3]
+    return SizeRule(config.domain(name).new_size, None).resized(*size)
 
 
 def read(
@@ -112,4 +114,5 @@ def read(
         device=device,
         threads=config.threads,
         value_range=domain.value_range,
+        limits=reading_of(config, domain.name).limits,
     )

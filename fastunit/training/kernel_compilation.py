@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from fastunit.common import precision, progress
+from fastunit.common import precision, progress, waiting
 from fastunit.config import Config
 from fastunit.kernels.common import runtime
 from fastunit.kernels.common.runtime import Launch
@@ -74,12 +74,16 @@ def _compile(config: Config, arch: int, multiprocessors: int | None) -> int:
     start = time.perf_counter()
     try:
         found = variants(step_launches(config, arch, multiprocessors), arch)
-        with progress.bar(total=len(found), desc="compiling kernels", leave=False) as bar:
+        with (
+            waiting.on(lambda: "the compilation of kernels"),
+            progress.bar(total=len(found), desc="compiling kernels", leave=False) as bar,
+        ):
 
             def show(done: int, total: int) -> None:
                 if not done:
                     bar.reset(total)
                 bar.update(done - bar.n)
+                waiting.progress()
 
             count = compile_missing(found, os.cpu_count() or 1, show)
     except Exception as error:  # whatever it is, the step says it better or does without

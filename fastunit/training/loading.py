@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fastunit.common.choices import Precision
-from fastunit.common.errors import CheckpointError, ConfigError
+from fastunit.common.errors import ConfigError
 from fastunit.config import Config
 from fastunit.inference.exported import SUFFIXES, networks_file
 from fastunit.inference.translator import Translator
@@ -50,6 +50,4 @@ def load(
         networks, used = checkpoint.load_generators(Path(path), config)
     if config is not None and used is not config:
         raise ConfigError(f"{path} has its own configuration; leave out config (--config)")
-    if not all(parameter.isfinite().all() for parameter in networks.parameters()):
-        raise CheckpointError(f"{path} holds weights that are NaN or infinite")
     return Translator(networks, used, device=device, precision=precision)

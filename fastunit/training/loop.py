@@ -2,61 +2,31 @@
 
 from __future__ import annotations
 
-import signal
+import logging
+import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from fastunit.common import progress
-from fastunit.common.errors import DataError, TrainingDiverged
+from fastunit.common import progress, waiting
+from fastunit.common.errors import DataError, StorageError, TrainingDiverged
 from fastunit.report.metrics import Metrics
 from fastunit.training import checkpoint
 from fastunit.training.loss_monitor import LossMonitor, Record
 from fastunit.training.objective import Losses
+from fastunit.training.stopping import Stop
 
 # Called with an iteration and its losses; returning True stops the run.
 Callback = Callable[[int, dict[str, float]], bool | None]
 
 CHECK_EVERY = 100  # iterations between checks for NaN if losses are logged less often
-
-
-@dataclass
-class Stop:
-    """A request to stop, by a signal or a callback: the loop saves a checkpoint and returns."""
-
-    signal: int | None = None
-    asked: bool = False
-
-    def __bool__(self) -> bool:
-        return self.asked or self.signal is not None
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a stop request; the second has its usual effect."""
-    stop = Stop()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def request(number: int, frame: object) -> None:
-        stop.signal = number  # no output here: the main thread may be writing
-        restore()
-
-    for number in before:
-        signal.signal(number, request)
-    try:
-        yield stop
-    finally:
-        restore()
+RETRY = 60.0  # seconds until a checkpoint that could not be written is tried again
+_logger = logging.getLogger(__name__)
 
 
 class Trained(Protocol):
@@ -104,6 +74,7 @@ class Loop(ABC, Generic[S]):
         self._monitor = LossMonitor()
         # A new run saves even iteration 0 when it is stopped, so that it can be resumed.
         self._saved = state.iteration if state.iteration else -1
+        self._saved_at, self._retry_at = time.monotonic(), math.inf
 
     @abstractmethod
     def _advance(self) -> Losses:
@@ -132,11 +103,15 @@ class Loop(ABC, Generic[S]):
 
         Raises:
             TrainingDiverged: a loss or weight is not finite; earlier checkpoints are kept.
+            StorageError: a checkpoint cannot be written; the message names the last good one.
         """
+        stop.graceful = True
         try:
             self._run(stop)
         except TrainingDiverged as error:
             raise TrainingDiverged(f"{error}; {_last_good(self.run_dir)}") from error
+        finally:
+            stop.graceful = False
         return stop.signal is None and self.state.iteration >= self._total
 
     def seconds(self) -> float:
@@ -166,20 +141,29 @@ class Loop(ABC, Generic[S]):
                 raise
             report(self._monitor.drain())
             self._save()
+            waiting.progress()
 
     def _iterate(
         self, stop: Stop, report: Callable[[list[Record]], None], metrics: Metrics, bar: tqdm
     ) -> None:
         self._loop_started = time.perf_counter()
-        while self.state.iteration < self._total and not stop:
-            losses = self._advance()
-            self._monitor.add(self.state.iteration, losses)
-            bar.update()
-            report(self._read_losses())
-            if self._due(self._schedule.snapshot_save_iter):
-                report(self._monitor.drain())
-                self._save()
-            self._after_iteration(metrics)
+        with suppress(waiting.Interrupted):  # while waiting for files: `stop` is set
+            while self.state.iteration < self._total and not stop:
+                with waiting.on(lambda: "the training step", interrupt=False):
+                    losses = self._advance()
+                waiting.progress()
+                self._monitor.add(self.state.iteration, losses)
+                bar.update()
+                report(self._read_losses())
+                if self._due(self._schedule.snapshot_save_iter) or self._overdue():
+                    report(self._monitor.drain())
+                    self._save(final=False)
+                self._after_iteration(metrics)
+
+    def _overdue(self) -> bool:
+        """Return whether the last checkpoint is old, or one that failed is to be tried again."""
+        now, minutes = time.monotonic(), self._schedule.checkpoint.minutes
+        return now > self._retry_at or bool(minutes and now > self._saved_at + 60 * minutes)
 
     def _due(self, every: int) -> bool:
         return self.state.iteration % every == 0
@@ -190,16 +174,46 @@ class Loop(ABC, Generic[S]):
             return self._monitor.flush(measured)
         return []
 
-    def _save(self) -> None:
-        """Write a checkpoint unless this iteration has one; `drain` has checked the losses."""
+    def _save(self, final: bool = True) -> None:
+        """Write a checkpoint unless this iteration has one; `drain` has checked the losses.
+
+        Where it cannot be written, `checkpoint.on_save_error` decides: "stop" raises StorageError;
+        "retry" warns and tries again later, `final` ones until a signal comes.
+        """
         state = self.state
         if state.iteration <= self._saved:
             return
         loop_seconds = self._earlier["loop_seconds"] + time.perf_counter() - self._loop_started
         state.spent = {"seconds": self.seconds(), "loop_seconds": loop_seconds}
-        state.save(self.run_dir)
+        while True:
+            try:
+                with waiting.on(self._saving, interrupt=False):
+                    state.save(self.run_dir)
+                break
+            except StorageError as error:
+                told = self._refused(error)
+                _logger.warning("%s; trying again in %.0f s", told, RETRY)
+                self._retry_at = self._saved_at = time.monotonic() + RETRY
+                if not final:
+                    return
+                try:
+                    with waiting.on(self._saving):
+                        time.sleep(RETRY)
+                except waiting.Interrupted:
+                    raise told from error
         checkpoint.prune(self.run_dir, self._schedule, state.iteration)
-        self._saved = state.iteration
+        self._saved, self._saved_at, self._retry_at = state.iteration, time.monotonic(), math.inf
+        waiting.progress()
+
+    def _refused(self, error: StorageError) -> StorageError:
+        """Return an error that names the last good checkpoint; raise it if it ends the run."""
+        told = StorageError(f"{error}; {_last_good(self.run_dir)}")
+        if self._schedule.checkpoint.on_save_error == "stop":
+            raise told from error
+        return told
+
+    def _saving(self) -> str:
+        return f"the disk: writing {checkpoint.path_of(self.run_dir, self.state.iteration)}"
 
 
 def _last_good(folder: Path) -> str:

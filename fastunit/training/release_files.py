@@ -16,6 +16,7 @@ from fastunit.common import files
 from fastunit.common.errors import CheckpointError
 from fastunit.models.domain_pair import TrainablePair
 
+LARGEST = 1e9  # magnitude of a weight: trained ones are far smaller, larger ones give black images
 PAPERS = ("encode_A.", "model_")  # prefixes of the state_dict keys of the paper's networks
 
 
@@ -84,6 +85,11 @@ def _check_fit(module: nn.Module, state: dict, source: str) -> None:
         f"{key} is not a tensor" for key in own if not isinstance(state.get(key, own[key]), Tensor)
     ]
     wrong += [
+        f"{key} {reason}"
+        for key, value in own.items()
+        if isinstance(state.get(key), Tensor) and (reason := _unusable(state[key], value))
+    ]
+    wrong += [
         f"{key} is of shape {tuple(state[key].shape)}, the network's is {tuple(value.shape)}"
         for key, value in own.items()
         if isinstance(state.get(key), Tensor) and state[key].shape != value.shape
@@ -91,6 +97,19 @@ def _check_fit(module: nn.Module, state: dict, source: str) -> None:
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise CheckpointError(f"{source} does not fit the networks: {'; '.join(wrong[:3])}{more}")
+
+
+def _unusable(value: Tensor, own: Tensor) -> str | None:
+    """Return what is wrong with a tensor's dtype, layout or values, if anything."""
+    if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+        return "is no dense tensor"
+    if value.is_complex() or value.is_floating_point() != own.is_floating_point():
+        return f"is of {value.dtype}, the network's is of {own.dtype}"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return "has elements that overlap"
+    if value.numel() and value.is_floating_point() and not value.abs().max() <= LARGEST:  # NaN too
+        return f"has values that are not finite, or beyond {LARGEST:g}"
+    return None
 
 
 def _check_shared(networks: dict[str, nn.Module], state: dict, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,17 +20,19 @@ from fastunit.common.errors import ConfigError, UserError
 from fastunit.config import Config
 from fastunit.data import builtin, discovery, validation
 from fastunit.data.discovery import Domains
-from fastunit.data.image_io import Reading
+from fastunit.data.image_io import reading_of
 from fastunit.data.validation import SizeRule
 from fastunit.evaluation import features
 from fastunit.training import allocator, best, held_out, run_dir
 from fastunit.training.estimates import Batches, Estimate, estimate, noise
 from fastunit.training.kernel_compilation import compile_kernels
-from fastunit.training.loop import Callback, Stop, stop_on_signals
+from fastunit.training.loop import Callback
 from fastunit.training.run_dir import Run, find_run
 from fastunit.training.state import TrainState
+from fastunit.training.stopping import Stop, stop_on_signals
 from fastunit.training.streams import Stream
 from fastunit.training.trainer import Trainer
+from fastunit.training.watchdog import Watchdog
 
 NAME = "unit"  # default name of `fit`'s run folder in runs/
 _logger = logging.getLogger(__name__)
@@ -128,11 +131,16 @@ def train(
 ) -> TrainingResult:
     """Train, evaluate and return the result: the common part of `fit` and the command line.
 
-    Arguments and errors are those of `fit`. With `signals`, the first SIGINT or SIGTERM stops
-    training after a checkpoint; only possible in the main thread.
+    Arguments and errors are those of `fit`. With `signals`, the first SIGINT, SIGTERM or SIGHUP
+    stops training after a checkpoint; only possible in the main thread.
     """
     started = time.perf_counter()
-    with bars.shown(progress), devices.current(device):
+    config = _with_absolute_paths(config)
+    with (
+        bars.shown(progress),
+        devices.current(device),
+        stop_on_signals() if signals else nullcontext(Stop()) as stop,
+    ):
         if device.type == "cpu":
             allocator.keep_freed_memory()
         streams = _streams(config, loaders, device)
@@ -141,21 +149,21 @@ def train(
         pairs = held_out.find_pairs(domains, config)
         state = TrainState(config, device, streams)
         run.restore(state)
+        _refuse_finished(state.iteration, config, run)
         if streams:
             x_a, x_b = (stream.peek()[: config.display_size] for stream in streams)
             count = min(len(x_a), len(x_b))
             shown = x_a[:count], x_b[:count]
         else:
             shown = held_out.shown_images(domains, config, device)
-        with run.claim() as folder:
+        with run.claim() as folder, Watchdog(folder, config.stall_after, config.stall_action):
             run_dir.describe(folder, config, device)
             _logger.info("%s", state.execution_summary())
             if device.type == "cuda":
                 compile_kernels(config, device)
             keeper = None if held is None else best.Best(config, held, device)
             trainer = Trainer(state, domains, folder, shown, started, callback, keeper)
-            stopping = stop_on_signals() if signals else nullcontext(Stop())
-            with stopping as stop, _memory_errors():
+            with _memory_errors():
                 finished = trainer.run(stop)
             measures = trainer.finish(pairs) if finished else {}
     return TrainingResult(folder, state.iteration, finished, measures, stop.signal)
@@ -175,6 +183,28 @@ def _streams(
         raise ConfigError("loaders must be two iterables, one for each domain: loaders=(a, b)")
     a, b = loaders
     return Stream(a, "a", config, device), Stream(b, "b", config, device)
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Return a configuration whose files are found from any working directory, on resume too."""
+    names = (*configuration.DATA_KEYS, "vgg_model_path")
+    given = {name: getattr(config, name) for name in names if getattr(config, name)}
+    return replace(
+        config, **{name: os.path.abspath(os.path.expanduser(path)) for name, path in given.items()}
+    )
+
+
+def _refuse_finished(iteration: int, config: Config, run: Run) -> None:
+    if iteration > config.max_iter:
+        raise ConfigError(
+            f"max_iter={config.max_iter} is below iteration {iteration}, which {run.source} has "
+            "reached; raise it (--max-iter), or start another run"
+        )
+    if iteration == config.max_iter:
+        _logger.warning(
+            "%s has reached max_iter=%d: nothing is trained; train on with --max-iter N",
+            *(run.source, config.max_iter),
+        )
 
 
 def checked_files(config: Config) -> Domains:
@@ -224,6 +254,7 @@ def dry_run(config: Config, run: Run, device: torch.device) -> Plan:
                 features.load("efficientnet", None, device)
         state = TrainState(config, device)
         run.restore(state)
+        _refuse_finished(state.iteration, config, run)
         batches = noise(config, device)
         if domains is not None:
             held_out.shown_images(domains, config, device)
@@ -262,5 +293,4 @@ def _memory_errors() -> Iterator[None]:
 
 def _rule(config: Config, split: str) -> SizeRule:
     domain = config.domain(split[-1])
-    reading = Reading(domain.channels, domain.value_range, f"data.range_{domain.name}")
-    return SizeRule(domain.new_size, config.crop, reading)
+    return SizeRule(domain.new_size, config.crop, reading_of(config, domain.name))

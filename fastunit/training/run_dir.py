@@ -21,6 +21,7 @@ from fastunit.training import checkpoint
 
 ROOT = Path("runs")
 ADAPT = "adapt-"  # how names of runs begin that only the digits' adaptation continues
+CONFIG = "config.yaml"
 _LOCK = ".lock"
 _RELEASE = re.compile(r"gen_\d{8}\.pt")
 _logger = logging.getLogger(__name__)
@@ -41,7 +42,9 @@ class Run:
 
     `state` is the content of a fastunit checkpoint, `weights` the path of a release's gen_*.pt,
     `source` the name of either for messages. With `numbered` the folder was chosen by fastunit,
-    which may choose another number.
+    which may choose another number. With `restart` the folder's run was ended before its first
+    checkpoint, and begins again. `seen` are the iterations of the folder's checkpoints when it was
+    chosen.
     """
 
     folder: Path
@@ -49,10 +52,14 @@ class Run:
     state: dict[str, Any] | None = None
     weights: Path | None = None
     numbered: bool = False
+    restart: bool = False
+    seen: tuple[int, ...] = ()
 
     @property
     def start(self) -> str:
         """How the run starts, for messages."""
+        if self.restart:
+            return "starts again: it was ended before its first checkpoint"
         return f"continues {self.source}" if self.source else "starts a new run"
 
     def restore(self, train_state: Resumable) -> None:
@@ -75,11 +82,12 @@ class Run:
             return config.to_dict(checkpoint.stored_config(self.state, self.source, read))
         if path is None and self.weights is not None:
             return config.to_dict(checkpoint.config_beside(self.weights))
+        if path is None and self.restart:
+            return config.read_yaml(self.folder / CONFIG)
         return config.read_yaml(path)
 
     def check(self) -> None:
-        """Raise UserError if `claim` would fail; writes nothing."""
-        _check_writable(self.folder)
+        """Raise UserError if another process is training in the folder; writes nothing."""
         if (self.folder / _LOCK).is_file():
             with open(self.folder / _LOCK) as lock:
                 _lock(lock, self.folder)
@@ -101,6 +109,13 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / _LOCK, "w") as lock:
             _lock(lock, folder)
+            # Only now nobody else writes here: another run may have come and gone since `find_run`.
+            if tuple(checkpoint.iterations(folder)) != self.seen:
+                raise UserError(
+                    f"another process has trained in {folder} meanwhile; continue its run "
+                    f"(--resume {folder}), or give another folder"
+                )
+            checkpoint.clean(folder)
             yield folder
 
 
@@ -113,7 +128,7 @@ def _lock(file: IO[str], folder: Path) -> None:
 
 def describe(folder: Path, settings: Any, device: torch.device) -> None:
     """Write what a run depends on: config.yaml, of a settings' dataclass, and environment.json."""
-    files.write_text(config.dump_yaml(settings), folder / "config.yaml")
+    files.write_text(config.dump_yaml(settings), folder / CONFIG)
     files.write_json(
         {"seed": settings.seed} | environment.describe(device), folder / "environment.json"
     )
@@ -122,6 +137,8 @@ def describe(folder: Path, settings: Any, device: torch.device) -> None:
 
 def find_run(output: str | None, resume: str | None, name: str | None) -> Run:
     """Return the run for the given output folder and resume option. Nothing is written.
+
+    A folder of a run that was ended before its first checkpoint is resumed from the beginning.
 
     Args:
         output: the folder; None: runs/NAME. A new run takes the first unused one of NAME, NAME-2,
@@ -136,6 +153,12 @@ def find_run(output: str | None, resume: str | None, name: str | None) -> Run:
         ConfigError: files in a folder would be overwritten.
         CheckpointError: there is nothing to continue.
     """
+    run = _find(output, resume, name)
+    _check_writable(run.folder)
+    return replace(run, seen=tuple(checkpoint.iterations(run.folder)))
+
+
+def _find(output: str | None, resume: str | None, name: str | None) -> Run:
     base = name or _run_of(resume) or "demo"
     fresh = Run(_fresh(Path(output))) if output and not resume else Run(_free(base), numbered=True)
     if resume is None:
@@ -156,7 +179,7 @@ def find_run(output: str | None, resume: str | None, name: str | None) -> Run:
 def _continue_folder(folder: Path) -> Run | None:
     state = checkpoint.load_newest(folder)
     if state is None:
-        return None
+        return Run(folder, restart=True) if (folder / CONFIG).is_file() else None
     return Run(folder, str(checkpoint.path_of(folder, state["iteration"])), state)
 
 
@@ -197,11 +220,16 @@ def _refuse_to_rewind(run: Run) -> None:
 def _fresh(folder: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output {folder} is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()):
+    left = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if CONFIG in left and not checkpoint.iterations(folder):
+        raise ConfigError(
+            f"output {folder} holds a run that was ended before its first checkpoint; start it "
+            f"again (--resume {folder}), or give another folder"
+        )
+    if any(name != _LOCK for name in left):
         raise ConfigError(
             f"output {folder} is not empty; continue that run (--resume), or give another folder"
         )
-    _check_writable(folder)
     return folder
 
 

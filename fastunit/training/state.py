@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,18 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Adam
 
 from fastunit import config
 from fastunit.common import files, precision
 from fastunit.common.errors import CheckpointError
 from fastunit.config import Config
 from fastunit.data.discovery import Domains
+from fastunit.data.image_io import reading_of
 from fastunit.data.pipeline import DomainLoader
 from fastunit.models.domain_pair import DomainPair
 from fastunit.models.layers import moved
 from fastunit.models.perceptual import load_perceptual
 from fastunit.models.unit import networks
-from fastunit.training import checkpoint, release_files
+from fastunit.training import checkpoint, checkpoint_schema, optim, release_files
 from fastunit.training.ema import Average
 from fastunit.training.objective import Losses
 from fastunit.training.step import TrainStep
@@ -109,6 +112,7 @@ class TrainState:
                 position=self.positions[domain.name],
                 flip=self.config.data.flip,
                 value_range=domain.value_range,
+                limits=reading_of(self.config, domain.name).limits,
             )
             for stream, (domain, files) in enumerate(
                 zip(map(self.config.domain, "ab"), (domains.train_a, domains.train_b), strict=True)
@@ -118,8 +122,8 @@ class TrainState:
     def _compare_files(self, domains: Domains) -> None:
         """Warn if the image files differ from those at the start: their order then differs."""
         for name, paths in (("a", domains.train_a), ("b", domains.train_b)):
-            names = "\n".join(path.name for path in paths)
-            digest = f"{len(paths)} files, {hashlib.sha1(names.encode()).hexdigest()}"
+            names = b"\n".join(os.fsencode(path.name) for path in paths)
+            digest = f"{len(paths)} files, {hashlib.sha1(names).hexdigest()}"
             if self.files[name] not in ("", digest):
                 _logger.warning(
                     "domain %s has other files than when the run was stopped; their order differs",
@@ -149,15 +153,22 @@ class TrainState:
 
     def restore(self, state: dict[str, Any], source: str) -> None:
         """Restore what `state` returned; raises CheckpointError if it does not fit."""
+        checkpoint_schema.check(state, source)
+        checkpoint_schema.check_moments(state["step"], state["iteration"], source)
         checkpoint.load_modules({"unit": self.unit}, state, source)
         try:
             self.iteration, self.positions = state["iteration"], dict(state["positions"])
             self.files, self.spent = dict(state["files"]), dict(state["spent"])
             self.step.load_state_dict(state["step"])
+            for optimizer in (self.step.dis_opt, self.step.gen_opt):
+                if isinstance(optimizer, Adam):
+                    optim.check_moments(optimizer)
             self._follow_settings(checkpoint.stored_config(state, source))
             self._restore_streams(state.get("streams"))
             checkpoint.restore_random_state(state["random"], self.device)
-        except (KeyError, ValueError) as error:
+        except CheckpointError:
+            raise
+        except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{source} does not fit this configuration: {error}") from error
         checkpoint.restore_average(self._average, state, source)
 

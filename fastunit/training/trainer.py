@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from fastunit.common import files
+from fastunit.common.errors import StorageError
 from fastunit.data.discovery import Domains
 from fastunit.report import gallery
 from fastunit.report.gallery import Gallery
@@ -19,9 +21,12 @@ from fastunit.report.metrics import Metrics
 from fastunit.training import checkpoint, held_out
 from fastunit.training.best import NAME, Best
 from fastunit.training.evaluate import measure
-from fastunit.training.loop import Callback, Loop, Stop
+from fastunit.training.loop import Callback, Loop
 from fastunit.training.objective import Losses
 from fastunit.training.state import TrainState
+from fastunit.training.stopping import Stop
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -111,8 +116,9 @@ class Trainer(Loop[TrainState]):
         state = self.state
         with Gallery(self.run_dir, self.config, self.shown) as self._shows:
             self._shows.forget_after(state.iteration)
-            if state.iteration == 0:
-                self._shows.show(state.generator_pair, 0, keep=metrics)
+            due = state.iteration == 0 or self._due(self.config.image_save_iter)
+            if due and not self._shows.kept(state.iteration):  # or a run was killed before it
+                self._shows.show(state.generator_pair, state.iteration, keep=metrics)
             self._clock = Clock()
             yield
 
@@ -135,7 +141,10 @@ class Trainer(Loop[TrainState]):
         if self._best is not None and self._due(self.config.evaluate_every):
             values = self._best.measure(state.generator_pair)
             metrics.write(state.iteration, values)
-            self._best.keep(values["held_out"], state.state(), self.run_dir)
+            try:
+                self._best.keep(values["held_out"], state.state(), self.run_dir)
+            except StorageError as error:
+                _logger.warning("%s; the run goes on", self._refused(error))
         if self._due(self.config.image_save_iter):
             self._shows.show(state.generator_pair, state.iteration, keep=metrics)
         elif self._due(self.config.image_display_iter):

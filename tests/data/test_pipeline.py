@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import struct
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+from fastunit.common import waiting
 from fastunit.common.errors import ConfigError, DataError
+from fastunit.data import pipeline
 from fastunit.data.discovery import find_domains
 from fastunit.data.pipeline import DomainLoader, iter_images
 from fastunit.data.validation import SizeRule, validate
@@ -228,7 +235,7 @@ def test_a_file_changed_since_the_check_is_named(plain, change, reason):
         list(images)
 
 
-def test_a_failure_that_is_no_files_fault_blames_none(plain):
+def test_a_stream_ends_with_its_first_error(plain):
     content = plain[3].read_bytes()
     plain[3].unlink()
     stream = loader(plain)
@@ -236,8 +243,77 @@ def test_a_failure_that_is_no_files_fault_blames_none(plain):
         for _ in range(4):
             next(stream)
     plain[3].write_bytes(content)
-    with pytest.raises(DataError, match=r"DALI failed, on one of .* if on a file"):
-        next(stream)  # DALI's pipeline is dead once it has failed
+    with pytest.raises(DataError, match="has ended with an earlier error"):
+        next(stream)
+
+
+def test_a_file_that_passed_the_check_must_keep_its_content(plain):
+    validate(plain, rule=SizeRule(None, (8, 8)), workers=1, skip_bad=False)
+    status = plain[3].stat()
+    Image.new("RGB", Image.open(plain[3]).size, "red").save(plain[3])  # as good as the first one
+    os.utime(plain[3], ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(DataError, match=f"cannot read {plain[3]} .its content is another one"):
+        whole(plain)
+
+
+def test_a_pipe_in_place_of_a_file_does_not_block(plain):
+    plain[3].unlink()
+    os.mkfifo(plain[3])
+    with pytest.raises(DataError, match=f"cannot read {plain[3]} .not a regular file but a named"):
+        whole(plain)
+
+
+def test_a_wait_for_a_file_can_be_interrupted_and_says_which(plain, monkeypatch):
+    """A dead network mount: reads do not return."""
+    dead, seen, read = threading.Event(), [], pipeline.content
+
+    def stalled(file: Path, limits):
+        if file == plain[5]:
+            dead.wait(20)
+        return read(file, limits)
+
+    def hear(number: int, frame: object) -> None:
+        seen.append(waiting.current())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "content", stalled)
+    before = signal.signal(signal.SIGALRM, hear)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    start = time.perf_counter()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            whole(plain)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        dead.set()
+    assert time.perf_counter() - start < 2
+    assert seen == [f"the files {plain[5]}"]
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    Image.new("RGB", (8, 8), "white").save(os.fsencode(file))
+    assert validate([file], rule=SizeRule(None, None), workers=1, skip_bad=False) == (file,)
+    assert next(loader([file])).unique().tolist() == [1.0]
+    file.unlink()
+    with pytest.raises(DataError, match=r"caf\\xe9\.png .No such file"):
+        next(loader([file]))
+
+
+def test_planar_tiffs_are_read_in_silence(tmp_path, capfd):
+    planes = np.random.default_rng(0).integers(0, 256, (3, 8, 12), np.uint8)
+    tags = [(256, 12), (257, 8), (258, 8), (259, 1), (262, 2), (277, 3), (278, 8), (284, 2)]
+    entries = [struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags]
+    offsets = struct.pack("<3I3I", *(150 + 24 + 96 * k for k in range(3)), 96, 96, 96)
+    entries[5:5] = [struct.pack("<HHII", 273, 4, 3, 150)]
+    entries[8:8] = [struct.pack("<HHII", 279, 4, 3, 162)]
+    directory = struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + b"".join(entries) + bytes(4)
+    file = tmp_path / "x.tif"
+    file.write_bytes(directory.ljust(150, b"\0") + offsets + planes.tobytes())
+    (image,) = whole([file])
+    assert np.array_equal(((image[0] + 1) * 127.5).round().byte().numpy(), planes)
+    assert "ERROR" not in "".join(capfd.readouterr())
 
 
 def test_odd_file_names(tmp_path):

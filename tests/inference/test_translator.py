@@ -243,7 +243,7 @@ def test_a_precision(model, translator):
 WRONG = [
     (lambda m, t: {"path": t / "no.pt"}, CheckpointError, "there is no checkpoint .*no.pt"),
     (lambda m, t: {"path": t}, CheckpointError, "has no checkpoints/"),
-    (lambda m, t: {"path": with_nan(m, t)}, CheckpointError, "nan.pt holds weights that are NaN"),
+    (lambda m, t: {"path": with_nan(m, t)}, CheckpointError, "nan.pt .* values .* not finite"),
     (
         lambda m, t: {"path": shutil.copy(m.with_name("gen_00000001.pt"), t)},
         CheckpointError,

@@ -247,7 +247,7 @@ def test_the_page_is_replaced_whole(run_dir: Path, monkeypatch: pytest.MonkeyPat
     _write(run_dir, title="first")
     before = (run_dir / "index.html").read_bytes()
 
-    def full_disk(self: Path, text: str, encoding: str) -> None:
+    def full_disk(self: Path, text: str, **options: str) -> None:
         self.write_bytes(b"half")
         raise OSError("no space left")
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from fastunit.common import files
+
 
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Return every entry below `folder`: a file's content, None for a folder."""
@@ -31,5 +33,5 @@ def with_nan(model: Path, folder: Path) -> Path:
     """Return a checkpoint as `model`, in another folder, with a weight that is NaN."""
     state = torch.load(model, weights_only=True)
     state["unit"]["gen_a.enc.model.0.conv.weight"][0] = float("nan")
-    torch.save(state, folder / "nan.pt")
+    files.save(state, folder / "nan.pt")
     return folder / "nan.pt"

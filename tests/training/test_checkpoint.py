@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from fastunit.common import files
-from fastunit.common.errors import CheckpointError, TrainingDiverged
+from fastunit.common.errors import CheckpointError, StorageError, TrainingDiverged
 from fastunit.config import from_dict, to_dict
 from fastunit.models.unit import UNIT
 from fastunit.training import checkpoint
@@ -95,8 +96,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     path = tmp_path / "x.pt"
     files.save({"value": 1}, path)
 
-    monkeypatch.setattr(os, "fsync", raising(OSError("no space left on device")))
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(os, "fsync", raising(OSError(errno.ENOSPC, "no space left on device")))
+    with pytest.raises(StorageError, match=r"x\.pt: no space left .* needs about 0\.0 MB, and \d"):
         files.save({"value": 2}, path)
     assert files.read(path) == {"value": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
@@ -220,3 +221,10 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
         with pytest.raises(FileExistsError, match="is not a regular file; choose another path"):
             files.write_text("text", path)
     assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_checkpoint_that_has_lost_its_digest_is_refused(session, tmp_path):
+    path = session.save(tmp_path)
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(CheckpointError, match="lost its digest"):
+        checkpoint.load(path)

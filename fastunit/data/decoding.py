@@ -1,0 +1,259 @@
+"""Decoding in expendable processes: damaged and hostile files cannot take this one down.
+
+A process that dies, hangs or takes too much memory is that file's reason; the next file gets a new
+process. Processes are kept for a few seconds, and end with this one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fastunit.common.errors import DataError
+from fastunit.data.image_io import Reading
+from fastunit.data.image_worker import DIGEST
+from fastunit.data.value_ranges import Values
+
+_START = 120.0  # seconds that a process may take to start, on a busy machine with a slow disk
+_STEP = 0.2  # seconds between looks whether the wait is still wanted
+_LONGEST = 65536  # bytes of an answer without pixels
+
+
+class Decoded(NamedTuple):
+    """What is known of a good file: its decoded size, digest, and 16-bit values if it has them."""
+
+    height: int
+    width: int
+    digest: bytes
+    values: Values | None
+
+
+def measure(file: Path, reading: Reading) -> Decoded:
+    """Decode a file completely and return what is known of it.
+
+    Raises:
+        DataError: the file cannot be used; with the reason, without its name.
+    """
+    return _ask(file, reading, pixels=False)[0]
+
+
+def decode(file: Path, reading: Reading) -> np.ndarray:
+    """Return a file's pixels, uint8 [H, W, channels], as `image_io.decode` does.
+
+    Raises:
+        DataError: the file cannot be used; with the reason, without its name.
+    """
+    decoded, pixels = _ask(file, reading, pixels=True)
+    return np.frombuffer(pixels, np.uint8).reshape(decoded.height, decoded.width, -1)
+
+
+class _Lost(Exception):
+    """A process has died, hangs, or gave no valid answer; the message is the file's reason."""
+
+
+class _Worker:
+    def __init__(self) -> None:
+        root = str(Path(__file__).resolve().parents[2])
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        changes = {"PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""}
+        changes |= {"MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "fastunit.data.image_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | changes,
+            start_new_session=True,  # Ctrl-C in a terminal is for this process alone
+        )
+        assert self._process.stdin and self._process.stdout and self._process.stderr
+        self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._buffer = bytearray()
+        self._ended = False
+        try:
+            ready = self._line(time.monotonic() + _START) == b"ready"
+        except _Lost:
+            ready = False
+        if not ready:
+            self.kill()
+            said = self._process.stderr.read().decode(errors="replace").strip()
+            last = said.splitlines()[-1] if said else "it said nothing"
+            raise DataError(f"the process that decodes images does not start: {last}")
+
+    def ask(self, request: bytes, seconds: float, pixels: int) -> tuple[Decoded | str, bytes]:
+        """Return what is known of a file, or why it cannot be used, and its pixels."""
+        end = time.monotonic() + seconds
+        try:
+            os.write(self._in, request)
+        except OSError as error:
+            raise _Lost("") from error  # it had ended before
+        found = _checked(self._line(end))
+        if isinstance(found, str) or not pixels:
+            return found, b""
+        return found, self._take(found.height * found.width * pixels, end)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End the process; one that a dead mount holds is left behind."""
+        self._ended = True
+        with suppress(OSError):
+            self._process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+
+    def close(self) -> None:
+        """Kill the process and close its pipes."""
+        self.kill()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            with suppress(OSError):
+                if pipe:
+                    pipe.close()
+
+    def _line(self, end: float) -> bytes:
+        while b"\n" not in self._buffer:
+            if len(self._buffer) > _LONGEST:
+                raise _Lost("the process that decoded it gave no valid answer")
+            self._receive(end)
+        line, _, rest = bytes(self._buffer).partition(b"\n")
+        self._buffer = bytearray(rest)
+        return line
+
+    def _take(self, count: int, end: float) -> bytes:
+        while len(self._buffer) < count:
+            self._receive(end)
+        data = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        return data
+
+    def _receive(self, end: float) -> None:
+        while not select.select([self._out], [], [], _STEP)[0]:
+            if self._ended:
+                raise _Lost("the check was ended")
+            if time.monotonic() > end:
+                raise TimeoutError
+        data = os.read(self._out, 2**20)
+        if not data:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+            raise _Lost(_death(self._process.returncode))
+        self._buffer += data
+
+
+def _death(code: int | None) -> str:
+    how = f"with exit code {code}"
+    if code is not None and code < 0:
+        with suppress(ValueError):
+            how = f"by {signal.Signals(-code).name}"
+    return f"damaged: decoding it ended the process that tried, {how}"
+
+
+def _checked(line: bytes) -> Decoded | str:
+    """Return an answer; a process that a file has taken over may say anything."""
+    try:
+        answer = json.loads(line)
+        if "error" in answer:
+            return str(answer["error"])[:1000]
+        height, width, channels = (int(side) for side in answer["shape"])
+        digest = bytes.fromhex(answer["digest"])
+        values = answer["values"] and Values(*(int(value) for value in answer["values"]))
+        if min(height, width) < 1 or channels not in (1, 3) or len(digest) != DIGEST:
+            raise ValueError
+    except (ValueError, TypeError, KeyError) as error:
+        raise _Lost("the process that decoded it gave no valid answer") from error
+    return Decoded(height, width, digest, values)
+
+
+_idle: list[_Worker] = []
+_busy: set[_Worker] = set()
+_lock = threading.Lock()
+
+
+def _ask(file: Path, reading: Reading, *, pixels: bool) -> tuple[Decoded, bytes]:
+    limits = reading.limits
+    request = {
+        "path": os.fsencode(file.absolute()).hex(),
+        "channels": reading.channels,
+        "range": reading.value_range,
+        "key": reading.key,
+        "limits": asdict(limits),
+        "pixels": pixels,
+    }
+    line = json.dumps(request).encode() + b"\n"
+    for attempt in (1, 2):  # an idle process may just have ended
+        worker = _take_worker()
+        try:
+            found, data = worker.ask(line, limits.seconds, reading.channels if pixels else 0)
+        except TimeoutError as error:
+            _discard(worker)
+            raise DataError(
+                f"reading it took more than data.max_seconds={limits.seconds:g}"
+            ) from error
+        except _Lost as error:
+            _discard(worker)
+            if str(error) or attempt == 2:
+                raise DataError(str(error) or "the process that decodes images ends") from error
+            continue
+        except BaseException:
+            _discard(worker)
+            raise
+        with _lock:
+            _busy.discard(worker)
+            _idle.append(worker)
+        if isinstance(found, str):
+            raise DataError(found)
+        if found.height * found.width > limits.pixels:
+            limits.check_size(found.width, found.height)
+        return found, data
+    raise AssertionError
+
+
+def _take_worker() -> _Worker:
+    with _lock:
+        while _idle:
+            worker = _idle.pop()
+            if worker.alive:
+                _busy.add(worker)
+                return worker
+            worker.close()
+    try:
+        worker = _Worker()
+    except OSError as error:
+        raise DataError(
+            f"the process that decodes images does not start: {error.strerror}"
+        ) from error
+    with _lock:
+        _busy.add(worker)
+    return worker
+
+
+def _discard(worker: _Worker) -> None:
+    with _lock:
+        _busy.discard(worker)
+    worker.close()
+
+
+@atexit.register
+def stop() -> None:
+    """End all processes; files that they are decoding fail."""
+    with _lock:
+        idle, busy = list(_idle), list(_busy)
+        _idle.clear()
+    for worker in idle:
+        worker.close()
+    for worker in busy:  # closed by the threads that wait for them
+        worker.kill()

@@ -22,6 +22,7 @@ from fastunit.data.discovery import Domains
 from fastunit.data.image_io import reading_of
 from fastunit.data.validation import SizeRule
 from fastunit.training import allocator, held_out, run_dir
+from fastunit.training.determinism import deterministic
 from fastunit.training.loop import Callback
 from fastunit.training.run_dir import Run, find_run
 from fastunit.training.state import TrainState
@@ -124,6 +125,7 @@ def train(
     with (
         bars.shown(progress),
         devices.current(device),
+        deterministic(config.deterministic),
         stop_on_signals() if signals else nullcontext(Stop()) as stop,
     ):
         if device.type == "cpu":

@@ -1,7 +1,8 @@
 """A long training: ``python -m tests.hostile.soak [--iterations 20000]``.
 
 Trains the smallest configuration and prints the growth of memory per 1,000 iterations in the
-second half (least squares; the page grows until it has 16 grids), and the numbers of open files and threads at the beginning and end.
+second half (least squares; the page grows until it has 16 grids), and the numbers of open files and
+threads in its beginning and end.
 """
 
 from __future__ import annotations

@@ -206,6 +206,11 @@ class Config:
     )
     graphs: Switch = key("auto", "replay the step as a CUDA graph; auto: on GPUs")
     compile: Switch = key("auto", "torch.compile the code between fused operations; auto: on GPUs")
+    deterministic: bool = key(
+        False,
+        "the same bits in every run on one machine: deterministic algorithms; slower on "
+        "GPUs; CPUs always give the same bits",
+    )
     checkpoint_activations: bool = key(
         False, "recompute blocks in backward instead of keeping activations; saves memory"
     )

@@ -24,6 +24,7 @@ from fastunit.data.image_io import reading_of
 from fastunit.data.validation import SizeRule
 from fastunit.evaluation import features
 from fastunit.training import allocator, best, held_out, run_dir
+from fastunit.training.determinism import deterministic
 from fastunit.training.estimates import Batches, Estimate, estimate, noise
 from fastunit.training.kernel_compilation import compile_kernels
 from fastunit.training.loop import Callback
@@ -139,6 +140,7 @@ def train(
     with (
         bars.shown(progress),
         devices.current(device),
+        deterministic(config.deterministic),
         stop_on_signals() if signals else nullcontext(Stop()) as stop,
     ):
         if device.type == "cpu":

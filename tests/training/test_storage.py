@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from fastunit import train
 from fastunit.common import files
 from fastunit.report import gallery
 from fastunit.report.metrics import Metrics, read_metrics
@@ -141,11 +140,11 @@ def test_a_folder_that_another_run_has_used_meanwhile_is_not_taken_over(command,
 
     def late(*args):
         run = find(*args)
-        monkeypatch.setattr(train, "find_run", find)
+        monkeypatch.setattr(run_dir, "find_run", find)
         command("--output", "run", "--max-iter", 2)  # begins later and ends earlier
         return run
 
-    monkeypatch.setattr(train, "find_run", late)
+    monkeypatch.setattr(run_dir, "find_run", late)
     code, _, err = command("--output", "run", "--max-iter", 4)
     assert code == 2 and "another process has trained in run meanwhile" in err
     assert checkpoint.iterations(Path("run")) == [2]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from fastunit.common.choices import Direction
@@ -28,13 +29,21 @@ class FileTranslator:
         failed: the sources that could not be read or written, with the reasons.
     """
 
-    def __init__(self, translator: Translator, direction: Direction, *, batch_size: int) -> None:
+    def __init__(
+        self,
+        translator: Translator,
+        direction: Direction,
+        *,
+        batch_size: int,
+        size: int | None = None,
+    ) -> None:
         """Prepare to translate.
 
         Args:
             translator: the networks.
             direction: "a2b" or "b2a".
             batch_size: maximal number of images at a time.
+            size: pixels of the shorter side that images are resized to first; None: not resized.
 
         Raises:
             CheckpointError: the networks' channels are neither 1 nor 3.
@@ -46,7 +55,7 @@ class FileTranslator:
                     f"the networks take images of {generator.input_dim} channels; image files are "
                     "translated with 1 (grayscale) or 3 (RGB)"
                 )
-        self._translator, self._batch_size = translator, batch_size
+        self._translator, self._batch_size, self._size = translator, batch_size, size
         self._direction: Direction = direction
         value_range = translator.config.domain(direction[0]).value_range
         self._reading = image_io.Reading(
@@ -102,7 +111,8 @@ class FileTranslator:
                 self._fail(job, error, bar)
 
     def _read(self, file: Path) -> np.ndarray:
-        return image_io.decode(image_io.content(file), self._reading)
+        pixels = image_io.decode(image_io.content(file), self._reading)
+        return pixels if self._size is None else _resized(pixels, self._size)
 
     def _batches(
         self, images: Iterator[tuple[Job, np.ndarray]]
@@ -133,3 +143,12 @@ class FileTranslator:
     def _fail(self, job: Job, error: DataError, bar: tqdm) -> None:
         self.failed[job.source] = str(error)
         bar.update()
+
+
+def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Return uint8 [H, W, C] with a shorter side of `size` pixels, antialiased bilinear."""
+    height, width, channels = pixels.shape
+    scale = size / min(height, width)
+    shape = (max(size, round(width * scale)), max(size, round(height * scale)))
+    image = image_io.to_image(pixels).resize(shape, Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(shape[1], shape[0], channels)

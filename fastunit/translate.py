@@ -16,6 +16,8 @@ from fastunit import config
 from fastunit.common import cli, text
 from fastunit.common.choices import DIRECTIONS, PRECISIONS
 
+FORMATS = ("png", "jpg", "webp", "tif", "bmp")
+
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.translate") -> int:
     """Run the command line.
@@ -35,11 +37,15 @@ def _translate(args: argparse.Namespace) -> int:
     from fastunit.training.loading import load
 
     device = cli.pick_device(args.device)
-    jobs = plan(args.input, args.output)
+    jobs = plan(args.input, args.output, args.format and f".{args.format}")
     given = config.load(args.config) if args.config else None
     translator = load(args.checkpoint, device, args.precision, config=given)
     files = FileTranslator(
-        translator, args.direction, batch_size=args.batch_size, max_pixels=args.max_pixels
+        translator,
+        args.direction,
+        batch_size=args.batch_size,
+        max_pixels=args.max_pixels,
+        size=args.size,
     )
     start = time.perf_counter()
     try:
@@ -106,6 +112,17 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         type=cli.positive,
         metavar="N",
         help="largest image that is read (default: data.max_pixels of the training)",
+    )
+    parser.add_argument(
+        "--size",
+        type=cli.positive,
+        metavar="N",
+        help="resize images to a shorter side of N pixels first (default: as they are)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="format of the results in a folder (default: that of each input)",
     )
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda or cuda:N")
     parser.add_argument(

@@ -243,3 +243,33 @@ def test_a_precision_that_the_device_has_not_is_refused(tmp_path, model, capsys)
     assert translate(model, tmp_path / "x.png", out, "--precision", "tf32") == 2
     assert "precision=tf32 needs an NVIDIA GPU" in capsys.readouterr().err
     assert not out.exists()
+
+
+# ---- another size and format
+
+
+@pytest.mark.parametrize(("height", "width", "shape"), [(40, 60, (20, 30)), (31, 9, (69, 20))])
+def test_images_are_resized_to_a_shorter_side_first(tmp_path, model, height, width, shape):
+    put(tmp_path / "in.png", size=(height, width))
+    assert translate(model, tmp_path / "in.png", tmp_path / "out.png", "--size", 20) == 0
+    with Image.open(tmp_path / "in.png") as image:
+        small = np.asarray(image.resize(shape[::-1], Image.Resampling.BILINEAR))
+    wanted = by_network(model, small, "a2b").astype(int)
+    assert np.abs(image_io.read(tmp_path / "out.png", 3) - wanted).max() <= 1
+
+
+def test_a_folder_is_written_in_another_format(tmp_path, model, capsys):
+    put(tmp_path / "in/a.png", tmp_path / "in/deep/b.bmp")
+    assert translate(model, tmp_path / "in", tmp_path / "out", "--format", "webp") == 0
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+    assert found == {"a.webp", "deep/b.webp"}
+    put(tmp_path / "in/a.bmp")
+    assert translate(model, tmp_path / "in", tmp_path / "new", "--format", "png") == 2
+    assert "would both become" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_a_file_of_another_extension_than_the_format_is_refused(tmp_path, model, capsys):
+    put(tmp_path / "in.png")
+    assert translate(model, tmp_path / "in.png", tmp_path / "x.bmp", "--format", "png") == 2
+    assert "must end in .png, as --format says" in capsys.readouterr().err
+    assert not (tmp_path / "x.bmp").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from fastunit.common.choices import Direction
@@ -36,6 +37,7 @@ class FileTranslator:
         *,
         batch_size: int,
         max_pixels: int | None = None,
+        size: int | None = None,
     ) -> None:
         """Prepare to translate.
 
@@ -44,6 +46,7 @@ class FileTranslator:
             direction: "a2b" or "b2a".
             batch_size: maximal number of images at a time.
             max_pixels: of the largest image that is read; None: the configuration's limit.
+            size: pixels of the shorter side that images are resized to first; None: not resized.
 
         Raises:
             CheckpointError: the networks' channels are neither 1 nor 3.
@@ -55,7 +58,7 @@ class FileTranslator:
                     f"the networks take images of {generator.input_dim} channels; image files are "
                     "translated with 1 (grayscale) or 3 (RGB)"
                 )
-        self._translator, self._batch_size = translator, batch_size
+        self._translator, self._batch_size, self._size = translator, batch_size, size
         self._direction: Direction = direction
         self._reading = image_io.reading_of(translator.config, direction[0])
         if max_pixels is not None:
@@ -121,7 +124,8 @@ class FileTranslator:
                 self._fail(job, error, bar)
 
     def _read(self, file: Path) -> np.ndarray:
-        return decoding.decode(file, self._reading)
+        pixels = decoding.decode(file, self._reading)
+        return pixels if self._size is None else _resized(pixels, self._size, self._reading.limits)
 
     def _batches(
         self, images: Iterator[tuple[Job, np.ndarray]]
@@ -158,3 +162,17 @@ def _of_memory(error: Exception) -> bool:
     """Return whether an allocator has failed; that of the CPU raises a plain RuntimeError."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def _resized(pixels: np.ndarray, size: int, limits: image_io.Limits) -> np.ndarray:
+    """Return uint8 [H, W, C] with a shorter side of `size` pixels, antialiased bilinear.
+
+    Raises:
+        DataError: it would have more pixels than the limit.
+    """
+    height, width, channels = pixels.shape
+    scale = size / min(height, width)
+    shape = (max(size, round(width * scale)), max(size, round(height * scale)))
+    limits.check_size(*shape)
+    image = image_io.to_image(pixels).resize(shape, Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(shape[1], shape[0], channels)

@@ -20,30 +20,42 @@ class Job:
     target: Path
 
 
-def plan(source: Path, output: Path) -> list[Job]:
+def plan(source: Path, output: Path, extension: str | None = None) -> list[Job]:
     """Return the images to translate and their output paths; no output overwrites an input.
 
     A folder's tree and names are kept under `output`. A file goes into `output` under its own
-    name if `output` is a folder, else to the path `output`, in the format of its extension.
+    name if `output` is a folder, else to the path `output`, in the format of its extension. With
+    `extension`, such as ".png", names in folders get that one in place of their own.
 
     Raises:
         DataError: there is no input, the output's extension is not an image format's, or an
-            output would replace an input or lie in the input folder.
+            output would replace an input, lie in the input folder or be that of two inputs.
     """
     if os.path.isdir(source):
-        jobs = _folder_jobs(source, output)
+        jobs = _folder_jobs(source, output, extension)
     elif os.path.isfile(source):
-        jobs = [_file_job(source, output)]
+        jobs = [_file_job(source, output, extension)]
     else:
         raise DataError(f"INPUT {source} is neither a file nor a folder")
     _protect_inputs(jobs)
     return jobs
 
 
-def _folder_jobs(folder: Path, output: Path) -> list[Job]:
+def _folder_jobs(folder: Path, output: Path, extension: str | None) -> list[Job]:
     if os.path.lexists(output) and not os.path.isdir(output):
         raise DataError(f"OUTPUT {output} is a file, but INPUT {folder} is a folder")
-    jobs = [Job(file, output / file.relative_to(folder)) for file in image_files(folder)]
+    jobs = [
+        Job(file, output / _renamed(file.relative_to(folder), extension))
+        for file in image_files(folder)
+    ]
+    sources: dict[Path, Path] = {}
+    for job in jobs:
+        other = sources.setdefault(job.target, job.source)
+        if other != job.source:
+            raise DataError(
+                f"{other} and {job.source} would both become {job.target}; rename one, or leave "
+                "out --format"
+            )
     root = os.path.realpath(folder)
     for target in {job.target.parent for job in jobs}:
         if Path(os.path.realpath(target)).is_relative_to(root):
@@ -54,14 +66,23 @@ def _folder_jobs(folder: Path, output: Path) -> list[Job]:
     return jobs
 
 
-def _file_job(file: Path, output: Path) -> Job:
-    target = output / file.name if os.path.isdir(output) else output
+def _file_job(file: Path, output: Path, extension: str | None) -> Job:
+    if not os.path.isdir(output):
+        target = output
+        if extension and target.suffix.lower() != extension:
+            raise DataError(f"OUTPUT {output} must end in {extension}, as --format says")
+    else:
+        target = output / _renamed(Path(file.name), extension)
     if target.suffix.lower() not in EXTENSIONS:
         raise DataError(
             f"cannot tell an image format from the name of {target}: it must be an existing "
             f"folder or end in one of {' '.join(EXTENSIONS)}"
         )
     return Job(file, target)
+
+
+def _renamed(path: Path, extension: str | None) -> Path:
+    return path.with_suffix(extension) if extension else path
 
 
 def _protect_inputs(jobs: Sequence[Job]) -> None:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.adapt") -> int:
     """Parse, check everything, train, measure. Returns the exit code.
 
-    0 done; 1 the training diverged; 2 bad input; 130 and 143 ended by Ctrl-C and SIGTERM, with a
-    checkpoint saved.
+    0 done; 1 the training diverged; 2 bad input; 3 a file cannot be written; 129, 130 and 143 ended
+    by SIGHUP, Ctrl-C and SIGTERM, with a checkpoint saved.
     """
     args = parser(prog).parse_args(argv)
     cli.setup_logging()

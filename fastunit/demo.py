@@ -45,7 +45,8 @@ def serve(server: Server, ready: Callable[[], object] | None = None) -> int:
 def server(args: argparse.Namespace) -> Server:
     """Load the networks and return the server, already bound to its port."""
     # Not at the top: --help needs neither PyTorch nor the extra.
-    from fastunit.inference.demo import LOCAL, Limits, Server
+    from fastunit.data.image_io import Limits
+    from fastunit.inference.demo import LOCAL, Server
     from fastunit.report.demo_page import demo_page
     from fastunit.training.loading import load
 
@@ -55,9 +56,9 @@ def server(args: argparse.Namespace) -> Server:
     ways = {"a2b": "a to b", "b2a": "b to a"}
     ways = {way: text for way, text in ways.items() if way in _directions(translator)}
     page = demo_page(f"fastunit: {args.checkpoint}", ways, [way for way, _ in examples])
-    limits = Limits(bytes=args.max_mb * 2**20, pixels=args.max_pixels)
+    limits = Limits(args.max_pixels, args.max_mb * 2**20, key="--max-pixels")
     if args.host not in LOCAL:
-        print(f"warning: anyone who reaches {args.host} can use this page", file=sys.stderr)
+        cli.say(f"warning: anyone who reaches {args.host} can use this page", sys.stderr)
     try:
         address = (args.host, args.port)
         return Server(translator, address, page, [file for _, file in examples], limits)

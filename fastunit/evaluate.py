@@ -28,7 +28,7 @@ FEATURES = ("auto", "efficientnet", "inception", "none")
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.evaluate") -> int:
-    """Run the command line; returns the exit code: 0 done, 2 bad input."""
+    """Run the command line; returns the exit code: 0 done, 2 bad input, 3 a file is not written."""
     args = _parser(prog).parse_args(argv)
     cli.setup_logging()
     return cli.guard(lambda: _evaluate(args))
@@ -110,7 +110,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     print("\n".join([*report.lines(scores, names), *notes]))
     if args.all:
         _print_all(every, names)
-    print(f"see {output / 'index.html'} and {output / 'scores.json'}")
+    cli.say(f"see {output / 'index.html'} and {output / 'scores.json'}")
     return 0
 
 

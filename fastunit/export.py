@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastunit import config as configuration
-from fastunit.common import cli
+from fastunit.common import cli, text
 from fastunit.common.choices import DIRECTIONS
 from fastunit.common.errors import DataError, UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from fastunit.common.choices import Direction
     from fastunit.config import Config
+    from fastunit.data.image_io import Reading
     from fastunit.inference.export import Format
 
 FORMATS = ("onnx", "pt2", "safetensors")
@@ -25,7 +27,11 @@ CHECKED = 4  # images that an exported file is compared on
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.export") -> int:
-    """Run the command line; returns the exit code: 0 done, 2 bad input or a wrong result."""
+    """Run the command line.
+
+    Returns:
+        The exit code: 0 done; 2 bad input or a wrong result; 3 the file cannot be written.
+    """
     args = _parser(prog).parse_args(argv)
     cli.setup_logging()
     return cli.guard(lambda: _export(args), extra="export")
@@ -75,7 +81,7 @@ def _export(args: argparse.Namespace) -> int:
         export.export(pair, translator.config, temporary, name, direction)
         worst = export.check(temporary, pair, direction, images)
     sizes = ", ".join("x".join(map(str, x.shape)) for x in images)
-    print(
+    cli.say(
         f"wrote {target}: {name}, {'both directions' if name == 'safetensors' else direction}, "
         f"{target.stat().st_size / 2**20:.1f} MiB; largest error {worst:.1g} of the range, on "
         f"images of {sizes}"
@@ -107,8 +113,7 @@ def _images(path: Path | None, config: Config, direction: Direction) -> list[Ten
 
     domain = config.domain(direction[0])
     if files := _files(path, config, direction):
-        reading = image_io.Reading(domain.channels, domain.value_range)
-        pixels = [image_io.decode(image_io.content(file), reading) for file in files]
+        pixels = [_decoded(file, image_io.reading_of(config, domain.name)) for file in files]
     else:
         drawn = (scenes.make_scene(np.random.default_rng([0, i])) for i in range(CHECKED))
         pixels = [scenes.render(scene, night=direction == "b2a") for scene in drawn]
@@ -118,6 +123,15 @@ def _images(path: Path | None, config: Config, direction: Direction) -> list[Ten
     if len({x.shape for x in batches}) == 1:
         return [batches[0], torch.cat(batches)]
     return batches
+
+
+def _decoded(file: Path, reading: Reading) -> np.ndarray:
+    from fastunit.data import decoding
+
+    try:
+        return decoding.decode(file, reading)
+    except DataError as error:
+        raise DataError(f"{text.name(file)}: {error}") from error
 
 
 def _files(path: Path | None, config: Config, direction: Direction) -> list[Path]:

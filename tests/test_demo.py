@@ -99,8 +99,11 @@ def test_the_page_offers_the_examples_of_a_folder(serve, photos):
     [
         (b"no image", "this file cannot be translated: not an image of the formats JPEG, PNG"),
         (png()[:-40], "this file cannot be translated: damaged or truncated"),
-        (b"", "not an image"),
-        (png(np.zeros((201, 100, 3), np.uint8)), "100x201 pixels are more than the 20,000"),
+        (b"", "empty: zero bytes"),
+        (
+            png(np.zeros((201, 100, 3), np.uint8)),
+            "too large: 100x201 pixels, more than --max-pixels=20000",
+        ),
         (b"x" * (2**20 + 1), "the file is larger than the 1 MiB"),
     ],
     ids=["text", "truncated", "empty", "too many pixels", "too many bytes"],

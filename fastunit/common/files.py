@@ -27,6 +27,7 @@ _SEAL = b"fastunit sha256 "
 _SEALED = re.compile(_SEAL + rb"([0-9a-f]{64})")
 _COMMENT = len(_SEAL) + 64
 _PART = 2**22  # bytes
+_TAIL = 22 + 2**16  # bytes of a zip file's last record, with the longest comment
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -240,10 +241,18 @@ def sealed(path: Path) -> bool:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse zip files with wrong CRCs, which torch.load ignores, or entries of other kinds.
+    """Refuse zip files that are cut off, have wrong CRCs, or entries of other kinds.
+
+    torch.load ignores the former two.
 
     An entry with the attribute of a folder would be read as uninitialised memory.
     """
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+        tail = file.read()
+    end = tail.rfind(b"PK\5\6")
+    if struct.unpack_from("<H", tail, end + 20)[0] != len(tail) - end - 22:
+        raise CheckpointError(f"checkpoint {path} is damaged: it is cut off, or longer than it was")
     with zipfile.ZipFile(path) as archive:
         names = set()
         for entry in archive.infolist():

@@ -35,17 +35,21 @@ _OPTIONS = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": {"lossless": True}}
 
 @dataclass(frozen=True)
 class Limits:
-    """What reading one file may take: pixels of the image, bytes of the file, seconds."""
+    """What reading one file may take: pixels of the image, bytes of the file, seconds.
+
+    `key` names the limit of pixels in messages.
+    """
 
     pixels: int = 2**26  # 67 million: cameras have up to 61
     bytes: int = 2**28
     seconds: float = 30.0
+    key: str = "data.max_pixels"
 
     def check_size(self, width: int, height: int) -> None:
         """Raise DataError for an image of more pixels."""
         if width * height > self.pixels:
             raise DataError(
-                f"too large: {width}x{height} pixels, more than data.max_pixels={self.pixels}; "
+                f"too large: {width}x{height} pixels, more than {self.key}={self.pixels}; "
                 "shrink it, or raise that limit"
             )
 

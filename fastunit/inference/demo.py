@@ -6,9 +6,10 @@ import base64
 import io
 import json
 import logging
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
@@ -17,23 +18,15 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import torch
-from PIL import Image
 
 from fastunit.common.choices import DIRECTIONS, Direction
-from fastunit.common.errors import DataError, UserError
-from fastunit.data import image_io
+from fastunit.common.errors import DataError, StorageError, UserError
+from fastunit.data import decoding, image_io
+from fastunit.data.image_io import Limits
 from fastunit.inference.translator import Translator
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What is accepted: bytes of a file, and pixels of an image."""
-
-    bytes: int = 20 * 2**20
-    pixels: int = 4_000_000
 
 
 class Server(ThreadingHTTPServer):
@@ -72,12 +65,10 @@ class Server(ThreadingHTTPServer):
 
     def translated(self, data: bytes, direction: Direction) -> dict[str, Any]:
         """Translate an image file's bytes; raises DataError with the reason if it cannot be."""
-        self._check_size(data)
-        source, _ = self._translator.networks.along(direction)
-        value_range = self._translator.config.domain(direction[0]).value_range
-        pixels = image_io.decode(data, image_io.Reading(source.input_dim, value_range))
-        start = time.perf_counter()
+        reading = image_io.reading_of(self._translator.config, direction[0])
         with self._lock, torch.inference_mode():
+            pixels = _decoded(data, replace(reading, limits=self.limits))
+            start = time.perf_counter()
             y = self._translator.translate(pixels, direction)
             seconds = time.perf_counter() - start
             back: Direction = "b2a" if direction == "a2b" else "a2b"
@@ -93,18 +84,6 @@ class Server(ThreadingHTTPServer):
             "text": f"{width}x{height} pixels, {seconds:.2f} s on {self._translator.device}",
         }
 
-    def _check_size(self, data: bytes) -> None:
-        try:
-            with Image.open(io.BytesIO(data), formats=image_io.FORMATS) as image:
-                width, height = image.size
-        except Exception as error:  # Pillow's plugins raise many kinds on damaged files
-            raise DataError(image_io.NOT_AN_IMAGE) from error
-        if width * height > self.limits.pixels:
-            raise DataError(
-                f"{width}x{height} pixels are more than the {self.limits.pixels:,} that this page "
-                "accepts; use fastunit.translate, or start it with a larger --max-pixels"
-            )
-
 
 class _Handler(BaseHTTPRequestHandler):
     server: Server
@@ -118,8 +97,12 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/":
             self._answer(200, self.server.page.encode(), "text/html; charset=utf-8")
         elif number.isdecimal() and int(number) < len(self.server.examples):
-            data = self.server.examples[int(number)].read_bytes()
-            self._answer(200, data, "application/octet-stream")
+            try:
+                data = image_io.content(self.server.examples[int(number)])
+            except DataError as error:
+                self._refuse(404, f"this example cannot be read: {error}")
+            else:
+                self._answer(200, data, "application/octet-stream")
         else:
             self._refuse(404, "there is no such page")
 
@@ -171,6 +154,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         _logger.debug(format, *args)
+
+
+def _decoded(data: bytes, reading: image_io.Reading) -> np.ndarray:
+    """Decode a file's bytes, which the process that decodes reads from a temporary file."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix="fastunit-") as file:
+            file.write(data)
+            file.flush()
+            return decoding.decode(Path(file.name), reading)
+    except OSError as error:
+        raise StorageError(
+            f"the image cannot be kept in {tempfile.gettempdir()}: {error}"
+        ) from error
 
 
 def _data_url(pixels: np.ndarray) -> str:

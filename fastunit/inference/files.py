@@ -62,7 +62,7 @@ class FileTranslator:
         self._direction: Direction = direction
         self._reading = image_io.reading_of(translator.config, direction[0])
         if max_pixels is not None:
-            limits = replace(self._reading.limits, pixels=max_pixels)
+            limits = replace(self._reading.limits, pixels=max_pixels, key="--max-pixels")
             self._reading = replace(self._reading, limits=limits)
         self._writes: deque[tuple[Job, Future[None]]] = deque()
         self.failed: dict[Path, str] = {}

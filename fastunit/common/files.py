@@ -19,8 +19,8 @@ from typing import IO, Any, cast
 from fastunit.common import regular
 from fastunit.common.errors import CheckpointError, StorageError
 
-_TEMPORARY = re.compile(r"\.fastunit-(\d+)-\d+\.tmp(\.\w{1,8})?")
-_SUFFIX = re.compile(r"\.\w{1,8}")
+_TEMPORARY = re.compile(r"\.fastunit-(\d+)-\d+\.tmp(\.\w{1,16})?")
+_SUFFIX = re.compile(r"\.\w{1,16}")
 _COUNT = itertools.count()
 # The digest is the comment of the zip file, after the two bytes of the comment's length.
 _SEAL = b"fastunit sha256 "

@@ -9,6 +9,7 @@ Every operation takes ``impl``:
   derivatives and transforms.
 - "auto": Triton for CUDA tensors of a dtype and a GPU the kernels support, ATen for all others; in
   eager mode on a CPU, "plain" or parts of it for images so small that calls outweigh arithmetic.
+  "plain" too where the others lack a derivative or a transform; see `derivatives`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ It is registered for PyTorch's dispatcher, autograd and compiler. Forward and ba
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,12 +61,13 @@ def conv_block(
     The public functions say what the arguments are; `name` is the one that was called, where it
     does not follow from `kind`.
     """
+    name = name or _NAMES.get(kind, kind)
     chosen = runtime.choose_impl(impl, x)
+    given = x, w, b, gamma, beta, slope, residual
+    if chosen != "plain" and derivatives.only_plain(impl, name, *given):
+        chosen = "plain"
     if chosen == "triton" and impl == "auto" and _is_oblong(kind, w):
         chosen = "aten"
-    if chosen != "plain":
-        name = name or _NAMES.get(kind, kind)
-        derivatives.only_reverse(name, x, w, b, gamma, beta, slope, residual)
     x = runtime.autocast(x)
     prelu = slope if act == "prelu" and isinstance(slope, Tensor) else None
     plan = Plan(
@@ -74,17 +76,19 @@ def conv_block(
         chosen,
     )  # fmt: skip
     form = checks.form
-    given = form(slope) if isinstance(slope, Tensor) else slope
-    result = arguments.result(form(x), form(w), form(b), form(gamma), form(beta), given, *plan)
+    negative = form(slope) if isinstance(slope, Tensor) else slope
+    result = arguments.result(form(x), form(w), form(b), form(gamma), form(beta), negative, *plan)
     if residual is not None:
         residual = checks.residual(result, residual)
     tensors = x, w, b, gamma, beta, prelu, residual
     direct = eager.only_autograd(*tensors)
-    if chosen == "plain" or (direct and runtime.is_auto(impl) and splitting_pays(plan, x, w)):
+    auto = runtime.is_auto(impl)
+    if chosen == "plain" or (direct and auto and splitting_pays(plan, x, w)):
         with runtime.no_autocast(x):
             return split_block(plan, *tensors)
     if direct:
-        return _Eager.apply(*tensors, plan)
+        follows = auto and x.requires_grad and torch.is_grad_enabled()
+        return _Eager.apply(*tensors, derivatives.stand_in(x) if follows else None, plan, auto)
     return _forward(x, *_grouped(w, b, gamma, beta), prelu, residual, *plan)[0]
 
 
@@ -176,10 +180,17 @@ def _(dy: Tensor, x_shape: Sequence[int], *args: Any) -> tuple[Tensor, ...]:
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
+    ctx.auto = False
     _save(ctx, Plan(*inputs[_TENSORS:]), inputs, output)
 
 
-def _save(ctx: Any, plan: Plan, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
+def _save(
+    ctx: Any,
+    plan: Plan,
+    inputs: tuple,
+    output: tuple[Tensor | None, ...],
+    stand_in: Tensor | None = None,
+) -> None:
     x, w, b, gamma, beta, prelu, residual = inputs[:_TENSORS]
     y, haloed, raw, mean, rstd = output
     product = y if plan.fuses_activation(residual is not None, gamma, beta, prelu) else raw
@@ -188,7 +199,9 @@ def _save(ctx: Any, plan: Plan, inputs: tuple, output: tuple[Tensor | None, ...]
     source = x if haloed is None or haloed.dim() == 1 else haloed
     ctx.plan, ctx.x_shape, ctx.has_residual = plan, x.shape, residual is not None
     ctx.saves_x = source is x
-    ctx.save_for_backward(source, product, mean, rstd, w, b, gamma, beta, prelu)
+    if ctx.saves_x:
+        stand_in = None
+    ctx.save_for_backward(stand_in, source, product, mean, rstd, w, b, gamma, beta, prelu)
     ctx.set_materialize_grads(False)
 
 
@@ -198,7 +211,13 @@ def _gradients(ctx: Any, dy: Tensor | None) -> Sequence[Tensor | None]:
         return (None,) * _TENSORS
     plan, of_inputs = ctx.plan, ctx.needs_input_grad[:_TENSORS]
     needed = *of_inputs[:2], any(of_inputs[2:6]), ctx.has_residual
-    source, product, mean, rstd, *parameters, prelu = ctx.saved_tensors
+    stand_in, source, product, mean, rstd, *parameters, prelu = ctx.saved_tensors
+    if ctx.auto and derivatives.differentiated_again():
+        image = source
+        if not ctx.saves_x:
+            image = _IMPLEMENTATIONS[plan.impl].image(plan, ctx.x_shape, source, parameters[0])
+            image = image if stand_in is None else derivatives.with_values(stand_in, image)
+        return _gradients_again(ctx, dy, image, *parameters, prelu)
     if ctx.saves_x and plan.impl == "triton":
         # Hooks that keep saved tensors elsewhere (save_on_cpu) may return them in other strides.
         source = source.contiguous(memory_format=torch.channels_last)
@@ -215,6 +234,17 @@ def _gradients(ctx: Any, dy: Tensor | None) -> Sequence[Tensor | None]:
     if plan.halo == 0:
         found[-1] = dy  # an operator may not return its argument
     return [g if need else None for g, need in zip(found, of_inputs, strict=True)]
+
+
+def _gradients_again(ctx: Any, dy: Tensor, *tensors: Tensor | None) -> Sequence[Tensor | None]:
+    """Return the gradients of x, the parameters and the residual, with graphs of their own."""
+    plan = ctx.plan._replace(impl="plain")
+    residual = None
+    if ctx.has_residual:  # its values do not matter
+        residual = plan.without_halo(torch.zeros_like(dy), (2, 3)).requires_grad_()
+    with runtime.no_autocast(dy):
+        run = functools.partial(split_block, plan)
+        return derivatives.gradients(run, (*tensors, residual), ctx.needs_input_grad[:_TENSORS], dy)
 
 
 def _backpropagate(ctx: Any, dy: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
@@ -235,16 +265,16 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        x, w, b, gamma, beta, prelu, residual, plan = args
+        x, w, b, gamma, beta, prelu, residual, stand_in, plan, ctx.auto = args
         found = _fprop(plan, x, *_grouped(w, b, gamma, beta), prelu, residual)
-        _save(ctx, plan, args, found)
+        _save(ctx, plan, args, found, stand_in)
         y = found[0]
         assert y is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, dy), None
+        return *_gradients(ctx, dy), None, None, None
 
 
 _forward.register_autograd(_backpropagate, setup_context=_setup_context)

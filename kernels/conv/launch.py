@@ -131,6 +131,13 @@ def _conv_backward(
     return dx, None if dw is None else laid_out_as(w, dw)
 
 
+def image(plan: Plan, x_shape: Sequence[int], source: Tensor, w: Tensor) -> Tensor:
+    """Return the image [N, C, H, W] inside the haloed buffer that `fprop` saved for it."""
+    conv = convolution(plan, x_shape, w if w.dim() == 5 else w[None])
+    (rows, columns), lead = conv.size, conv.x_frame.lead
+    return channels_last(source[:, lead : lead + rows, lead : lead + columns, : conv.channels])
+
+
 def _filters(plan: Plan, w: Tensor) -> Tensor:
     return kept(phases.combined_filters, w) if plan.kind == "upsample" else w
 

@@ -51,7 +51,7 @@ def split_block(
     bare = plan.norm == "none" and not plan.halo
     if plan.impl == "plain" or bare or norm_act.pays(raw, plan.norm_act):
         return norm_act.norm_act_plain(*given)
-    return norm_act_eager(*given, plan.impl)
+    return norm_act_eager(*given, plan.impl, auto=True)
 
 
 def _convolved(plan: Plan, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:

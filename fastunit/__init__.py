@@ -22,6 +22,7 @@ from fastunit.common import errors
 from fastunit.config import Config
 
 if TYPE_CHECKING:
+    from fastunit.fusion.accelerate import accelerate
     from fastunit.inference.translator import Translator
     from fastunit.models.layers import Conv2dBlock, LayerNorm, LinearBlock, ResBlock, ResBlocks
     from fastunit.models.unit import UNIT, PaperUNIT
@@ -46,6 +47,7 @@ __all__ = [
     "Translator",
     "VAEGen",
     "__version__",
+    "accelerate",
     "config",
     "errors",
     "fit",
@@ -53,6 +55,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "fastunit.fusion.accelerate": ("accelerate",),
     "fastunit.inference.translator": ("Translator",),
     "fastunit.models.layers": ("Conv2dBlock", "LayerNorm", "LinearBlock", "ResBlock", "ResBlocks"),
     "fastunit.models.unit": ("UNIT", "PaperUNIT"),

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from triton import knobs
 
+from fastunit.kernels.common import optional_triton
 from fastunit.kernels.common.checks import AUTOCAST
 
 Impl = Literal["auto", "triton", "aten", "plain"]
@@ -113,6 +114,8 @@ def _check(impl: str) -> None:
 
 def _obstacle(x: Tensor) -> str | None:
     """Return why the kernels cannot take x, or None."""
+    if not optional_triton.AVAILABLE:
+        return "needs the package triton, which is not installed (pip install triton, on Linux)"
     if x.dtype not in DTYPES:
         return f"takes float16, bfloat16 and float32, not {x.dtype}"
     if x.is_cuda:

@@ -5,11 +5,13 @@ the operations make casts, layouts and phases of weights once for as long as the
 """
 
 from fastunit.kernels.common import optional_triton, weight_cache
+from fastunit.kernels.conv import flops
 from fastunit.kernels.conv.api import conv_gemm, conv_norm_act, conv_transpose, upsample_conv
 from fastunit.kernels.norm_act.op import instance_norm_act, norm_act
 from fastunit.kernels.sampling.philox import noise_state
 from fastunit.kernels.sampling.reparameterize import reparameterize
 
+flops.register()
 optional_triton.finish()
 
 __all__ = [

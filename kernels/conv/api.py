@@ -9,6 +9,9 @@ backward; of a bare convolution the haloed input alone.
 
 On a CPU in eager mode blocks of small images are padding, convolution and norm one after the other
 (`plain.split_block`): a call costs less, and one image more is saved.
+
+All of them also take one image [C, H, W], strides and paddings as pairs of equal numbers, and
+PyTorch's names of paddings and activations (`common.spellings`).
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ from torch import Tensor
 
 from fastunit.kernels.common.checks import Activation, Norm, PadMode
 from fastunit.kernels.common.runtime import Impl
+from fastunit.kernels.common.spellings import takes_pytorch_arguments
 from fastunit.kernels.conv.block import conv_block
 from fastunit.kernels.conv.phases import REFLECT_LIMIT
 from fastunit.kernels.conv.plan import Kind
 
 
+@takes_pytorch_arguments
 def conv_norm_act(
     x: Tensor,
     w: Tensor,
@@ -89,6 +94,7 @@ def conv_norm_act(
     )  # fmt: skip
 
 
+@takes_pytorch_arguments
 def conv_gemm(
     x: Tensor,
     w: Tensor,
@@ -130,6 +136,7 @@ def conv_gemm(
     )
 
 
+@takes_pytorch_arguments
 def upsample_conv(
     x: Tensor,
     w: Tensor,
@@ -188,6 +195,7 @@ def upsample_conv(
     )  # fmt: skip
 
 
+@takes_pytorch_arguments
 def conv_transpose(
     x: Tensor,
     w: Tensor,

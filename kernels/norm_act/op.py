@@ -24,6 +24,7 @@ from fastunit.kernels.common import checks, derivatives, eager
 from fastunit.kernels.common.checks import Activation, Form, Norm, PadMode
 from fastunit.kernels.common.frame import channels_last, dense, memory_format, owned
 from fastunit.kernels.common.runtime import Impl, choose_impl, is_auto
+from fastunit.kernels.common.spellings import takes_pytorch_arguments
 from fastunit.kernels.norm_act.aten import (
     NormActGradients,
     NormActOptions,
@@ -51,6 +52,7 @@ _PARAMETERS = "Tensor? gamma, Tensor? beta, Tensor? slope"
 _OPTIONS = "str norm, float eps, str act, float negative, int halo, str pad_mode, str impl"
 
 
+@takes_pytorch_arguments
 def norm_act(
     x: Tensor,
     *,
@@ -144,6 +146,7 @@ def _check(
     checks.padding(x.shape[2:], halo, pad_mode)
 
 
+@takes_pytorch_arguments
 def instance_norm_act(
     x: Tensor,
     *,

@@ -8,7 +8,8 @@
   `MsImageDis` and the blocks are torch.nn modules; `TrainStep` updates them.
 - `errors` has the exceptions; user errors are `UserError`, a ValueError.
 
-`fastunit.kernels` has the fused operations, `fastunit.compat` the 2018 release's trainer class,
+`fastunit.kernels` has the fused operations, `fastunit.nn` modules on them, `accelerate` lets other
+networks run on them. `fastunit.compat` has the 2018 release's trainer class and its scripts' names,
 `fastunit.paper` the paper's networks under the 2017 release's names.
 
 Names that need PyTorch are imported on first use, so that ``fastunit --help`` is fast.

@@ -10,8 +10,8 @@ from fastunit.kernels.norm_act.op import instance_norm_act, norm_act
 from fastunit.kernels.sampling.philox import noise_state
 from fastunit.kernels.sampling.reparameterize import reparameterize
 
-flops.register()
 optional_triton.finish()
+flops.register()
 
 __all__ = [
     "conv_gemm",

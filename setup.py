@@ -61,7 +61,10 @@ setup(
         "docs": DOCS,
         "dev": DEV,
     },
-    entry_points={"console_scripts": ["fastunit = fastunit.__main__:main"]},
+    entry_points={
+        "console_scripts": ["fastunit = fastunit.__main__:main"],
+        "torch_dynamo_backends": ["fastunit = fastunit.fusion.backend:compile"],
+    },
     packages=find_packages(include=["fastunit", "fastunit.*"]),
     package_data={"fastunit": ["py.typed"], "fastunit.configs": ["*.yaml"]},
     zip_safe=False,

@@ -8,7 +8,8 @@
   `MsImageDis` and the blocks are torch.nn modules; `TrainStep` updates them.
 - `errors` has the exceptions; user errors are `UserError`, a ValueError.
 
-`fastunit.kernels` has the fused operations, `fastunit.compat` the 2018 release's trainer class,
+`fastunit.kernels` has the fused operations, `fastunit.nn` modules on them, `accelerate` lets other
+networks run on them. `fastunit.compat` has the 2018 release's trainer class and its scripts' names,
 `fastunit.paper` the paper's networks under the 2017 release's names.
 
 Names that need PyTorch are imported on first use, so that ``fastunit --help`` is fast.
@@ -22,6 +23,7 @@ from fastunit.common import errors
 from fastunit.config import Config
 
 if TYPE_CHECKING:
+    from fastunit.fusion.accelerate import accelerate
     from fastunit.inference.translator import Translator
     from fastunit.models.layers import Conv2dBlock, LayerNorm, LinearBlock, ResBlock, ResBlocks
     from fastunit.models.unit import UNIT, PaperUNIT
@@ -46,6 +48,7 @@ __all__ = [
     "Translator",
     "VAEGen",
     "__version__",
+    "accelerate",
     "config",
     "errors",
     "fit",
@@ -53,6 +56,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "fastunit.fusion.accelerate": ("accelerate",),
     "fastunit.inference.translator": ("Translator",),
     "fastunit.models.layers": ("Conv2dBlock", "LayerNorm", "LinearBlock", "ResBlock", "ResBlocks"),
     "fastunit.models.unit": ("UNIT", "PaperUNIT"),

@@ -39,16 +39,18 @@ class VAE(nn.Module):
         """Encode images, as in the 2018 release.
 
         Args:
-            images: [N, input_dim, H, W] in [-1, 1]; H and W multiples of `multiple`.
+            images: [N, input_dim, H, W] in [-1, 1]. Where H and W are no multiples of `multiple`,
+                decoding gives a smaller image.
 
         Returns:
             The code's mean, hidden, [N, C, P, Q], and noise of its shape with the code's standard
                 deviation, for z = hidden + noise.
 
         Raises:
-            ValueError: the images' channels or size do not fit.
+            ValueError: the images' channels do not fit.
         """
-        hidden = self.code(images)
+        check_image(images, self.input_dim)
+        hidden = self.enc(images)
         noise = torch.randn_like(hidden)
         return hidden, noise if self.sigma is None else noise * F.softplus(self.sigma(hidden))
 

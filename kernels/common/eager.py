@@ -43,6 +43,22 @@ def cached(function: Callable[..., R]) -> Callable[..., R]:
     return call
 
 
+def transformed() -> bool:
+    """Return whether a transform of torch.func, or an export to ONNX, is around the call."""
+    if torch._C._get_tracing_state() is not None or torch.compiler.is_compiling():
+        return _transformed_while_traced()
+    return _functorch.peek_interpreter_stack() is not None
+
+
+def _transformed_while_traced() -> bool:
+    return _functorch.peek_interpreter_stack() is not None or torch.onnx.is_in_onnx_export()
+
+
+# What torch.compiler.assume_constant_result sets, without importing the compiler: dynamo asks while
+# it traces, when the transforms it has entered are on the stack, and guards on those around it.
+_transformed_while_traced._dynamo_marked_constant = True
+
+
 def only_autograd(*tensors: Tensor | None) -> bool:
     """Return whether autograd alone has to know of an operation on these tensors.
 

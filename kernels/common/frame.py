@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastunit.kernels.common.eager import transformed
+
 MAX_OFFSET = 2**31 - 1  # within a sample offsets are int32
 
 
@@ -75,7 +77,12 @@ def dense(x: Tensor) -> Tensor:
 
 
 def memory_format(*tensors: Tensor) -> torch.memory_format:
-    """Return channels_last if one of the 4-d tensors is, and could not be called contiguous."""
+    """Return channels_last if one of the 4-d tensors is, and could not be called contiguous.
+
+    Under torch.func nobody can say.
+    """
+    if transformed():
+        return torch.contiguous_format
     last = torch.channels_last
     for tensor in tensors:
         if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=last):

@@ -9,6 +9,7 @@ Every operation takes ``impl``:
   derivatives and transforms.
 - "auto": Triton for CUDA tensors of a dtype and a GPU the kernels support, ATen for all others; in
   eager mode on a CPU, "plain" or parts of it for images so small that calls outweigh arithmetic.
+  "plain" too where the others lack a derivative or a transform; see `derivatives`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 from triton import knobs
 
+from fastunit.kernels.common import optional_triton
 from fastunit.kernels.common.checks import AUTOCAST
 
 Impl = Literal["auto", "triton", "aten", "plain"]
@@ -130,6 +132,8 @@ def _check(impl: str) -> None:
 
 def _obstacle(x: Tensor) -> str | None:
     """Return why the kernels cannot take x, or None."""
+    if not optional_triton.AVAILABLE:
+        return "needs the package triton, which is not installed (pip install triton, on Linux)"
     if x.dtype not in DTYPES:
         return f"takes float16, bfloat16 and float32, not {x.dtype}"
     if x.is_cuda:

@@ -9,6 +9,9 @@ backward; of a bare convolution the haloed input alone.
 
 On a CPU in eager mode blocks of small images are padding, convolution and norm one after the other
 (`plain.split_block`): a call costs less, and one image more is saved.
+
+All of them also take one image [C, H, W], strides and paddings as pairs of equal numbers, and
+PyTorch's names of paddings and activations (`common.spellings`).
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ from torch import Tensor
 
 from fastunit.kernels.common.checks import Activation, Norm, PadMode
 from fastunit.kernels.common.runtime import Impl
+from fastunit.kernels.common.spellings import takes_pytorch_arguments
 from fastunit.kernels.conv.block import conv_block
 from fastunit.kernels.conv.layouts import Filters
 from fastunit.kernels.conv.phases import upsampling
 
 
+@takes_pytorch_arguments
 def conv_norm_act(
     x: Tensor,
     w: Tensor,
@@ -74,15 +79,17 @@ def conv_norm_act(
             2 * halo; x's dtype (autocast's where that is on). channels_last from Triton, else in
             x's memory format. Sums and statistics are accumulated in fp32 or wider.
 
-    Differentiable in every tensor argument, once and in reverse mode ("plain": any number of times,
-    in both modes, and under torch.func); gradients have the dtypes of their tensors.
+    Differentiable in every tensor argument, any number of times and in both modes, also under
+    torch.func ("triton" and "aten" by name: once, in reverse mode); gradients have the dtypes of
+    their tensors.
     Same bits for same inputs. Compiles with ``fullgraph=True``; may be captured in a CUDA graph.
 
     Raises:
         ValueError: shapes do not fit, a padding mode, norm or activation is unknown, or
             impl="triton" cannot take x.
-        NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
-        RuntimeError: on a second derivative.
+        NotImplementedError: impl is "triton" or "aten", under forward-mode AD or a gradient of
+            torch.func.
+        RuntimeError: a second derivative of "triton" or "aten", or of compiled code.
     """
     return conv_block(
         "conv", x, w, b, gamma, beta, residual, slope, stride=stride, padding=padding,
@@ -91,6 +98,7 @@ def conv_norm_act(
     )  # fmt: skip
 
 
+@takes_pytorch_arguments
 def conv_gemm(
     x: Tensor,
     w: Tensor,
@@ -119,18 +127,20 @@ def conv_gemm(
     Returns:
         [N, K, P, Q] with P = (H - R) // stride + 1, likewise Q. Otherwise as `conv_norm_act`.
 
-    Differentiable, once, in x, w and b. Saved: x and, with an activation, the result.
+    Differentiable in x, w and b, as `conv_norm_act`. Saved: x and, with an activation, the result.
 
     Raises:
         ValueError: as `conv_norm_act`.
-        NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
-        RuntimeError: on a second derivative.
+        NotImplementedError: impl is "triton" or "aten", under forward-mode AD or a gradient of
+            torch.func.
+        RuntimeError: a second derivative of "triton" or "aten", or of compiled code.
     """
     return conv_block(
         "conv", x, w, b, slope=slope, stride=stride, act=act, impl=impl, name="conv_gemm"
     )
 
 
+@takes_pytorch_arguments
 def upsample_conv(
     x: Tensor,
     w: Tensor,
@@ -174,12 +184,13 @@ def upsample_conv(
         [N, K, P, Q] with P = 2 * H + 2 * padding - R + 1, likewise Q. Otherwise as
             `conv_norm_act`.
 
-    Differentiable, once, in every tensor argument.
+    Differentiable in every tensor argument, as `conv_norm_act`.
 
     Raises:
         ValueError: as `conv_norm_act`.
-        NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
-        RuntimeError: on a second derivative.
+        NotImplementedError: impl is "triton" or "aten", under forward-mode AD or a gradient of
+            torch.func.
+        RuntimeError: a second derivative of "triton" or "aten", or of compiled code.
     """
     if (kind := upsampling(padding, pad_mode)) == "conv":
         x = F.interpolate(x, scale_factor=2, mode="nearest")
@@ -189,6 +200,7 @@ def upsample_conv(
     )  # fmt: skip
 
 
+@takes_pytorch_arguments
 def conv_transpose(
     x: Tensor,
     w: Tensor,
@@ -236,12 +248,13 @@ def conv_transpose(
         [N, K, P, Q] with P = (H - 1) * stride - 2 * padding + R + output_padding, likewise Q.
             Otherwise as `conv_norm_act`.
 
-    Differentiable, once, in every tensor argument.
+    Differentiable in every tensor argument, as `conv_norm_act`.
 
     Raises:
         ValueError: as `conv_norm_act`; or output_padding is not below stride.
-        NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
-        RuntimeError: on a second derivative.
+        NotImplementedError: impl is "triton" or "aten", under forward-mode AD or a gradient of
+            torch.func.
+        RuntimeError: a second derivative of "triton" or "aten", or of compiled code.
     """
     return conv_block(
         "transpose", x, w, b, gamma, beta, residual, slope, stride=stride, padding=padding,

@@ -275,6 +275,13 @@ def _conv_backward(
     return dx, None if dw is None else laid_out_as(w, dw)
 
 
+def image(plan: Plan, x_shape: Sequence[int], source: Tensor, w: Tensor) -> Tensor:
+    """Return the image [N, C, H, W] inside the haloed one that `fprop` saved."""
+    conv = convolution(plan, x_shape[2:], w if w.dim() == 5 else w[None])
+    (rows, columns), halo = x_shape[2:], conv.halo.halo
+    return source[:, :, halo : halo + rows, halo : halo + columns]
+
+
 def outputs(plan: Plan, x: Tensor, w: Tensor, shape: Sequence[int]) -> tuple[Tensor | None, ...]:
     """Return empty tensors like `fprop`'s result [N, K, P, Q] = shape, haloed input and product."""
     form, conv = result_format(x, w), convolution(plan, x.shape[2:], w)

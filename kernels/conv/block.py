@@ -139,7 +139,8 @@ def apply(
     direct = eager.only_autograd(*tensors, residual)
     if not direct and chosen != "plain":
         name = name or _NAMES.get(plan.kind, plan.kind)
-        derivatives.only_reverse(name, *tensors, residual)
+        if derivatives.only_plain(plan.impl, name, *tensors, residual):
+            chosen = "plain"
     asked = plan.impl
     plan = _resolved(plan, chosen) if direct else plan._replace(impl=chosen)
     forms: list[Any] = [None] * len(tensors)
@@ -163,8 +164,10 @@ def apply(
         return _forward(image, *rows, prelu, residual, *laid_out, *plan)[0]
     if chosen == "triton" and (follow is not None or isinstance(x, Padded)):
         return linked.run(plan, x, *tensors, residual, laid_out, into, result.shape, follow)
-    anchor = None if into is None else into.parameter
-    return _Eager.apply(*tensors, residual, *laid_out, plan, into, anchor)
+    auto, anchor = into is None and runtime.is_auto(asked), None if into is None else into.parameter
+    again = auto and image.requires_grad and torch.is_grad_enabled()
+    stand_in = derivatives.stand_in(image) if again else None
+    return _Eager.apply(*tensors, residual, *laid_out, stand_in, plan, into, anchor, auto)
 
 
 def _fitting(filters: Filters, plan: Plan, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -267,10 +270,17 @@ def _(dy: Tensor, x_shape: Sequence[int], *args: Any) -> tuple[Tensor, ...]:
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
+    ctx.auto = False
     _save(ctx, Plan(*inputs[_TENSORS:]), inputs, output)
 
 
-def _save(ctx: Any, plan: Plan, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
+def _save(
+    ctx: Any,
+    plan: Plan,
+    inputs: tuple,
+    output: tuple[Tensor | None, ...],
+    stand_in: Tensor | None = None,
+) -> None:
     x, w, b, gamma, beta, prelu, residual, _, filters = inputs[:_TENSORS]
     y, haloed, raw, mean, rstd = output
     product = y if plan.fuses_activation(residual is not None, gamma, beta, prelu) else raw
@@ -279,7 +289,10 @@ def _save(ctx: Any, plan: Plan, inputs: tuple, output: tuple[Tensor | None, ...]
     source = x if haloed is None or haloed.dim() == 1 else haloed
     ctx.plan, ctx.x_shape, ctx.has_residual = plan, x.shape, residual is not None
     ctx.saves_x, ctx.into = source is x, None
-    ctx.save_for_backward(source, product, mean, rstd, w, b, gamma, beta, prelu, filters)
+    if ctx.saves_x:
+        stand_in = None
+    weights = w, b, gamma, beta, prelu, filters
+    ctx.save_for_backward(stand_in, source, product, mean, rstd, *weights)
     ctx.set_materialize_grads(False)
 
 
@@ -289,7 +302,13 @@ def _gradients(ctx: Any, dy: Tensor | None) -> Sequence[Tensor | None]:
         return (None,) * _TENSORS
     plan, of_inputs, into = ctx.plan, ctx.needs_input_grad[:_TENSORS], ctx.into
     needed = needed_gradients(plan, of_inputs, into, ctx.has_residual)
-    source, product, mean, rstd, *parameters, prelu, filters = ctx.saved_tensors
+    stand_in, source, product, mean, rstd, *parameters, prelu, filters = ctx.saved_tensors
+    if ctx.auto and derivatives.differentiated_again():
+        image = source
+        if not ctx.saves_x:
+            image = _IMPLEMENTATIONS[plan.impl].image(plan, ctx.x_shape, source, parameters[0])
+            image = image if stand_in is None else derivatives.with_values(stand_in, image)
+        return _gradients_again(ctx, dy, image, *parameters, prelu)
     if ctx.saves_x and plan.impl == "triton":
         # Hooks that keep saved tensors elsewhere (save_on_cpu) may return them in other strides.
         source = source.contiguous(memory_format=torch.channels_last)
@@ -310,6 +329,19 @@ def _gradients(ctx: Any, dy: Tensor | None) -> Sequence[Tensor | None]:
         found[-1] = dy  # an operator may not return its argument
     found += None, None  # of the filters in their layouts
     return [g if need else None for g, need in zip(found, of_inputs, strict=True)]
+
+
+def _gradients_again(ctx: Any, dy: Tensor, *tensors: Tensor | None) -> Sequence[Tensor | None]:
+    """Return the gradients of x, the parameters and the residual, with graphs of their own."""
+    plan = ctx.plan._replace(impl="plain")
+    residual = None
+    if ctx.has_residual:  # its values do not matter
+        residual = plan.without_halo(torch.zeros_like(dy), (2, 3)).requires_grad_()
+    with runtime.no_autocast(dy):
+        run = functools.partial(split_block, plan)
+        needed = ctx.needs_input_grad[: _TENSORS - 2]
+        found = derivatives.gradients(run, (*tensors, residual), needed, dy)
+    return *found, None, None  # of the filters in their layouts
 
 
 def _backpropagate(ctx: Any, dy: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
@@ -334,10 +366,11 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        x, w, b, gamma, beta, prelu, residual, filters, _, plan, into, parameter = args
+        *tensors, stand_in, plan, into, parameter, ctx.auto = args
+        x, w, b, gamma, beta, prelu, residual, filters, _ = tensors
         rows = arguments.grouped(w, b, gamma, beta)
         found = _IMPLEMENTATIONS[plan.impl].fprop(plan, x, *rows, prelu, residual, filters)
-        _save(ctx, plan, args, found)
+        _save(ctx, plan, args, found, stand_in)
         if into is not None and parameter.requires_grad:
             ctx.into = into
         y = found[0]
@@ -346,7 +379,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, dy), None, None, None
+        return *_gradients(ctx, dy), *(None,) * 5
 
 
 _forward.register_autograd(_backpropagate, setup_context=_setup_context)

@@ -196,6 +196,12 @@ def _channels_last_pixels(x: Tensor) -> Tensor:
     return pixels if pixels.stride(3) == 1 else pixels.contiguous()
 
 
+def image(plan: Plan, x_shape: Sequence[int], source: Tensor, w: Tensor) -> Tensor:
+    """Return the image [N, C, H, W] inside the haloed buffer that `fprop` saved for it."""
+    conv = convolution(plan, x_shape, w.shape[-4:])
+    return channels_last(conv.x_frame.image(source, conv.size, conv.channels))
+
+
 def outputs(plan: Plan, x: Tensor, w: Tensor, shape: Sequence[int]) -> tuple[Tensor | None, ...]:
     """Return empty tensors like `fprop`'s result [N, K, P, Q] = shape, haloed input and product."""
     frame = convolution(plan, x.shape, w.shape).x_frame

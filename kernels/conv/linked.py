@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from fastunit.kernels.common import runtime
+from fastunit.kernels.common import derivatives, runtime
 from fastunit.kernels.common.frame import Frame, channels_last
 from fastunit.kernels.conv import arguments, launch
 from fastunit.kernels.conv.direct import add_gradients, needed_gradients
@@ -113,8 +112,12 @@ class _Linked(torch.autograd.Function):
         return results[0] if reader is None else results
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, of_image: Tensor | None, of_haloed: Tensor | None = None) -> Any:
+        if derivatives.differentiated_again():
+            raise RuntimeError(
+                "a network's layers that hand images on are differentiable once; for second "
+                "derivatives set FASTUNIT_IMPL=plain"
+            )
         nothing = (None,) * 7  # of filters, and of what are no tensors
         if of_image is None and of_haloed is None:
             return *(None,) * _TENSORS, *nothing

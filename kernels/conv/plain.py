@@ -70,7 +70,7 @@ def split_block(
     bare = plan.norm == "none" and not plan.halo
     if plan.impl == "plain" or bare or norm_act.pays(raw, options):
         return norm_act.norm_act_plain(raw, gamma, beta, slope, residual, options)
-    return norm_act_eager(raw, gamma, beta, slope, residual, options, plan.impl)
+    return norm_act_eager(raw, gamma, beta, slope, residual, options, plan.impl, auto=True)
 
 
 def _grouped(plan: Plan, x: Tensor, w: Tensor, b: Tensor | None, padding: int) -> Tensor:

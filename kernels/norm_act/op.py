@@ -13,6 +13,7 @@ The pieces, which the convolution blocks use too: `NormActOptions` holds the opt
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +24,7 @@ from fastunit.kernels.common import checks, derivatives, eager
 from fastunit.kernels.common.checks import Activation, Form, Norm, PadMode
 from fastunit.kernels.common.frame import channels_last, dense, memory_format, owned
 from fastunit.kernels.common.runtime import Impl, choose_impl, is_auto
+from fastunit.kernels.common.spellings import takes_pytorch_arguments
 from fastunit.kernels.norm_act.aten import (
     NormActGradients,
     NormActOptions,
@@ -50,6 +52,7 @@ _PARAMETERS = "Tensor? gamma, Tensor? beta, Tensor? slope"
 _OPTIONS = "str norm, float eps, str act, float negative, int halo, str pad_mode, str impl"
 
 
+@takes_pytorch_arguments
 def norm_act(
     x: Tensor,
     *,
@@ -87,15 +90,16 @@ def norm_act(
 
     Statistics, sums and everything between load and store are fp32, or float64 for a float64 x.
     Differentiable in x, gamma, beta, slope (as a tensor) and residual, with gradients in their
-    dtypes; once and in reverse mode, except that "aten" without norm and halo is PyTorch's own
-    operations, with all their derivatives. Saves x and two numbers per sample and channel.
+    dtypes; any number of times and in both modes, but for "triton" and, with a norm or halo,
+    "aten" by name: once, in reverse mode. Saves x and two numbers per sample and channel.
     Triton copies an x that is not channels_last. The same inputs give the same bits. Compiles
     with ``fullgraph=True``; may be captured in a CUDA graph.
 
     Raises:
         ValueError: a shape, a dtype, an option or impl is not one of the above.
-        NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
-        RuntimeError: on a second derivative.
+        NotImplementedError: impl is "triton" or "aten", under forward-mode AD or a gradient of
+            torch.func.
+        RuntimeError: a second derivative of "triton" or "aten", or of compiled code.
     """
     form = checks.form
     given = form(slope) if isinstance(slope, Tensor) else slope
@@ -112,11 +116,13 @@ def norm_act(
     # Without norm and halo there is nothing to recompute: autograd spares the operator's cost.
     if chosen == "plain" or (chosen == "aten" and norm == "none" and not halo):
         return norm_act_plain(*tensors, options)
-    derivatives.only_reverse("norm_act", *tensors)
+    if derivatives.only_plain(impl, "norm_act", *tensors):
+        return norm_act_plain(*tensors, options)
     if eager.only_autograd(*tensors):
-        if is_auto(impl) and pays(x, options):
+        auto = is_auto(impl)
+        if auto and pays(x, options):
             return norm_act_plain(*tensors, options)
-        return norm_act_eager(*tensors, options, chosen)
+        return norm_act_eager(*tensors, options, chosen, auto)
     return _norm_act(*tensors, *options, chosen)[0]
 
 
@@ -140,6 +146,7 @@ def _check(
     checks.padding(x.shape[2:], halo, pad_mode)
 
 
+@takes_pytorch_arguments
 def instance_norm_act(
     x: Tensor,
     *,
@@ -175,11 +182,12 @@ def instance_norm_act(
 
     Raises:
         ValueError: a shape, a dtype, an option or impl is not one of the above.
-        NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
-        RuntimeError: on a second derivative.
+        NotImplementedError: impl is "triton" or "aten", under forward-mode AD or a gradient of
+            torch.func.
+        RuntimeError: a second derivative of "triton" or "aten", or of compiled code.
     """
-    if choose_impl(impl, x) != "plain":
-        derivatives.only_reverse("instance_norm_act", x, weight, bias, slope, residual)
+    if choose_impl(impl, x) != "plain":  # what is refused is refused under this name
+        derivatives.only_plain(impl, "instance_norm_act", x, weight, bias, slope, residual)
     return norm_act(
         x,
         norm="in",
@@ -307,18 +315,21 @@ def _(dy, x, mean, rstd, gamma, beta, slope, residual, sums, *options):
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _save(ctx, (*inputs[:5], NormActOptions(*inputs[5:11]), inputs[11]), output)
+    _save(ctx, (*inputs[:5], NormActOptions(*inputs[5:11]), inputs[11], False), output)
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, gamma, beta, slope, _, ctx.norm_act, ctx.impl = inputs
+    x, gamma, beta, slope, residual, ctx.norm_act, ctx.impl, ctx.auto = inputs
+    ctx.has_residual = residual is not None
     ctx.save_for_backward(x, *output[1:], gamma, beta, slope)
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients of the forward operator's tensors."""
     options, needs, saved = ctx.norm_act, ctx.needs_input_grad[:5], ctx.saved_tensors
+    if ctx.auto and derivatives.differentiated_again():
+        return _gradients_again(ctx, dy, *saved)
     wanted = needs[4] and options.halo > 0, any(needs[1:4])
     if eager.hides_backward(dy, *saved):
         given: Any = (dy, *saved, *wanted)
@@ -327,6 +338,23 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx, dresidual, *parameters = _norm_act_backward(dy, *saved, *wanted, *options, ctx.impl)
     found = dx, *parameters, dresidual if options.halo else dy
     return tuple(g if needed else None for g, needed in zip(found, needs, strict=True))
+
+
+def _gradients_again(
+    ctx: Any,
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    slope: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the forward operator's tensors, with graphs of their own."""
+    residual = torch.zeros_like(x, requires_grad=True) if ctx.has_residual else None
+    tensors = x, gamma, beta, slope, residual
+    run = functools.partial(norm_act_plain, options=ctx.norm_act)
+    return tuple(derivatives.gradients(run, tensors, ctx.needs_input_grad[:5], dy))
 
 
 def _backward(ctx: Any, dy: Tensor, *unused: Tensor) -> tuple:
@@ -345,9 +373,13 @@ def norm_act_eager(
     residual: Tensor | None,
     options: NormActOptions,
     impl: str,
+    auto: bool,
 ) -> Tensor:
-    """Apply the operator to checked arguments, without the dispatcher."""
-    return _Eager.apply(x, gamma, beta, slope, residual, options, impl)
+    """Apply the operator to checked arguments, without the dispatcher.
+
+    With `auto` its gradients may be differentiated.
+    """
+    return _Eager.apply(x, gamma, beta, slope, residual, options, impl, auto)
 
 
 class _Eager(torch.autograd.Function):
@@ -355,14 +387,14 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        *tensors, options, impl = args
+        *tensors, options, impl, _ = args
         found = _fprop(options, impl, *tensors)
         _save(ctx, args, found)
         return found[0]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple:
-        return *_gradients(ctx, dy), None, None
+        return *_gradients(ctx, dy), None, None, None
 
 
 _norm_act.register_autograd(_backward, setup_context=_setup_context)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastunit.kernels.common.eager import transformed
 from fastunit.kernels.sampling import philox
 
 
@@ -72,4 +73,7 @@ def _bounded(raw: Tensor) -> Tensor:
 def noise_of(source: Tensor, mu: Tensor) -> Tensor:
     if source.dtype != torch.int64:
         return source
-    return philox.normals_aten(source, mu.numel()).as_strided(mu.shape, mu.stride())
+    drawn = philox.normals_aten(source, mu.numel())
+    if transformed():  # strides may then count other samples in
+        return drawn[: mu.numel()].view(mu.shape)
+    return drawn.as_strided(mu.shape, mu.stride())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastunit.kernels.common import checks, derivatives, eager, runtime
+from fastunit.kernels.common.frame import memory_format
 from fastunit.kernels.sampling import aten, launch, philox
 
 Sigma = Literal["unit", "softplus", "exp_half"]
@@ -55,7 +56,7 @@ def reparameterize(
         z of mu's shape, dtype and memory format, and the scalar kl, of float32 or mu's dtype,
             whichever is wider. An empty batch has a kl of 0.
 
-    Computes in float32 or wider. Differentiable once, in mu and raw_sigma; keeps these two, and
+    Computes in float32 or wider. Differentiable in mu and raw_sigma; keeps these two, and
     for a learned sigma the noise where it was given or drawn as normals. No atomics: the same
     noise gives the same bits. Works in torch.compile(fullgraph=True) and in CUDA graphs, where
     each replay draws fresh noise, with a state or without. A recomputation in backward
@@ -65,14 +66,16 @@ def reparameterize(
         ValueError: shapes, dtypes or devices do not fit; an option is unknown; raw_sigma is
             missing or unused; noise and state are both given; "mean_square" of a learned sigma;
             or impl cannot run here.
-        NotImplementedError: on forward-mode AD, and on the gradients of torch.func.
-        RuntimeError: on a second derivative.
+        NotImplementedError: impl is "triton" or "aten", under forward-mode AD or a gradient of
+            torch.func.
+        RuntimeError: a second derivative of "triton" or "aten", or of compiled code.
     """
     _check(mu, raw_sigma, sigma, kl)
     _check_source(mu, noise, state)
     chosen = runtime.choose_impl(impl, mu)
-    if chosen != "plain":
-        derivatives.only_reverse("reparameterize", mu, raw_sigma, noise)
+    given = mu, raw_sigma, noise
+    if chosen != "plain" and derivatives.only_plain(impl, "reparameterize", *given):
+        chosen = "plain"
     source = noise
     if state is not None:
         source = philox.take(state, mu.numel())
@@ -88,8 +91,9 @@ def reparameterize(
         assert source is not None
         source = aten.noise_of(source, torch.empty_like(mu))  # mu itself need not be dense
         return aten.fprop(mu, raw_sigma, source, sigma, _scale(mu, kl))
-    apply = _Eager.apply if eager.only_autograd(*tensors) else _reparameterize
-    return apply(*tensors, sigma, kl, chosen)
+    if eager.only_autograd(*tensors):
+        return _Eager.apply(*tensors, sigma, kl, chosen, runtime.is_auto(impl))
+    return _reparameterize(*tensors, sigma, kl, chosen)
 
 
 def _normals(mu: Tensor) -> Tensor:
@@ -97,7 +101,7 @@ def _normals(mu: Tensor) -> Tensor:
 
     On CPUs PyTorch (2.13) takes ten times as long for channels_last as for contiguous tensors.
     """
-    if mu.dim() == 4 and mu.is_contiguous(memory_format=torch.channels_last):
+    if mu.dim() == 4 and memory_format(mu) == torch.channels_last:
         shape = [mu.shape[axis] for axis in (0, 2, 3, 1)]
         return torch.randn(shape, dtype=mu.dtype, device=mu.device).permute(0, 3, 1, 2)
     return torch.randn_like(mu)
@@ -209,14 +213,18 @@ def _(dz, dkl, mu, raw, source, sigma, kl, impl):
 
 def _setup_context(ctx, inputs, output) -> None:
     mu, raw, source, *ctx.options = inputs
+    ctx.auto = False
     ctx.save_for_backward(mu, raw, None if raw is None else source)
 
 
 def _backward(ctx, *gradients):
     raw = ctx.saved_tensors[1]
-    tensors = *gradients, *ctx.saved_tensors
-    backward = _bprop if eager.hides_backward(*tensors) else _reparameterize_backward
-    dmu, draw = backward(*tensors, *ctx.options)
+    tensors, options = (*gradients, *ctx.saved_tensors), ctx.options
+    if ctx.auto and derivatives.differentiated_again():
+        backward, options = _bprop, [*options[:2], "aten"]  # whose operations are PyTorch's
+    else:
+        backward = _bprop if eager.hides_backward(*tensors) else _reparameterize_backward
+    dmu, draw = backward(*tensors, *options)
     return dmu, None if raw is None else draw, None, None, None, None
 
 
@@ -229,11 +237,15 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *args):
+        *args, auto = args
         found = _fprop(*args)
         _setup_context(ctx, args, found)
+        ctx.auto = auto
         return found
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx, *gradients):
+        return *_backward(ctx, *gradients), None
 
 
 _reparameterize.register_autograd(_backward, setup_context=_setup_context)

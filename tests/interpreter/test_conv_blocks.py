@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastunit.kernels import conv_gemm, conv_norm_act, conv_transpose, upsample_conv
+from fastunit.kernels.common import runtime
 from fastunit.kernels.conv import block as blocks
 from fastunit.kernels.conv import gemm, tiles
 
@@ -293,3 +294,28 @@ def test_a_compiled_block_runs_the_kernels():
     mine, dy = run(compiled, tensors, torch.float32, "triton", **options)
     eager, _ = run(conv_norm_act, tensors, torch.float32, "triton", dy, **options)
     assert all(torch.equal(mine[name], eager[name]) for name in eager)
+
+
+@pytest.mark.parametrize(
+    ("op", "options"),
+    [
+        (conv_norm_act, {"padding": 2, "pad_mode": "reflect", "stride": 2, "norm": "in"}),
+        (upsample_conv, {"padding": 1, "norm": "ln", "act": "relu"}),
+        (conv_transpose, {"padding": 1, "output_padding": 1, "act": "tanh"}),
+    ],
+)
+def test_second_derivatives_find_the_image_in_its_haloed_buffer(op, options, monkeypatch):
+    """On a GPU "auto" takes these kernels; here it is made to."""
+    monkeypatch.setattr(runtime, "choose_impl", lambda impl, x: "triton")
+    x, w = rand(2, 3, 5, 7), rand(3, 3, 3, 3)
+
+    def penalty(impl):
+        leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
+        if impl == "plain":
+            monkeypatch.undo()
+        y = op(*leaves, **options, impl=impl)
+        (dx,) = torch.autograd.grad(y.pow(3).sum(), leaves[0], create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), leaves)
+
+    for found, wanted in zip(penalty("auto"), penalty("plain"), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())

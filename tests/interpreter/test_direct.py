@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastunit.kernels.common.runtime import default_impl
-from fastunit.models.grouped import GroupedExecution
+from fastunit.models.grouped import BatchPair, GroupedExecution
 from fastunit.models.layers import Conv2dBlock, UpsampleConv2dBlock
 from fastunit.models.packed import NetworkFilters
 from fastunit.training.gradients import FlatGradients
@@ -41,7 +41,7 @@ def run(networks, flat=None, grouped=True, times=2):
     with default_impl("triton"):
         assert filters.write(grouped, flat and flat.of) == (flat is not None)
         for _ in range(times):
-            a, b = execution.run(*networks, x, y)
+            a, b = execution.run(*networks, BatchPair(x, y))
             (a.square().sum() + 2 * b.square().sum()).backward()
     return [a, b, x.grad, *(p.grad for p in parameters_of(networks))]
 
@@ -96,7 +96,7 @@ def test_parameters_with_hooks_are_left_to_autograd(networks):
         assert not NetworkFilters(*networks, execution.filters).write(True, flat.of)
         torch.manual_seed(1)
         x, y = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4)
-        a, b = execution.run(*networks, x, y)
+        a, b = execution.run(*networks, BatchPair(x, y))
         (a.square().sum() + 2 * b.square().sum()).backward()
     assert len(seen) == 2
     torch.testing.assert_close(hooked.grad, wanted)
@@ -112,7 +112,7 @@ def test_a_gradient_with_a_graph_is_added_too(networks):
     execution = GroupedExecution(True)
     with default_impl("triton"):
         NetworkFilters(*networks, execution.filters).write(True, flat.of)
-        a, b = execution.run(*networks, x, y)
+        a, b = execution.run(*networks, BatchPair(x, y))
         torch.autograd.grad(a.square().sum() + 2 * b.square().sum(), x, create_graph=True)
     for p, its in zip(parameters_of(networks), wanted[3:], strict=True):
         torch.testing.assert_close(p.grad, its, rtol=1e-5, atol=1e-5)

@@ -238,7 +238,7 @@ def test_an_empty_batch_gives_an_empty_result_and_zero_gradients(op):
 
 X, W, B = torch.ones(2, 3, 6, 5), torch.ones(4, 3, 3, 3), torch.ones(4)
 ERRORS = [
-    (lambda: norm_act(X[0]), ("x must be [N, C, H, W]", "(3, 6, 5)")),
+    (lambda: norm_act(X[0, 0]), ("x must be [N, C, H, W]", "(6, 5)")),
     (lambda: norm_act(X.long()), ("x", "floating", "torch.int64")),
     (lambda: norm_act(X, norm="batch"), ("norm='batch'", "none, in, ln")),
     (lambda: norm_act(X, norm=["in"]), ("norm=['in']", "none, in, ln")),
@@ -249,7 +249,7 @@ ERRORS = [
     (lambda: norm_act(X, act="prelu"), ("slope", "prelu", "0.2")),
     (lambda: norm_act(X, act="prelu", slope=torch.ones(2)), ("slope", "[3]", "(2,)")),
     (lambda: norm_act(X, act="lrelu", slope=torch.ones(3)), ("slope", "lrelu", "(3,)")),
-    (lambda: conv_norm_act(X[0], W), ("x must be [N, C, H, W]", "(3, 6, 5)")),
+    (lambda: conv_norm_act(X[0, 0], W), ("x must be [N, C, H, W]", "(6, 5)")),
     (lambda: conv_norm_act(X, W[0]), ("w must be [K, C, R, S]", "C=3", "(3, 3, 3)")),
     (lambda: conv_norm_act(X, W[:, :2]), ("w must be", "C=3", "(4, 2, 3, 3)")),
     (lambda: conv_norm_act(X, W, B[:2]), ("b must be", "(4,)", "(2,)")),
@@ -259,7 +259,7 @@ ERRORS = [
     (lambda: conv_norm_act(X[:, :, :2], W), ("3x3 filter", "2x5", "padded by 0")),
     (lambda: conv_norm_act(X, W, norm="bn"), ("norm='bn'", "none, in, ln")),
     (lambda: conv_norm_act(X, W, residual=X), ("residual", "(2, 3, 6, 5)", "(2, 4, 4, 3)")),
-    (lambda: upsample_conv(X[0], W), ("x must be [N, C, H, W]", "(3, 6, 5)")),
+    (lambda: upsample_conv(X[0, 0], W), ("x must be [N, C, H, W]", "(6, 5)")),
     (lambda: upsample_conv(X, W[:, :1]), ("w must be", "C=3", "(4, 1, 3, 3)")),
     (lambda: upsample_conv(X, W, pad_mode="same"), ("pad_mode='same'", "zero, reflect, replicate")),
 ]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from triton.runtime import interpreter
 
 # Kernels that are given one parameter of a network and reach the others by their distance from it.
-# These may access all parameters that exist.
+# These may access all tensors that exist.
 REACHING = {"pack_kernel"}
 
 
@@ -96,7 +96,7 @@ def checked_addresses() -> Iterator[_Checked]:
         tensors = [t for t in (*found[0], *found[1].values()) if isinstance(t, Tensor)]
         name = executor.fn.__name__
         if name in REACHING:
-            tensors += [each for each in gc.get_objects() if type(each) is nn.Parameter]
+            tensors += [each for each in gc.get_objects() if type(each) in (Tensor, nn.Parameter)]
         checked.run(name, tensors)
         return found
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastunit import MsImageDis, VAEGen, compat
-from fastunit.compat import ATTRIBUTES, UNIT_Trainer
+from fastunit import MsImageDis, VAEGen
+from fastunit.compat import ATTRIBUTES, UNIT_Trainer, unit_trainer
 from fastunit.models.perceptual import Perceptual
 from tests.support.trainer import CONFIG, assert_alike, batch, make, noise, updated
 
@@ -150,7 +150,7 @@ def test_what_cannot_be_honoured_is_refused_by_name():
 def vgg(monkeypatch):
     torch.manual_seed(3)
     network = Perceptual().double()
-    monkeypatch.setattr(compat, "load_perceptual", lambda path: copy.deepcopy(network))
+    monkeypatch.setattr(unit_trainer, "load_perceptual", lambda path: copy.deepcopy(network))
     return network
 
 

@@ -278,7 +278,8 @@ X, W = torch.ones(4, 3, 6, 5), torch.ones(8, 3, 3, 3)
 PAIR = torch.ones(3, 8, 3, 3, 3)
 ERRORS = [
     (lambda: conv_norm_act(X, W, stride=0), ("stride=0", "at least 1")),
-    (lambda: conv_norm_act(X, W, stride=(2, 2)), ("stride=(2, 2)", "integer")),
+    (lambda: conv_norm_act(X, W, stride=(2, 3)), ("stride=(2, 3)", "same for both axes")),
+    (lambda: conv_norm_act(X, W, stride=2.0), ("stride=2.0", "integer")),
     (lambda: conv_transpose(X, W.transpose(0, 1), padding=-1), ("padding=-1", "negative")),
     (lambda: conv_norm_act(X, W, halo=9, halo_mode="reflect"), ("reflect padding of 9", "4x3")),
     (lambda: conv_norm_act(X, W, halo_mode="same"), ("halo_mode='same'", "zero, reflect")),

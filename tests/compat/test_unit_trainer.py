@@ -8,9 +8,8 @@ import re
 import pytest
 import torch
 
-from fastunit import compat
 from fastunit.common.errors import CheckpointError, ConfigError
-from fastunit.compat import ATTRIBUTES, UNIT_Trainer
+from fastunit.compat import ATTRIBUTES, UNIT_Trainer, unit_trainer
 from fastunit.models.perceptual import Perceptual
 from tests.support.compare import assert_same
 from tests.support.golden import NETWORKS
@@ -239,7 +238,7 @@ def test_unknown_keys_are_left_out_with_a_warning(config):
         ({"gen": {"dims": 4}}, "gen.dims' in section gen; did you mean gen.dim?"),
         ({"dis": {"norm": "sn"}}, "dis.norm='sn' must be one of none, bn, in, ln"),
         ({"vgg_w": 1}, "vgg_model_path is not set"),
-        ({"vgg_w": 1, "vgg_model_path": "."}, "vgg_model_path='.' is not a file"),
+        ({"vgg_w": 1, "vgg_model_path": "."}, "vgg16.weight is missing: put the release's"),
         ({"share": {"enc": 2}}, "share.enc=2 is more than the gen.n_res=1"),
     ],
 )
@@ -250,7 +249,7 @@ def test_wrong_hyperparameters_are_named(config, change, message):
 
 def test_the_perceptual_term_trains_and_moves_with_the_trainer(config, monkeypatch):
     UNIT_Trainer(config | {"vgg_model_path": "."})  # the release sets it, needed or not
-    monkeypatch.setattr(compat, "load_perceptual", lambda path: Perceptual())
+    monkeypatch.setattr(unit_trainer, "load_perceptual", lambda path: Perceptual())
     trainer = UNIT_Trainer(config | {"vgg_w": 2.0, "vgg_model_path": "vgg16.pth"}).double()
     before = copy.deepcopy(trainer.vgg.state_dict())
     x_a, x_b = pictures(1, torch.float64)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,16 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fastunit.common import files
 from fastunit.common.errors import CheckpointError
-from fastunit.config import Config, from_dict
-from fastunit.config.fields import build
+from fastunit.compat.hyperparameters import (
+    ATTRIBUTES,
+    DISCRIMINATOR_LOSSES,
+    GENERATOR_LOSSES,
+    NETWORKS,
+    SCHEDULE,
+    WEIGHTS,
+    changed,
+    configuration,
+)
 from fastunit.models.discriminator import Discriminator, widened
 from fastunit.models.domain_pair import TrainablePair
 from fastunit.models.perceptual import Perceptual, as_vgg_takes, load_perceptual
@@ -29,33 +36,6 @@ from fastunit.models.vae import VAE
 from fastunit.training import lr_schedule, optim, overrides, plain_objective, release_files
 from fastunit.training.objective import Batch, Losses, Noise
 from fastunit.training.step import TrainStep
-
-# The release's attribute for each loss of `objective.LOSSES`. The release names cycle losses by the
-# cycle (aba), fastunit by the image (a).
-ATTRIBUTES = {
-    "discriminator_a": "loss_dis_a",
-    "discriminator_b": "loss_dis_b",
-    "discriminator_total": "loss_dis_total",
-    "adversarial_a": "loss_gen_adv_a",
-    "adversarial_b": "loss_gen_adv_b",
-    "reconstruction_a": "loss_gen_recon_x_a",
-    "reconstruction_b": "loss_gen_recon_x_b",
-    "kl_a": "loss_gen_recon_kl_a",
-    "kl_b": "loss_gen_recon_kl_b",
-    "cycle_a": "loss_gen_cyc_x_a",
-    "cycle_b": "loss_gen_cyc_x_b",
-    "cycle_kl_a": "loss_gen_recon_kl_cyc_aba",
-    "cycle_kl_b": "loss_gen_recon_kl_cyc_bab",
-    "perceptual_a": "loss_gen_vgg_a",
-    "perceptual_b": "loss_gen_vgg_b",
-    "generator_total": "loss_gen_total",
-}
-DISCRIMINATOR_LOSSES = [name for name in ATTRIBUTES if name.startswith("discriminator_")]
-GENERATOR_LOSSES = [name for name in ATTRIBUTES if name not in DISCRIMINATOR_LOSSES]
-NETWORKS = ("gen_a", "gen_b", "dis_a", "dis_b")
-SCHEDULE = ("lr_policy", "step_size", "gamma")
-WEIGHTS = ("gan_w", "recon_x_w", "recon_kl_w", "recon_x_cyc_w", "recon_kl_cyc_w", "identity_w")
-WEIGHTS += ("vgg_w",)
 
 
 class UNIT_Trainer(nn.Module):
@@ -108,7 +88,7 @@ class UNIT_Trainer(nn.Module):
 
     def __init__(self, hyperparameters: Mapping[str, Any]) -> None:
         super().__init__()
-        settings = _config(hyperparameters)
+        settings = configuration(hyperparameters)
         unit = UNIT(settings)
         for name in NETWORKS:
             setattr(self, name, getattr(unit, name))
@@ -117,7 +97,7 @@ class UNIT_Trainer(nn.Module):
             "compute_vgg_loss" in overrides.replaced(self, _METHODS),
         )
         needed = settings.vgg_w > 0 and not (own and path is None)
-        self.vgg = load_perceptual(path) if needed else None
+        self.vgg = _vgg(path) if needed else None
         self.instancenorm = nn.InstanceNorm2d(512)  # of the perceptual features
         self._settings, self._step = settings, TrainStep(unit, settings)
         for name in ("dis_opt", "gen_opt", "dis_scheduler", "gen_scheduler"):
@@ -287,7 +267,7 @@ class UNIT_Trainer(nn.Module):
         release_files.load_networks(unit, folder / f"gen_{iteration:08d}.pt", expect="gen")
         release_files.load_networks(unit, folder / f"dis_{iteration:08d}.pt", expect="dis")
         optim.load(self._optimizers(), files.read(folder / "optimizer.pt"))
-        settings = _with(self._settings, hyperparameters, SCHEDULE)
+        settings = changed(self._settings, hyperparameters, SCHEDULE)
         for name, optimizer in self._optimizers().items():
             optim.reset_execution(optimizer)
             scheduler = getattr(self, f"{name}_scheduler")
@@ -323,7 +303,7 @@ class UNIT_Trainer(nn.Module):
         step.dis_opt, step.gen_opt = self.dis_opt, self.gen_opt
         step.perceptual = self.vgg
         self._warn_of_untrained()
-        step.config = _with(self._settings, hyperparameters, WEIGHTS)
+        step.config = changed(self._settings, hyperparameters, WEIGHTS)
         own = "compute_vgg_loss" in overrides.replaced(self, _METHODS)
         if step.config.vgg_w > 0 and self.vgg is None and not own:
             raise ValueError(f"vgg_w={step.config.vgg_w} needs the perceptual term: assign `vgg`")
@@ -383,26 +363,13 @@ _METHODS = {
 }
 
 
-def _with(settings: Config, hyperparameters: Mapping[str, Any] | None, keys: tuple) -> Config:
-    """Return settings with the values of `keys` from hyperparameters, checked."""
-    hyperparameters = hyperparameters or {}
-    given = {key: hyperparameters[key] for key in keys if key in hyperparameters}
-    if not given:
-        return settings
-    checked = build(Config, given, "")
-    return replace(settings, **{key: getattr(checked, key) for key in given})
+def _vgg(path: str | Path | None) -> nn.Module:
+    """Return the perceptual term of a file, or of the release's folder with models/vgg16.weight."""
+    if path is None or not Path(path).is_dir():
+        return load_perceptual(path)
+    from fastunit.compat.utils import load_vgg16  # needs the extra `train`
 
-
-def _config(hyperparameters: Mapping[str, Any]) -> Config:
-    known = {spec.name for spec in fields(Config)}
-    foreign = [key for key in hyperparameters if key not in known]
-    if foreign:
-        warnings.warn(f"unused hyperparameters: {', '.join(foreign)}", stacklevel=3)
-    given = {key: value for key, value in hyperparameters.items() if key in known}
-    config = from_dict({"precision": "inherit", "compile": "off"} | given)
-    if config.network != "release":
-        raise ValueError(f"network={config.network}: UNIT_Trainer has the 2018 release's networks")
-    return config
+    return load_vgg16(Path(path) / "models").requires_grad_(False)
 
 
 def _newest(folder: Path) -> int:

@@ -1,0 +1,59 @@
+"""Arguments as PyTorch's modules and functions have them, which the operations take too.
+
+Strides and paddings as pairs of equal numbers, "zeros" for "zero", "leaky_relu" for "lrelu", and
+one image [C, H, W].
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+from torch import Tensor
+
+P = ParamSpec("P")
+_NUMBERS = ("stride", "padding", "output_padding")
+_OTHER_NAMES = {
+    "act": {"leaky_relu": "lrelu", None: "none"},
+    "norm": {None: "none"},
+    "pad_mode": {"zeros": "zero", "constant": "zero"},
+    "halo_mode": {"zeros": "zero", "constant": "zero"},
+}
+
+
+def takes_pytorch_arguments(operation: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Let an operation of one image batch take the arguments above.
+
+    Raises:
+        ValueError: from a call: a pair has two different numbers.
+    """
+
+    @functools.wraps(operation)
+    def call(*args: Any, **options: Any) -> Tensor:
+        for name in _NUMBERS:
+            value = options.get(name)
+            if isinstance(value, (tuple, list)):
+                options[name] = _one(name, value)
+        for name, others in _OTHER_NAMES.items():
+            value = options.get(name, "")
+            if (value is None or isinstance(value, str)) and value in others:
+                options[name] = others[value]
+        x = args[0] if args else options["x"]
+        if not isinstance(x, Tensor) or x.dim() != 3:
+            return operation(*args, **options)
+        if args:
+            args = x[None], *args[1:]
+        else:
+            options["x"] = x[None]
+        if isinstance(options.get("residual"), Tensor):
+            options["residual"] = options["residual"][None]
+        return operation(*args, **options)[0]
+
+    return call
+
+
+def _one(name: str, value: tuple[Any, ...] | list[Any]) -> Any:
+    if len(value) not in (1, 2) or any(each != value[0] for each in value):
+        raise ValueError(f"{name}={value!r} must be the same for both axes")
+    return value[0]

@@ -64,11 +64,10 @@ def main(argv: list[str]) -> int:
         message = f"error: {script} is not a file; give the release's train.py or test.py"
         print(message, file=sys.stderr)
         return cli.USAGE_ERROR
-    with cli.needs("train"):
-        substitute()
     sys.argv = argv
 
     def run() -> int:
+        substitute()
         runpy.run_path(str(script), run_name="__main__")
         return 0
 

@@ -66,8 +66,8 @@ class Operation(NamedTuple):
         self, x: Tensor, residual: Tensor | None = None, prelu: Tensor | None = None
     ) -> Tensor:
         """Apply the layer as it is, without regard to others."""
-        *tensors, _ = self.weights()
-        return apply(self.plan, x, *tensors, prelu, residual)
+        w = self.weights()
+        return apply(self.plan, x, w.weight, w.bias, w.gamma, w.beta, prelu, residual)
 
 
 class Step(NamedTuple):
@@ -128,9 +128,9 @@ class Program:
         for layer, operation, adds in self.steps:
             before, given = y, before
             if operation is not None:
-                *tensors, filters = operation.weights(store)
+                w, b, gamma, beta, filters = operation.weights(store)
                 residual = given if adds else None
-                y = apply(operation.plan, y, *tensors, None, residual, filters=filters)
+                y = apply(operation.plan, y, w, b, gamma, beta, None, residual, filters=filters)
             else:
                 y = layer(y, given) if adds else layer(y)
         return y
@@ -195,8 +195,10 @@ def call(
     added = None if residual is None else image_of(residual)
     if operation is None:
         return layer(image_of(x), added) if adds else layer(image_of(x))
-    *tensors, filters = operation.weights(store)
-    return apply(operation.plan, x, *tensors, None, added, filters=filters, follow=follow)
+    w, b, gamma, beta, filters = operation.weights(store)
+    return apply(
+        operation.plan, x, w, b, gamma, beta, None, added, filters=filters, follow=follow
+    )  # fmt: skip
 
 
 def links(x: Tensor) -> bool:
@@ -218,6 +220,6 @@ class Chain(nn.Module):
         return run_chain(self.model, x)
 
 
-def run_chain(model: nn.Sequential, x: Tensor) -> Tensor:
+def run_chain(model: nn.Module, x: Tensor) -> Tensor:
     """Apply layers one after the other."""
     return Program(model)(x) if links(x) else model(x)

@@ -204,9 +204,10 @@ class GroupedExecution:
             residual = None
             if given is not None:
                 residual = image_of(given.parts[0] if one else given.joined())
-            *tensors, filters = weights
+            w, bias, gamma, beta, filters = weights
             y = apply(
-                a.operation.plan, x, *tensors, None, residual, filters=filters, follow=follow
+                a.operation.plan, x, w, bias, gamma, beta, None, residual,
+                filters=filters, follow=follow,
             )  # fmt: skip
             both = BatchPair(y, y) if one else BatchPair.of_joined(y, both.counts)
         return both

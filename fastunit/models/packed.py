@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -140,9 +141,10 @@ def _layers(a: nn.Module, b: nn.Module, grouped: bool) -> Iterator[tuple[Operati
 
 def _operations(network: nn.Module) -> list[Operation]:
     """Return the layers that can take filters, in the order of the network's modules."""
-    found = {}
+    found: dict[nn.Module, Operation] = {}
     for module in network.modules():
-        for layer in getattr(module, "halves", None) or (module,):
+        layers: Any = getattr(module, "halves", None) or (module,)
+        for layer in layers:
             if getattr(layer, "per_sample", False):
                 operation = layer.operation()
                 found[operation.conv] = operation

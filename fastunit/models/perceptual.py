@@ -78,7 +78,8 @@ class Perceptual(nn.Module):
     def weights_for(self, x: Tensor) -> Weights:
         """Return the convolutions' weights and biases in the dtype in which images run."""
         dtype = _dtype(x)
-        return [(conv.weight.to(dtype), conv.bias.to(dtype)) for conv in self.convs]
+        convs: Any = self.convs
+        return [(conv.weight.to(dtype), conv.bias.to(dtype)) for conv in convs]
 
     @torch.no_grad()
     def target_features(self, x: Tensor, weights: Weights | None = None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ class TrainStep:
         average: Average | None = None,
     ) -> None:
         self.unit, self.config, self.average = unit, config, average
-        self.perceptual: nn.Module | None = perceptual
+        self.perceptual: Any = perceptual  # users of `compat` may have a module of their own
         self._execution = unit.execution = GroupedExecution(
             _SWITCH[config.pair_domains], config.checkpoint_activations
         )

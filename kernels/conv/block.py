@@ -69,7 +69,7 @@ def conv_block(
     """
     learnt = isinstance(slope, Tensor)
     if learnt and act == "lrelu":
-        checks.slope(Form(x.shape, x.dtype), act, checks.form(slope))
+        checks.slope(Form(x.shape, x.dtype), act, Form(slope.shape, slope.dtype))
     plan = Plan(
         kind, stride, padding, output_padding, pad_mode, norm, float(eps), act,
         slope if act in ("lrelu", "prelu") and not learnt else 0.0, halo, halo_mode, impl,
@@ -88,7 +88,8 @@ def apply(
 def apply(
     plan: Plan, x: Tensor | Padded, w: Tensor, b: Tensor | None = None,
     gamma: Tensor | None = None, beta: Tensor | None = None, prelu: Tensor | None = None,
-    residual: Tensor | None = None, *, follow: Next | None,
+    residual: Tensor | None = None, *, filters: Filters | None = None, name: str | None = None,
+    follow: Next | None,
 ) -> Tensor | Padded: ...  # fmt: skip
 def apply(
     plan: Plan,

@@ -79,8 +79,12 @@ def run(
     tensors = source, w, b, gamma, beta, prelu, residual
     anchor = None if into is None else into.parameter
     how = plan, conv if framed else None, reader, into, anchor
-    found = _Linked.apply(*tensors, *filters, *how)
-    return found if reader is None else Padded(*found, reader.x_frame)
+    linked: Any = _Linked.apply
+    found = linked(*tensors, *filters, *how)
+    if reader is None:
+        return found
+    without_halo, haloed = found
+    return Padded(without_halo, haloed, reader.x_frame)
 
 
 class _Linked(torch.autograd.Function):
@@ -93,9 +97,9 @@ class _Linked(torch.autograd.Function):
         buffer, image = None, x
         if conv is not None:
             buffer, image = _buffer(x, conv), _inside(x, conv.halo)
-        weights = arguments.grouped(w, b, gamma, beta)
-        tensors = (*weights, prelu, residual)
-        y, haloed, raw, mean, rstd = launch.fprop(
+        tensors: Any = (*arguments.grouped(w, b, gamma, beta), prelu, residual)
+        fprop: Any = launch.fprop
+        y, haloed, raw, mean, rstd = fprop(
             plan, image, *tensors, filters, buffer, reader
         )  # fmt: skip
         ctx.plan, ctx.reader, ctx.x_shape = plan, reader, image.shape
@@ -122,18 +126,19 @@ class _Linked(torch.autograd.Function):
         if of_image is None and of_haloed is None:
             return *(None,) * _TENSORS, *nothing
         reader, needs = ctx.reader, ctx.needs_input_grad[:_TENSORS]
+        dy: Any = of_haloed
+        more = of_image
         if of_haloed is None:
             dy, more, reader = of_image, None, None
-        else:
-            dy, more = of_haloed, of_image
         source, product, mean, rstd, *parameters, prelu, filters = ctx.saved_tensors
         needed = needed_gradients(ctx.plan, needs, ctx.into, ctx.has_residual)
         dw = None if ctx.into is None else arguments.grouped(ctx.into.gradients[0])[0]
+        weights: Any = arguments.grouped(*parameters)
         with runtime.no_autocast(dy):
-            found = launch.backward(
+            backward: Any = launch.backward
+            found = backward(
                 ctx.plan, dy, ctx.x_shape, source, product, mean, rstd,
-                *arguments.grouped(*parameters), prelu, needed, filters, dw, more, ctx.linked,
-                reader,
+                *weights, prelu, needed, filters, dw, more, ctx.linked, reader,
             )  # fmt: skip
         gradients = list(found)
         if ctx.into is not None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 import fastunit
 from fastunit import translate
-from fastunit.common.errors import UserError
+from fastunit.common.errors import CheckpointError, UserError
 from fastunit.export import main
 from fastunit.inference import export
 from fastunit.inference.exported import networks_file
@@ -84,6 +84,18 @@ def test_shared_layers_are_in_a_safetensors_file_once_and_shared_again(exported)
     assert len(list(loaded.parameters())) == len(list(pair.parameters()))
     for key, value in pair.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value)
+
+
+def test_weights_that_are_not_finite_are_refused(exported, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(exported("safetensors")[1], "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    next(iter(tensors.values())).fill_(float("nan"))
+    save_file(tensors, tmp_path / "bad.safetensors", metadata)
+    with pytest.raises(CheckpointError, match="weights that are NaN or infinite"):
+        networks_file(tmp_path / "bad.safetensors")
 
 
 @pytest.mark.parametrize("name", export.FORMATS)

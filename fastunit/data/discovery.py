@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastunit.common import regular
 from fastunit.common.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 SPLITS = {"train_a": "trainA", "train_b": "trainB", "test_a": "testA", "test_b": "testB"}
+_LONGEST = 2**30  # bytes of a list file
 _logger = logging.getLogger(__name__)
 
 
@@ -114,7 +116,7 @@ def _from_pair(split: str, folder: str | None, names: str | None) -> tuple[Path,
 
 def _read_list(path: Path, folder: Path) -> tuple[Path, ...]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = regular.read(path, _LONGEST).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or f"not UTF-8 text: {error}"
         raise DataError(f"cannot read the list file {path}: {reason}") from error

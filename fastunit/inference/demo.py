@@ -23,7 +23,7 @@ from fastunit.common.choices import DIRECTIONS, Direction
 from fastunit.common.errors import DataError, StorageError, UserError
 from fastunit.data import decoding, image_io
 from fastunit.data.image_io import Limits
-from fastunit.inference.translator import Translator
+from fastunit.inference.translator import Translator, of_memory
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 _logger = logging.getLogger(__name__)
@@ -126,7 +126,9 @@ class _Handler(BaseHTTPRequestHandler):
             found = self.server.translated(self.rfile.read(int(length)), direction)
         except UserError as error:
             self._refuse(400, f"this file cannot be translated: {error}")
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not of_memory(error):
+                raise
             self._refuse(507, "the memory is too small for an image of this size")
         else:
             self._answer(200, json.dumps(found).encode(), "application/json")

@@ -64,7 +64,8 @@ def networks_file(path: Path) -> tuple[DomainPair | ExportedNetworks, Config]:
     """Return the networks in an exported file, and the configuration of its images.
 
     Raises:
-        CheckpointError: the file is damaged, or was not exported by fastunit.
+        CheckpointError: the file is damaged, was not exported by fastunit, or holds weights that
+            are not finite.
         ModuleNotFoundError: a package of the extra `export` is missing.
     """
     readers = {".onnx": _onnx, ".pt2": _pt2, ".safetensors": _safetensors}
@@ -112,6 +113,8 @@ def _safetensors(path: Path) -> tuple[DomainPair, Config]:
     with safe_open(path, "pt") as file:
         metadata = _parsed(file.metadata() or {}, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if not all(value.isfinite().all() for value in tensors.values()):
+        raise CheckpointError(f"{path} holds weights that are NaN or infinite")
     tensors |= {name: tensors[kept] for name, kept in metadata["shared"].items()}
     config = configuration.from_dict(metadata["config"])
     pair = networks(config).generator_pair().eval()

@@ -18,7 +18,7 @@ from fastunit.common.choices import Direction
 from fastunit.common.errors import CheckpointError, DataError, StorageError
 from fastunit.data import decoding, image_io
 from fastunit.inference.plan import Job
-from fastunit.inference.translator import Translator
+from fastunit.inference.translator import Translator, of_memory
 
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -94,7 +94,7 @@ class FileTranslator:
             with torch.inference_mode():
                 return list(self._translator.translate(np.stack(images), self._direction))
         except (MemoryError, RuntimeError) as error:
-            if not _of_memory(error):
+            if not of_memory(error):
                 raise
         if len(images) == 1:
             height, width = images[0].shape[:2]
@@ -156,12 +156,6 @@ class FileTranslator:
     def _fail(self, job: Job, error: DataError, bar: tqdm) -> None:
         self.failed[job.source] = str(error)
         bar.update()
-
-
-def _of_memory(error: Exception) -> bool:
-    """Return whether an allocator has failed; that of the CPU raises a plain RuntimeError."""
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def _resized(pixels: np.ndarray, size: int, limits: image_io.Limits) -> np.ndarray:

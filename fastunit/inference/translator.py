@@ -184,3 +184,9 @@ def _is_image(x: object) -> bool:
 def _kind(x: object) -> str:
     names = {Tensor: "a tensor", np.ndarray: "an array"}
     return names.get(type(x), f"an object of type {type(x).__name__}")
+
+
+def of_memory(error: Exception) -> bool:
+    """Return whether an allocator has failed; that of the CPU raises a plain RuntimeError."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 
 import pytest
 import torch
 from tqdm import tqdm
 
-from fastunit.common import cli
-from fastunit.common.errors import ConfigError, UserError
+from fastunit.common import cli, waiting
+from fastunit.common.errors import ConfigError, StorageError, UserError
 from tests.support.doubles import raising
 
 
@@ -23,6 +24,18 @@ def test_guard_returns_the_exit_status(status, capsys):
 def test_guard_prints_a_user_error_alone(capsys):
     assert cli.guard(raising(ConfigError("lr=-1 must be at least 0"))) == 2
     assert capsys.readouterr() == ("", "error: lr=-1 must be at least 0\n")
+
+
+@pytest.mark.parametrize("kind", [StorageError, OSError])
+def test_guard_turns_a_file_that_cannot_be_written_into_3(kind, capsys):
+    assert cli.guard(raising(kind("cannot write x: disk full"))) == 3
+    assert capsys.readouterr() == ("", "error: cannot write x: disk full\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_guard_turns_other_signals_into_128_and_their_number(number, capsys):
+    assert cli.guard(raising(waiting.Interrupted(number))) == 128 + number
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_guard_turns_ctrl_c_into_130(capsys):

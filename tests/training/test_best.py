@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,8 @@ from torch import Tensor
 
 import fastunit
 from fastunit import config
-from fastunit.common.errors import DataError
+from fastunit.common import waiting
+from fastunit.common.errors import DataError, StorageError
 from fastunit.data.discovery import Domains
 from fastunit.evaluation import features
 from fastunit.training import best, checkpoint
@@ -91,6 +95,49 @@ def test_a_resumed_run_remembers_the_best(levels, command, more):
     whole, parts = (checkpoint.load(Path(f"{n}/checkpoints/best.pt")) for n in ("whole", "parts"))
     assert whole["iteration"] == parts["iteration"] and whole["held_out"] == parts["held_out"]
     assert all(torch.equal(whole["unit"][key], parts["unit"][key]) for key in whole["unit"])
+
+
+@pytest.mark.parametrize(("choice", "status"), [("stop", 3), ("retry", 0)])
+def test_a_best_checkpoint_that_cannot_be_written_obeys_on_save_error(
+    levels, command, more, monkeypatch, choice, status
+):
+    write = checkpoint.write
+
+    def refuse(state, path):
+        if path.name == best.NAME:
+            raise StorageError(f"cannot write {path}: disk full")
+        write(state, path)
+
+    monkeypatch.setattr(checkpoint, "write", refuse)
+    keys = ("--set", "evaluate_every=3", "--set", f"checkpoint.on_save_error={choice}")
+    code, _, err = command("--output", "run", *keys)
+    assert code == status and "Traceback" not in err
+    assert "best.pt: disk full; the last good checkpoint is run/checkpoints/00000002.pt" in err
+    assert checkpoint.iterations(Path("run")) == ([2, 4] if status == 0 else [2])
+
+
+def test_a_signal_while_images_are_measured_still_saves_a_checkpoint(
+    levels, command, more, monkeypatch
+):
+    def measure(self, pair):
+        with waiting.on(lambda: "a file"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    monkeypatch.setattr(best.Best, "measure", measure)
+    code, out, _ = command("--output", "run", "--set", "evaluate_every=3")
+    assert code == 143 and "stopped at iteration 3" in out
+    assert checkpoint.iterations(Path("run")) == [2, 3]
+
+
+def test_a_best_checkpoint_of_others_is_looked_for_anew(levels, command, more, caplog):
+    keys = ("--set", "evaluate_every=1")
+    command("--output", "run", *keys, "--max-iter", 2)
+    path = Path("run/checkpoints/best.pt")
+    checkpoint.write(checkpoint.load(path) | {"held_out": "low"}, path)
+    assert command("--resume", "run", "--max-iter", 4, defaults=False)[0] == 0
+    assert "has no held_out; the best checkpoint is looked for anew" in caplog.text
+    assert checkpoint.load(path)["iteration"] > 2
 
 
 def test_only_a_lower_value_replaces_the_best(levels, tmp_path, tiny):

@@ -22,14 +22,19 @@ TABLE = (
     ("backward reduce", r"^backward_reduce_kernel "),
     ("merges", r"^(merge|backward_merge)_kernel "),
     ("sampling", r"^_reparameterize_|kernels/sampling/"),
+    ("reflect ring of the 5x5 blocks", r"^(lines|taps)_"),
     ("reflect ring of the 5x5 blocks", r"border|ring|phases\.py:(_windows|_add_windows|_outer)"),
     ("fills, zero bias gradients, sums", r" at kernels/(common/frame\.py:empty|.*parameter_grad)"),
     ("fills, zero bias gradients, sums", r" at kernels/norm_act/aten\.py:per_row"),
+    ("fills, zero bias gradients, sums", r" at kernels/conv/direct\.py|gradients\.py:zero"),
+    (WEIGHTS, r"^(pack|split_reduce)_kernel | at kernels/conv/columns\.py:column_filters"),
+    (WEIGHTS, r"packed\.py"),
     (WEIGHTS, r" at kernels/conv/(gemm|phases|geometry)\.py|laid_out_as|grouped\.py:_stack"),
     (WEIGHTS, r" at kernels/common/weight"),
     ("Adam, average", r"^_fused_|^_foreach_"),
-    ("1x1 heads of the discriminators", r"^convolution.* at fastunit/"),
-    (FUSABLE, r" at (fastunit/|kernels/conv/block\.py:conv_block|kernels/common/frame\.py:dense)"),
+    ("1x1 heads of the discriminators", r"^convolution.* at fastunit/|^dot_"),
+    ("forward passes: halo copies, tails", r"^shift_add_kernel "),
+    (FUSABLE, r" at (fastunit/|kernels/conv/block\.py|kernels/common/frame\.py:dense)"),
 )
 ORDER = tuple(dict.fromkeys(group for group, _ in TABLE))
 

@@ -217,7 +217,7 @@ def backward_apply_kernel(
     more_ptr,  # [N, H, W, C], channel stride 1: a gradient of the image itself, if `adds`
     coefficient_ptr,  # [N, 3, C] fp32, or None without statistics
     dx_ptr,  # [N, pixels, pitch], rows of `width` pixels; `slack` pixels before are zeroed
-    dresidual_ptr,  # [N, H, W, C], which is written if `keeps`
+    dresidual_ptr,  # [N, H, W, C], or None
     H,
     W,
     C,
@@ -244,7 +244,6 @@ def backward_apply_kernel(
     pitch_v,  # in units of VEC channels
     slack,
     samples,
-    keeps,
     tiles,
     tiles_c,
     PAD_MODE: tl.constexpr,
@@ -290,9 +289,10 @@ def backward_apply_kernel(
     offs_more = (h * stride_mh + w * stride_mw)[:, None] + offs_c[None, :]
     more_ptrs = more_ptr + sample * stride_mn + offs_more
     dy += tl.load(more_ptrs, mask=mask & (adds != 0), other=0.0).to(tl.float32)
-    offs_r = ((h * W + w) * C)[:, None] + offs_c[None, :]
-    dresidual_ptrs = dresidual_ptr + sample * H * W * C + offs_r
-    tl.store(dresidual_ptrs, dy.to(dresidual_ptr.dtype.element_ty), mask=mask & (keeps != 0))
+    if dresidual_ptr is not None:
+        offs_r = ((h * W + w) * C)[:, None] + offs_c[None, :]
+        dresidual_ptrs = dresidual_ptr + sample * H * W * C + offs_r
+        tl.store(dresidual_ptrs, dy.to(dresidual_ptr.dtype.element_ty), mask=mask)
 
     xhat = normalise(xhat, mean_ptr, rstd_ptr, sample, C, offs_c)
     pre = affine(xhat, gamma_ptr, beta_ptr, samples_per_gamma, samples_per_beta, sample, C, offs_c)

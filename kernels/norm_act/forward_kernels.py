@@ -141,7 +141,7 @@ def statistics_kernel(
 @triton.jit(do_not_specialize=COUNTS)
 def fprop_kernel(
     x_ptr,  # [N, H, W, C], any strides
-    residual_ptr,  # [N, H, W, C], any strides, which is added if `adds`
+    residual_ptr,  # [N, H, W, C], any strides, or None
     mean_ptr,  # [N, C] fp32, or None
     rstd_ptr,  # [N, C] fp32, or None
     gamma_ptr,  # [G, C], or None
@@ -159,7 +159,6 @@ def fprop_kernel(
     stride_rh,
     stride_rw,
     stride_rc,
-    adds,
     samples_per_gamma,
     samples_per_beta,
     slope_step,
@@ -186,9 +185,10 @@ def fprop_kernel(
     y = normalise(y, mean_ptr, rstd_ptr, sample, C, offs_c)
     y = affine(y, gamma_ptr, beta_ptr, samples_per_gamma, samples_per_beta, sample, C, offs_c)
     y = activate(y, load_slope(slope, slope_ptr, slope_step, C, offs_c), ACT)
-    offs_r = (h * stride_rh + w * stride_rw)[:, None] + (offs_c * stride_rc)[None, :]
-    residual_ptrs = residual_ptr + sample * stride_rn + offs_r
-    y += tl.load(residual_ptrs, mask=mask & (adds != 0), other=0.0).to(tl.float32)
+    if residual_ptr is not None:
+        offs_r = (h * stride_rh + w * stride_rw)[:, None] + (offs_c * stride_rc)[None, :]
+        residual = tl.load(residual_ptr + sample * stride_rn + offs_r, mask=mask, other=0.0)
+        y += residual.to(tl.float32)
     y = tl.where(mask, y, 0.0)
     pitch = pitch_v * VEC
     y_ptrs = y_ptr + sample * pixels * pitch + (offs_m * pitch)[:, None] + offs_c[None, :]

@@ -104,6 +104,10 @@ class Decoded(NamedTuple):
 def decode_both(unit: TrainablePair, batch: Batch) -> Decoded:
     """Encode both images and decode both codes with each generator.
 
+    Args:
+        unit: both domains' networks.
+        batch: images of both domains, [N, C, H, W] in [-1, 1], and the noise, if it is given.
+
     Returns:
         Images in [-1, 1] and the codes' divergences, scalars, all with their graph.
 

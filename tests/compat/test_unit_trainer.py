@@ -233,7 +233,7 @@ def test_unknown_keys_are_left_out_with_a_warning(config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lr_policy": "cosine"}, "lr_policy='cosine' must be one of step, constant"),
+        ({"lr_policy": "exp"}, "lr_policy='exp' must be one of step, constant"),
         ({"init": "he"}, "init='he' must be one of gaussian, xavier"),
         ({"gen": {"dims": 4}}, "gen.dims' in section gen; did you mean gen.dim?"),
         ({"dis": {"norm": "sn"}}, "dis.norm='sn' must be one of none, bn, in, ln"),

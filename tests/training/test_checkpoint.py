@@ -225,6 +225,13 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
 
 def test_a_checkpoint_that_has_lost_its_digest_is_refused(session, tmp_path):
     path = session.save(tmp_path)
-    path.write_bytes(path.read_bytes() + b"\0")
+    torch.save(torch.load(path, weights_only=True), path)
     with pytest.raises(CheckpointError, match="lost its digest"):
+        checkpoint.load(path)
+
+
+def test_a_checkpoint_that_has_grown_is_refused(session, tmp_path):
+    path = session.save(tmp_path)
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(CheckpointError, match="cut off, or longer than it was"):
         checkpoint.load(path)

@@ -10,6 +10,7 @@ import torch
 from fastunit.config import from_dict
 from fastunit.models.unit import networks
 from fastunit.training.cuda_graph import WARM_UP, GraphedStep
+from fastunit.training.objective import Batch
 from fastunit.training.state import TrainState
 from fastunit.training.step import TrainStep
 from tests.support.compare import assert_same
@@ -72,11 +73,11 @@ def test_replays_are_the_step(changes, make, batches):
     # With a rate on the device and captured updates in both, so that only replaying differs.
     for step in (eager, graphed):
         step.use_graphs(required=True)
-    replayed = GraphedStep(lambda x_a, x_b: graphed._updates(x_a, x_b, noise), required=True)
+    replayed = GraphedStep(lambda x_a, x_b: graphed._updates(Batch(x_a, x_b, noise)), required=True)
     for x_a, x_b in batches:
         for step in (eager, graphed):
             step.update_learning_rate()
-        losses = eager._updates(x_a, x_b, noise), replayed(x_a, x_b)
+        losses = eager._updates(Batch(x_a, x_b, noise)), replayed(x_a, x_b)
         assert_same(*losses)
     assert replayed._graph is not None
     assert_same(weights(graphed), weights(eager))

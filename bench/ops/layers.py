@@ -13,6 +13,7 @@ from fastunit.common.errors import ConfigError
 from fastunit.config import Config
 from fastunit.models import perceptual
 from fastunit.models.layers import Conv2dBlock, UpsampleConv2dBlock, downsample
+from fastunit.models.score import ScoreConv2d
 from fastunit.models.unit import UNIT
 
 NARROW = 16  # least number of channels of a matrix instruction
@@ -129,6 +130,7 @@ def walk(network: nn.Module, x: Tensor) -> list[Layer]:
     """Run a network of fastunit's or PyTorch's layers and return its convolutions in order."""
     found: list[Layer] = []
     block_forward, conv_forward = Conv2dBlock.forward, nn.Conv2d.forward
+    score_forward = ScoreConv2d.forward
 
     def note(module: nn.Module, x: Tensor, y: Tensor, residual: bool = False) -> None:
         block = module if isinstance(module, Conv2dBlock) else None
@@ -157,10 +159,16 @@ def walk(network: nn.Module, x: Tensor) -> list[Layer]:
         note(conv, x, y)
         return y
 
+    def run_score(conv: ScoreConv2d, x: Tensor) -> Tensor:
+        y = score_forward(conv, x)
+        note(conv, x, y)
+        return y
+
     # Not with hooks: blocks with hooks run unfused.
     with (
         patch.object(Conv2dBlock, "forward", run_block),
         patch.object(nn.Conv2d, "forward", run_conv),
+        patch.object(ScoreConv2d, "forward", run_score),
     ):
         network(x)
     return found

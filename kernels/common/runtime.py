@@ -178,10 +178,12 @@ _turn = itertools.count()
 def counters(count: int, device: torch.device) -> Tensor:
     """Return int32 zeros [count] for a launch, whose kernel must leave zeros behind.
 
-    They are cut from a buffer of the device, so that no launch fills them. Kernels on other streams
-    and branches of a CUDA graph have others: a slice comes up again after 256 launches.
+    On a GPU they are cut from a buffer, so that no launch fills them. Kernels on other streams and
+    branches of a CUDA graph have others: a slice comes up again after 256 launches.
     """
-    if count > _SLOT:
+    if recording():
+        return torch.empty(count, dtype=torch.int32, device=device)
+    if device.type != "cuda" or count > _SLOT:
         return torch.zeros(count, dtype=torch.int32, device=device)
     start = next(_turn) % _SLOTS * _SLOT
     return _zeros(device)[start : start + count]

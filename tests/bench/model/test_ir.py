@@ -15,6 +15,7 @@ from bench.model.kernels import Compiler
 from bench.model.trace import triton_event
 from fastunit.kernels.common import runtime
 from fastunit.kernels.common.runtime import Launch
+from fastunit.kernels.common.variants import specialise
 
 pytestmark = pytest.mark.skipif(runtime.INTERPRET, reason="the interpreter compiles nothing")
 
@@ -110,6 +111,6 @@ def test_both_accesses_of_an_atomic_are_seen():
 
 def test_registers_are_those_of_the_listing():
     x = torch.empty(128)
-    variant = machine.specialise(Launch(_copy_kernel, (1,), (x, x, 128), {"BLOCK": 128}, 4, 3), 90)
+    variant = specialise(Launch(_copy_kernel, (1,), (x, x, 128), {"BLOCK": 128}, 4, 3), 90)
     cost = cost_of(_copy_kernel, (1,), x, x, 128, BLOCK=128)
     assert cost.registers == machine.compile_variant(variant).registers

@@ -122,7 +122,9 @@ def _gemm(
             x.new_empty(samples, *shape, channels, dtype=torch.float32)
             for shape in ((phases * tiles_m, 3), (), ())
         )
-        merge = merge_of(x, phases * tiles_m, channels, epilogue.norm, tile.block_n)
+        merge = merge_of(
+            x, phases * tiles_m, channels, epilogue.norm, tile.block_n, tile.num_warps
+        )
     runtime.launch(
         conv_gemm_kernel, (samples * tiles_m * tiles_n * phases,),
         x, filters, epilogue.bias, epilogue.border, y, partial, mean, rstd, merge.counter,
@@ -246,7 +248,7 @@ def _correlate(
         FLAT=stride == 1, EVEN=run % tile.block_m == 0 and pitch_dy % tile.block_n == 0,
         VEC=vec, VEC_DY=vec_dy,
         PRECISION=precision, UPCAST=runtime.INTERPRET,
-        BLOCK_M=tile.block_k, BLOCK_L=tile.block_m, BLOCK_N=tile.block_n,
+        BLOCK_M=tile.block_k, BLOCK_L=tile.block_m, BLOCK_N=tile.block_n, SUM_L=tile.sum_rows(),
         **tile.launch_options(),
     )  # fmt: skip
     return partial

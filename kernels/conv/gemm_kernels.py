@@ -217,6 +217,7 @@ def wgrad_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    SUM_L: tl.constexpr,  # rows of a tile that the last program sums at a time
 ):
     pid = tl.program_id(0)
     column_tile = pid % tiles_n
@@ -271,23 +272,28 @@ def wgrad_kernel(
     splits = tl.num_programs(1)
     pitch_dy = K_v * VEC_DY
     result = run * pitch_dy
-    tile = (offs_l * pitch_dy)[:, None] + offs_n[None, :]
-    whole = in_l[:, None] & in_n[None, :]
     slot = group.to(tl.int64) * R + r
     between = tl.num_programs(2).to(tl.int64) * R * result
-    partial_ptrs = partial_ptr + slot * result + tile
-    tl.store(partial_ptrs + tl.program_id(1) * between, acc, mask=whole)
+    partial_ptr += slot * result
+    tile = (offs_l * pitch_dy)[:, None] + offs_n[None, :]
+    partial_ptrs = partial_ptr + tl.program_id(1) * between + tile
+    tl.store(partial_ptrs, acc, mask=in_l[:, None] & in_n[None, :])
     if sums != 0:  # noqa: SIM102 - Triton has no short circuit
         if is_last(counter_ptr + group * tl.num_programs(0) + pid, splits):
-            total = tl.zeros((BLOCK_L, BLOCK_N), tl.float32)
-            for _ in range(splits):
-                total += tl.load(partial_ptrs, mask=whole, other=0.0, cache_modifier=".cg")
-                partial_ptrs += between
             pitch = run // S
-            s = offs_l // pitch
-            c = offs_l % pitch
-            inside = (in_l & (c < C_dw))[:, None] & (offs_n < K_dw)[None, :]
-            of_group = dw_ptr + group.to(tl.int64) * stride_g + r * stride_r
-            dw_ptrs = of_group + (s * stride_s + c * stride_c)[:, None] + offs_n[None, :] * stride_k
-            total += tl.load(dw_ptrs, mask=inside & (add != 0), other=0.0).to(tl.float32)
-            tl.store(dw_ptrs, total.to(dw_ptr.dtype.element_ty), mask=inside)
+            for part in range(BLOCK_L // SUM_L):  # a whole tile and its sum need 256 registers
+                offs_p = run_tile * BLOCK_L + part * SUM_L + tl.arange(0, SUM_L)
+                whole = (offs_p < run)[:, None] & in_n[None, :]
+                part_ptrs = partial_ptr + (offs_p * pitch_dy)[:, None] + offs_n[None, :]
+                total = tl.zeros((SUM_L, BLOCK_N), tl.float32)
+                for _ in range(splits):
+                    total += tl.load(part_ptrs, mask=whole, other=0.0, cache_modifier=".cg")
+                    part_ptrs += between
+                s_p = offs_p // pitch
+                c_p = offs_p % pitch
+                inside = ((offs_p < run) & (c_p < C_dw))[:, None] & (offs_n < K_dw)[None, :]
+                of_group = dw_ptr + group.to(tl.int64) * stride_g + r * stride_r
+                row_ptrs = of_group + (s_p * stride_s + c_p * stride_c)[:, None]
+                dw_ptrs = row_ptrs + offs_n[None, :] * stride_k
+                total += tl.load(dw_ptrs, mask=inside & (add != 0), other=0.0).to(tl.float32)
+                tl.store(dw_ptrs, total.to(dw_ptr.dtype.element_ty), mask=inside)

@@ -2,8 +2,8 @@
 
 A multiprocessor runs as many programs at a time as its registers and shared memory hold; the one
 with the most programs ends last. Every program loads the operands of its steps through the L2
-cache, so that large tiles move fewer bytes. Splits of a filter's gradient are written and read
-once more. The rates are assumptions; only their ratios decide.
+cache, so that large tiles move fewer bytes. The splits of a filter's gradient are summed by the
+last program of each tile, alone. The rates are assumptions; only their ratios decide.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from fastunit.kernels.common.runtime import cdiv
 REGISTERS_OF_MULTIPROCESSOR = 65536
 PAUSE = 0.1  # µs at the end of a step in which a program alone leaves the tensor cores idle
 EDGE = 1.5  # µs of a program before its first product and after its last
+VALUES_OF_SUM = 16  # of splits that a thread loads at a time: more take registers from the product
+LATENCY = 0.6  # µs of such a load from the L2 cache
 EXPOSED = 0.1  # share of the shorter of arithmetic and loads that the longer does not hide
 
 
@@ -58,6 +60,15 @@ class Tile:
         buffers = self.num_stages - (arch == 80)
         return self.bytes_of_step(element_size) * buffers
 
+    def sum_rows(self) -> int:
+        """Return the rows of a filter's gradient whose splits are summed at a time."""
+        return min(self.block_m, VALUES_OF_SUM * 32 * self.num_warps // self.block_n)
+
+    def time_of_sum(self, splits: int) -> float:
+        """Return the µs in which a tile's last program sums its splits."""
+        loaded = splits * self.block_m * self.block_n / (VALUES_OF_SUM * 32 * self.num_warps)
+        return loaded * LATENCY if splits > 1 else 0.0
+
 
 class Product(NamedTuple):
     """A matrix product as its tiles see it: `results` matrices of rows x columns.
@@ -97,17 +108,17 @@ class Choice(NamedTuple):
 # The tiles: registers per thread of the largest variant without a border correction, for GPUS'
 # architectures in order, as bench.gpu.aot compiles them; 256 where one spills.
 REGISTERS: dict[tuple[str, int, int], tuple[int, int, int]] = {
-    ("conv_gemm", 128, 256): (255, 255, 256),
-    ("conv_gemm", 128, 128): (174, 128, 220),
-    ("conv_gemm", 128, 64): (200, 166, 168),
-    ("conv_gemm", 64, 64): (128, 104, 96),
-    ("conv_gemm", 128, 32): (128, 114, 114),
-    ("conv_gemm", 128, 16): (96, 88, 88),
-    ("wgrad", 128, 256): (255, 219, 230),
-    ("wgrad", 128, 128): (174, 128, 128),
-    ("wgrad", 64, 64): (132, 78, 72),
-    ("wgrad", 128, 32): (200, 96, 96),
-    ("wgrad", 128, 16): (164, 64, 64),
+    ("conv_gemm", 128, 256): (256, 255, 256),
+    ("conv_gemm", 128, 128): (208, 128, 178),
+    ("conv_gemm", 128, 64): (216, 160, 168),
+    ("conv_gemm", 64, 64): (128, 96, 96),
+    ("conv_gemm", 128, 32): (168, 176, 147),
+    ("conv_gemm", 128, 16): (96, 64, 56),
+    ("wgrad", 128, 256): (255, 210, 236),
+    ("wgrad", 128, 128): (214, 128, 128),
+    ("wgrad", 64, 64): (168, 96, 80),
+    ("wgrad", 128, 32): (221, 130, 110),
+    ("wgrad", 128, 16): (194, 156, 119),
 }
 
 
@@ -138,10 +149,8 @@ def cost(product: Product, choice: Choice) -> float:
     most = cdiv(programs, product.multiprocessors)
     busy = most // fit * together(fit) + together(most % fit)
     moved = programs * steps * tile.bytes_of_step(product.element_size) / gpu.l2
-    partial = 0.0
-    if product.kernel == "wgrad":  # fp32, written and read by the sum over splits
-        partial = splits * product.results * product.rows * product.columns * 8 / gpu.memory
-    return max(busy, moved) + EXPOSED * min(busy, moved) + partial
+    total = max(busy, moved) + EXPOSED * min(busy, moved)
+    return total + tile.time_of_sum(splits) if product.kernel == "wgrad" else total
 
 
 def waves(product: Product, choice: Choice) -> float:

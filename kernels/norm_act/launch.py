@@ -106,7 +106,7 @@ def _statistics(x: Tensor, options: NormActOptions) -> tuple[Tensor, Tensor]:
     tiles, tiles_c = config.tiles(height * width, channels)
     partial = x.new_empty((samples, tiles, 3, channels), dtype=torch.float32)
     mean, rstd = (x.new_empty((samples, channels), dtype=torch.float32) for _ in range(2))
-    merge = merge_of(x, tiles, channels, options.norm, config.block_c)
+    merge = merge_of(x, tiles, channels, options.norm, config.block_c, config.num_warps)
     check_offsets(x)
     launch(
         kernels.statistics_kernel,
@@ -219,7 +219,7 @@ def _sums(
             (samples, tiles, count, channels),
         )
     )
-    merge = merge_of(x, tiles, channels, options.norm, config.block_c)
+    merge = merge_of(x, tiles, channels, options.norm, config.block_c, config.num_warps)
     launch(
         backward_kernels.backward_reduce_kernel,
         (samples * tiles * tiles_c,),

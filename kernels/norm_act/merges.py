@@ -12,10 +12,10 @@ from fastunit.kernels.common.runtime import cdiv, counters, launch, next_power_o
 from fastunit.kernels.norm_act import merge_kernels as kernels
 from fastunit.kernels.norm_act.aten import NormActOptions
 
-# Tiles of an image that one program merges at the end of the kernel that made them. It reads 2,048
-# values at a time; more than eight such reads in a row take as long as a launch (modelled).
+# Tiles of an image that one program merges at the end of the kernel that made them: more than
+# eight reads in a row take as long as a launch (modelled), of so many values a thread.
 FEW_TILES = 128
-_VALUES = 2048
+_VALUES = 8
 
 
 class Merge(NamedTuple):
@@ -30,14 +30,16 @@ class Merge(NamedTuple):
         return {"MERGE_T": self.block_t, "MERGE_C": self.block_c}
 
 
-def merge_of(like: Tensor, tiles: int, channels: int, norm: str, block_c: int) -> Merge:
+def merge_of(
+    like: Tensor, tiles: int, channels: int, norm: str, block_c: int, num_warps: int
+) -> Merge:
     """Return how to merge `tiles` tiles of `block_c` channels of each of like's images."""
     samples, slots = len(like), cdiv(channels, block_c)
     if norm == "ln":  # over the channels too, so that one program has all of a sample's
         block_c, slots = next_power_of_2(max(channels, block_c)), 1
     last = 0 < tiles <= FEW_TILES and math.prod(like.shape) > 0
     counter = counters(samples * slots, like.device)
-    return Merge(counter, last, max(_VALUES // block_c, 1), block_c)
+    return Merge(counter, last, max(_VALUES * 32 * num_warps // block_c, 1), block_c)
 
 
 def merge_statistics(

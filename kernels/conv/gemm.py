@@ -116,7 +116,7 @@ def _gemm(
     tiles_m = runtime.cdiv(count, tile.block_m)
     tiles_n = runtime.cdiv(channels, tile.block_n)
     partial = mean = rstd = None
-    merge = Merge(None, False, 1, 1)
+    merge = Merge(None, False, 1, 1, 1)
     if epilogue.norm != "none":
         partial, mean, rstd = (
             x.new_empty(samples, *shape, channels, dtype=torch.float32)

@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 
 from fastunit.kernels.common.activations import activate
+from fastunit.kernels.common.last_program import is_last
 from fastunit.kernels.common.runtime import COUNTS
-from fastunit.kernels.norm_act.merge_kernels import finish_statistics, is_last
+from fastunit.kernels.norm_act.merge_kernels import finish_statistics
 
 
 @triton.jit
@@ -36,7 +37,7 @@ def conv_gemm_kernel(
     partial_ptr,  # [N, UP * UP * tiles_m, 3, K] fp32: mean, M2 and count per tile, or None
     mean_ptr,  # [N, K] fp32, which the last program of an image writes if it `merges`
     rstd_ptr,
-    counter_ptr,  # zeros; see norm_act.merge_kernels.is_last
+    counter_ptr,  # zeros; see `is_last`
     tiles_m,
     tiles_n,
     windows,  # windows of a sample, window_columns of them in a row
@@ -185,7 +186,7 @@ def wgrad_kernel(
     dy_ptr,  # [N, rows, columns, pitch_dy], zeros around the gradient
     partial_ptr,  # [SPLIT_K, G, R, run, pitch_dy] fp32
     dw_ptr,  # [G, K, C, R, S]: if it `sums`, the last program of a tile writes the splits' sum
-    counter_ptr,  # zeros; see norm_act.merge_kernels.is_last
+    counter_ptr,  # zeros; see `is_last`
     pixels,  # of a group, up to its last one that is not halo
     pixels_per_group,
     columns,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastunit.kernels.norm_act.aten import NormActGradients, NormActOptions, per_row
+from fastunit.kernels.norm_act.rows import Rows
 
 # Of convolutions by columns (columns.py): channels that share a pitch, and one tile of columns.
 MOST_CHANNELS, MOST_COLUMNS = 4, 64
@@ -81,14 +82,17 @@ class Plan(NamedTuple):
         gamma: Tensor | None,
         beta: Tensor | None,
         prelu: Tensor | None,
+        rows: Rows | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """Return the gradients of the four, from the samples' sums."""
+        """Return the gradients of the four: the rows' that were not added, others from the sums."""
         sums = gradients.dshift, gradients.dgamma, gradients.dbeta, gradients.dslope
         parameters = b, gamma, beta, prelu
         db, dgamma, dbeta, dprelu = (
             None if parameter is None or of_samples is None else per_row(of_samples, parameter)
             for of_samples, parameter in zip(sums, parameters, strict=True)
         )
+        if rows is not None and not rows.add:
+            db, dgamma, dbeta = rows.shift, rows.gamma, rows.beta
         if b is not None and self.norm == "in":
             db = torch.zeros_like(b)  # the norm takes a bias away again
         return db, dgamma, dbeta, dprelu

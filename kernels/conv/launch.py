@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fastunit.kernels.common.frame import channels_last, dense, laid_out_as
 from fastunit.kernels.conv import dot, gemm
-from fastunit.kernels.conv.columns import column_filters
 from fastunit.kernels.conv.direct import direct_rows, grouped_gradients
 from fastunit.kernels.conv.geometry import Conv, Transpose, convolution, is_frame
 from fastunit.kernels.conv.layouts import Direct, layouts
@@ -51,10 +50,8 @@ def fprop(
     fused = plan.fuses_activation(residual is not None, gamma, beta, slope)
     if fused and reader is None and dot.fits(plan, w):
         return dot.fprop(plan, x, w, b), None, None, None, None
-    if conv.by_columns:
-        filters = column_filters(w, x.dtype, conv.x_frame.pitch)
-    elif filters is None:
-        filters = layouts(plan.kind, plan.stride)[0].make(w, x.dtype)
+    if filters is None:
+        filters = layouts(plan.kind, plan.stride, w.shape)[0].make(w, x.dtype)
     saved, haloed = None, buffer
     if haloed is None:
         haloed = x.permute(0, 2, 3, 1) if is_frame(x, conv.x_frame) else _haloed(x, conv)
@@ -176,7 +173,7 @@ def _conv_backward(
     x, dx, dw = conv.x_frame.image(haloed, conv.size, conv.channels), None, None
     if needed.x:
         if filters is None:
-            filters = layouts(plan.kind, plan.stride)[1].make(w, dy.dtype)
+            filters = layouts(plan.kind, plan.stride, w.shape)[1].make(w, dy.dtype)
         dxh = conv.dgrad(dy, filters)
         if conv.halo and not linked:
             options = _read_by(NormActOptions(), conv)

@@ -194,8 +194,8 @@ def _ask(file: Path, reading: Reading, *, pixels: bool) -> tuple[Decoded, bytes]
         "pixels": pixels,
     }
     line = json.dumps(request).encode() + b"\n"
-    for attempt in (1, 2):  # an idle process may just have ended
-        worker = _take_worker()
+    for new in (False, True):  # idle processes may just have ended
+        worker = _take_worker(new)
         try:
             found, data = worker.ask(line, limits.seconds, reading.channels if pixels else 0)
         except TimeoutError as error:
@@ -205,7 +205,7 @@ def _ask(file: Path, reading: Reading, *, pixels: bool) -> tuple[Decoded, bytes]
             ) from error
         except _Lost as error:
             _discard(worker)
-            if str(error) or attempt == 2:
+            if str(error) or new:
                 raise DataError(str(error) or "the process that decodes images ends") from error
             continue
         except BaseException:
@@ -222,9 +222,10 @@ def _ask(file: Path, reading: Reading, *, pixels: bool) -> tuple[Decoded, bytes]
     raise AssertionError
 
 
-def _take_worker() -> _Worker:
+def _take_worker(new: bool) -> _Worker:
+    """Return an idle process, if there is one and no `new` one is asked for."""
     with _lock:
-        while _idle:
+        while _idle and not new:
             worker = _idle.pop()
             if worker.alive:
                 _busy.add(worker)

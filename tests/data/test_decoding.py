@@ -152,6 +152,20 @@ def test_a_tiff_with_two_widths_is_refused(tmp_path, first):
         decoding.measure(tmp_path / "x.tif", ANY)
 
 
+def test_idle_processes_that_have_just_ended_are_no_reason(small, monkeypatch):
+    class Ended:
+        alive = True  # not yet seen to have ended
+
+        def ask(self, *args):
+            raise decoding._Lost("")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(decoding, "_idle", [Ended(), Ended()])
+    assert decoding.measure(small, ANY).height == 9
+
+
 def test_processes_end_when_they_are_not_needed(small):
     decoding.measure(small, ANY)
     pids = [worker._process.pid for worker in decoding._idle]

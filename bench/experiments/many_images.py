@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         process = Process(target=fill, args=(root, index))  # whose memory does not count here
         process.start()
         process.join()
+        assert process.exitcode == 0
         validation._index_version()  # imports DALI
         before, times = memory(), [clocks()]
         files = image_files(root)

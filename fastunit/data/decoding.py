@@ -81,11 +81,19 @@ class _Worker:
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         self._buffer = bytearray()
-        self._ended = False
+        self._ended, self._starved_before = False, 0.0
+
+    def start(self) -> None:
+        """Wait until it can decode; raises DataError if it never can."""
+        assert self._process.stderr
         try:
             ready = self._line(time.monotonic() + _START) == b"ready"
         except _Lost:
             ready = False
+        except TimeoutError as error:
+            raise DataError(
+                f"the process that decodes images has not started within {_START:g} s"
+            ) from error
         if not ready:
             self.kill()
             said = self._process.stderr.read().decode(errors="replace").strip()
@@ -94,7 +102,7 @@ class _Worker:
 
     def ask(self, request: bytes, seconds: float, pixels: int) -> tuple[Decoded | str, bytes]:
         """Return what is known of a file, or why it cannot be used, and its pixels."""
-        end = time.monotonic() + seconds
+        end, self._starved_before = time.monotonic() + seconds, self._starved()
         try:
             os.write(self._in, request)
         except OSError as error:
@@ -124,6 +132,13 @@ class _Worker:
                 if pipe:
                     pipe.close()
 
+    def _starved(self) -> float:
+        """Return the seconds that the process has waited for a processor: no file's fault."""
+        with suppress(OSError, ValueError, IndexError):
+            file = Path(f"/proc/{self._process.pid}/schedstat")
+            return int(file.read_text(encoding="ascii").split()[1]) / 1e9
+        return 0.0
+
     def _line(self, end: float) -> bytes:
         while b"\n" not in self._buffer:
             if len(self._buffer) > _LONGEST:
@@ -144,7 +159,8 @@ class _Worker:
         while not select.select([self._out], [], [], _STEP)[0]:
             if self._ended:
                 raise _Lost("the check was ended")
-            if time.monotonic() > end:
+            late = time.monotonic() - end
+            if late > 0 and late > self._starved() - self._starved_before:
                 raise TimeoutError
         data = os.read(self._out, 2**20)
         if not data:
@@ -238,7 +254,12 @@ def _take_worker(new: bool) -> _Worker:
             f"the process that decodes images does not start: {error.strerror}"
         ) from error
     with _lock:
-        _busy.add(worker)
+        _busy.add(worker)  # before it has started, so that `stop` ends it too
+    try:
+        worker.start()
+    except BaseException:
+        _discard(worker)
+        raise
     return worker
 
 

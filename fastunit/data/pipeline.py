@@ -26,6 +26,7 @@ import torch
 from fastunit.common import text, waiting
 from fastunit.common.errors import ConfigError, DataError
 from fastunit.data import passed
+from fastunit.data.file_list import Files
 from fastunit.data.image_io import Limits, Reading, content, dali_options, for_loader
 from fastunit.data.image_kinds import kind_of
 from fastunit.data.read_ahead import ReadAhead
@@ -79,7 +80,7 @@ class DomainLoader:
         if seed < 0:
             raise ConfigError(f"seed is {seed}; choose 0 or more")
         _check(files, channels)
-        self._files = tuple(files)
+        self._files = Files(files)
         self._batch_size = batch_size
         self._position = position
         self._flip = flip
@@ -306,9 +307,9 @@ def _decoder(files: Sequence[Path], rule: SizeRule, device: torch.device) -> str
     For other formats the GPU's decoders may give other pixels than those checked on the CPU; and
     the range of 16-bit values is applied on the CPU.
     """
-    jpegs = all(file.suffix.lower() in (".jpg", ".jpeg") for file in files)
     cuda = torch.device(device).type == "cuda"
-    return "mixed" if cuda and jpegs and not rule.reading.value_range else "cpu"
+    jpegs = cuda and all(n.lower().endswith((".jpg", ".jpeg")) for n in Files(files).names)
+    return "mixed" if jpegs and not rule.reading.value_range else "cpu"
 
 
 def _graph(batches: Iterator[_Batch], rule: SizeRule, decoder: str, cuda: bool) -> Any:

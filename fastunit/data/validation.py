@@ -1,9 +1,10 @@
 """Check every image file before training starts.
 
 DALI cannot skip a bad image in a batch, so only checked files reach it: `image_io.decode` decodes
-each file completely with Pillow (which says what is wrong with it) and with DALI (which must
-agree), in a process of its own (`decoding`). Good files are recorded in `index` and not read again
-until they change, and in `passed`, with which training compares what it reads.
+each file completely with Pillow (which says what is wrong with it) and, where it reads the images,
+with DALI (which must agree), in a process of its own (`decoding`). Good files are recorded in
+`index` and not read again until they change, and in `passed`, with which training compares what it
+reads.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from pathlib import Path
 
 import numpy as np
 
-from fastunit.common import extras, progress, text, waiting
+from fastunit.common import progress, text, waiting
 from fastunit.common.errors import ConfigError, DataError
 from fastunit.common.files import cache_dir
-from fastunit.data import decoding, passed, value_ranges
+from fastunit.data import dali, decoding, passed, value_ranges
 from fastunit.data.decoding import Decoded
 from fastunit.data.image_io import Reading
 from fastunit.data.index import PART, Index, Key, key_of
 
 INDEX = "images.sqlite3"  # in the cache folder
 _REMEDY = "Repair or remove them, or skip them with --set data.skip_bad=true"
-_DEFINITION = 3  # version of the decoding: increase with every change to image_io or image_kinds
+_DEFINITION = 4  # version of the decoding: increase with every change to image_io or image_kinds
 _AHEAD = 4  # files handed to each process before the first is done
 _logger = logging.getLogger(__name__)
 
@@ -101,14 +102,15 @@ def validate_all(
     Raises:
         ConfigError: channels are neither 1 nor 3.
         DataError: files are bad and ``skip_bad`` is off (the message lists them with the reasons),
-            a group has no good file, or DALI is not installed.
+            a group has no good file, or data.loader=dali and DALI is not installed.
     """
     for _, rule in groups.values():
         check_channels(rule.reading.channels)
     files = dict.fromkeys((file, rule.reading) for group, rule in groups.values() for file in group)
     if not files:
         return {name: () for name in groups}
-    require_dali()
+    for _, rule in groups.values():
+        dali.require(rule.reading.loader)
     found = _measure_all(list(files), workers, index or cache_dir() / INDEX)
     good: dict[str, tuple[Path, ...]] = {}
     bad: dict[Path, str] = {}
@@ -153,17 +155,6 @@ def check_channels(channels: int) -> None:
         )
 
 
-def require_dali() -> None:
-    """Raise DataError, with the remedy, if DALI is not installed."""
-    try:
-        import nvidia.dali  # noqa: F401
-    except ImportError as error:
-        raise DataError(
-            f"reading images needs NVIDIA DALI, which cannot be imported ({error}); "
-            f"install it with: {extras.install('train')}"
-        ) from error
-
-
 def _report(bad: dict[Path, str], total: int, remedy: str) -> str:
     lines = [f"{len(bad)} of {total} image files cannot be used:"]
     lines += [f"  {text.name(file)}: {reason}" for file, reason in list(bad.items())[:20]]
@@ -193,10 +184,11 @@ def _measure_all(files: Sequence[_Wanted], workers: int, index: Path) -> dict[_W
     found: dict[_Wanted, _Found] = {}
     new: list[tuple[_Wanted, Key]] = []
     folders: dict[str, bytes] = {}
+    modes = {reading: _mode(reading) for reading in {reading for _, reading in files}}
     with Index(index, _index_version()) as entries:
         for start in range(0, len(files), PART):
             part = files[start : start + PART]
-            keys = [key_of(file, _mode(reading), folders) for file, reading in part]
+            keys = [key_of(file, modes[reading], folders) for file, reading in part]
             for wanted, key, known in zip(part, keys, entries.find(keys), strict=True):
                 if known is None:
                     new.append((wanted, key))
@@ -240,15 +232,16 @@ def _measure_new(
 
 
 def _mode(reading: Reading) -> str:
-    return f"{reading.channels} {'16' if reading.value_range else '8'}"
+    """Return how files are read, as far as the result of their check depends on it."""
+    decoder = "" if dali.used(reading.loader) else " pillow"
+    return f"{reading.channels} {'16' if reading.value_range else '8'}{decoder}"
 
 
 def _index_version() -> str:
     """Return what the results depend on apart from the file: our version and both decoders'."""
     import PIL
-    from nvidia import dali
 
-    return f"{_DEFINITION} {PIL.__version__} {dali.__version__}"
+    return f"{_DEFINITION} {PIL.__version__} {dali.version()}"
 
 
 def _measure(file: Path, reading: Reading) -> _Found:

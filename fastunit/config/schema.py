@@ -14,6 +14,7 @@ from fastunit.common.choices import (
     Activation,
     BuiltinData,
     GanType,
+    ImageLoader,
     Init,
     InitB,
     Latent,
@@ -76,6 +77,11 @@ class DataConfig:
     test_crop: TestCrop = key(
         "center",
         "part of a test image that is evaluated: its centre crop or all of it",
+    )
+    loader: ImageLoader = key(
+        "auto",
+        "what reads images: NVIDIA DALI, or Pillow, which gives the same images up to one level; "
+        "auto: DALI where it is installed",
     )
     flip: bool = key(True, "mirror half of the training images left to right")
     max_pixels: int = key(2**26, "largest image that is read, in pixels", low=1, high=2**32)
@@ -282,7 +288,7 @@ class Config:
 
     @property
     def threads(self) -> int:
-        """Decoding threads per domain, at least 1: DALI never decodes in the calling thread."""
+        """Decoding threads per domain, at least 1: none decodes in the calling thread."""
         return max(1, self.num_workers)
 
     @property

@@ -207,6 +207,7 @@ def _ask(file: Path, reading: Reading, *, pixels: bool) -> tuple[Decoded, bytes]
         "range": reading.value_range,
         "key": reading.key,
         "limits": asdict(limits),
+        "loader": reading.loader,
         "pixels": pixels,
     }
     line = json.dumps(request).encode() + b"\n"

@@ -33,6 +33,9 @@ class Files(Sequence[Path]):
     def __iter__(self) -> Iterator[Path]:
         return map(Path, self.names)
 
+    def __add__(self, other: Iterable[str | os.PathLike[str]]) -> Files:
+        return Files((*self.names, *Files(other).names))
+
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Files):
             return self.names == other.names

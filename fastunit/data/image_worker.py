@@ -34,10 +34,9 @@ def main() -> int:
     from PIL import Image
 
     sys.modules["torch"] = None  # type: ignore[assignment]  # DALI would import it: a second
-    from fastunit.data import image_io
+    from fastunit.data import dali
 
-    if image_io.dali_installed():
-        pass
+    dali.installed()  # imported before its memory counts
     Image.MAX_IMAGE_PIXELS = None  # `Limits` decide instead
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -66,14 +65,17 @@ def _answer(request: dict[str, Any], used: int) -> tuple[dict[str, Any], np.ndar
     resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     span = request["range"]
     reading = image_io.Reading(
-        request["channels"], span and (span[0], span[1]), request["key"], limits
+        request["channels"],
+        span and (span[0], span[1]),
+        request["key"],
+        limits,
+        request["loader"],
     )
     try:
         data = image_io.content(Path(os.fsdecode(bytes.fromhex(request["path"]))), limits)
         pixels = image_io.decode(data, reading)
-        values = None
-        if kind_of(data).deep:
-            values = value_ranges.used(image_io.sixteen_bits(data, pixels.shape[2]))
+        deep = image_io.sixteen_bits(data, reading) if kind_of(data).deep else None
+        values = None if deep is None else value_ranges.used(deep)
     except DataError as error:
         return {"error": str(error)}, None
     except MemoryError:
@@ -86,7 +88,9 @@ def _answer(request: dict[str, Any], used: int) -> tuple[dict[str, Any], np.ndar
 
 
 def _data_bytes() -> int:
-    """Return the bytes that RLIMIT_DATA counts."""
+    """Return the bytes that RLIMIT_DATA counts; a guess if the system does not tell."""
+    if sys.platform != "linux":
+        return 2**29
     with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
         return next((int(x.split()[1]) * 1024 for x in lines if x.startswith("VmData:")), 2**29)
 

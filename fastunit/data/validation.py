@@ -1,9 +1,10 @@
 """Check every image file before training starts.
 
 DALI cannot skip a bad image in a batch, so only checked files reach it: `image_io.decode` decodes
-each file completely with Pillow (which says what is wrong with it) and with DALI (which must
-agree), in a process of its own (`decoding`). Good files are recorded in `index` and not read again
-until they change, and in `passed`, with which training compares what it reads.
+each file completely with Pillow (which says what is wrong with it) and, where it reads the images,
+with DALI (which must agree), in a process of its own (`decoding`). Good files are recorded in
+`index` and not read again until they change, and in `passed`, with which training compares what it
+reads.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastunit.common import extras, progress, text, waiting
+from fastunit.common import progress, text, waiting
 from fastunit.common.errors import ConfigError, DataError
 from fastunit.common.files import cache_dir
-from fastunit.data import decoding, passed, value_ranges
+from fastunit.data import dali, decoding, passed, value_ranges
 from fastunit.data.decoding import Decoded
 from fastunit.data.file_list import Files
 from fastunit.data.image_io import Reading
@@ -30,7 +31,7 @@ from fastunit.data.value_ranges import Values
 
 INDEX = "images.sqlite3"  # in the cache folder
 _REMEDY = "Repair or remove them, or skip them with --set data.skip_bad=true"
-_DEFINITION = 3  # version of the decoding: increase with every change to image_io or image_kinds
+_DEFINITION = 4  # version of the decoding: increase with every change to image_io or image_kinds
 _AHEAD = 4  # files handed to each process before the first is done
 _logger = logging.getLogger(__name__)
 
@@ -107,14 +108,15 @@ def validate_all(
     Raises:
         ConfigError: channels are neither 1 nor 3.
         DataError: files are bad and ``skip_bad`` is off (the message lists them with the reasons),
-            a group has no good file, or DALI is not installed.
+            a group has no good file, or data.loader=dali and DALI is not installed.
     """
     for _, rule in groups.values():
         check_channels(rule.reading.channels)
     checked = {name: _Group(Files(files), rule) for name, (files, rule) in groups.items()}
     if not any(group.files for group in checked.values()):
         return {name: group.files for name, group in checked.items()}
-    require_dali()
+    for group in checked.values():
+        dali.require(group.rule.reading.loader)
     _check_all(list(checked.values()), workers, index or cache_dir() / INDEX)
     good = {name: group.good() for name, group in checked.items()}
     lost = [name for name, group in checked.items() if group.files and not good[name]]
@@ -142,17 +144,6 @@ def check_channels(channels: int) -> None:
         raise ConfigError(
             f"input_dim is {channels}; images are read with 1 (grayscale) or 3 (RGB) channels"
         )
-
-
-def require_dali() -> None:
-    """Raise DataError, with the remedy, if DALI is not installed."""
-    try:
-        import nvidia.dali  # noqa: F401
-    except ImportError as error:
-        raise DataError(
-            f"reading images needs NVIDIA DALI, which cannot be imported ({error}); "
-            f"install it with: {extras.install('train')}"
-        ) from error
 
 
 class _Group:
@@ -267,15 +258,16 @@ def _submit(pool: ThreadPoolExecutor, new: _New, entries: Index) -> Future[Decod
 
 
 def _mode(reading: Reading) -> str:
-    return f"{reading.channels} {'16' if reading.value_range else '8'}"
+    """Return how files are read, as far as the result of their check depends on it."""
+    decoder = "" if dali.used(reading.loader) else " pillow"
+    return f"{reading.channels} {'16' if reading.value_range else '8'}{decoder}"
 
 
 def _index_version() -> str:
     """Return what the results depend on apart from the file: our version and both decoders'."""
     import PIL
-    from nvidia import dali
 
-    return f"{_DEFINITION} {PIL.__version__} {dali.__version__}"
+    return f"{_DEFINITION} {PIL.__version__} {dali.version()}"
 
 
 def _measure(file: Path, reading: Reading) -> Decoded | str:

@@ -114,6 +114,7 @@ class TrainState:
                 flip=self.config.data.flip,
                 value_range=domain.value_range,
                 limits=reading_of(self.config, domain.name).limits,
+                loader=self.config.data.loader,
             )
             for stream, (domain, files) in enumerate(
                 zip(map(self.config.domain, "ab"), (domains.train_a, domains.train_b), strict=True)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageFile
 
 from fastunit.common.errors import ConfigError, DataError
-from fastunit.data import image_io, passed, validation
+from fastunit.data import decoding, image_io, passed, validation
 from fastunit.data.file_list import Files
 from fastunit.data.pipeline import iter_images
 from fastunit.data.validation import SizeRule, problem, validate, validate_all
@@ -392,7 +392,22 @@ def test_no_files_need_no_check(index):
     assert check([]) == () and not index.exists()
 
 
-def test_without_dali_the_remedy_is_named(tmp_path, monkeypatch):
+def test_dali_that_is_missing_cannot_be_forced(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(DataError, match=r"pip install .*\[train\]'"):
-        check([saved(tmp_path / "x.png")])
+    rule = SizeRule(None, None, image_io.Reading(loader="dali"))
+    with pytest.raises(DataError, match=r"data.loader=dali needs .*pip install .*\[train\]"):
+        check([saved(tmp_path / "x.png")], rule)
+
+
+def test_each_loader_has_its_own_entries_in_the_index(tmp_path, monkeypatch):
+    file = saved(tmp_path / "x.png")
+    asked, measure = [], decoding.measure
+
+    def counted(file: Path, reading: image_io.Reading):
+        asked.append(reading.loader)
+        return measure(file, reading)
+
+    monkeypatch.setattr(decoding, "measure", counted)
+    for loader in ("auto", "pillow", "auto", "pillow"):
+        check([file], SizeRule(None, None, image_io.Reading(loader=loader)))
+    assert asked == ["auto", "pillow"]

@@ -130,7 +130,7 @@ def _read_list(path: Path, folder: Path) -> Files:
             f"the list file {path} names {len(absent)} files that do not exist "
             f"(relative to {folder}): {', '.join(absent[:5])}{more}"
         )
-    return files
+    return Files(files)
 
 
 def _visible_files(root: str) -> Iterator[str]:

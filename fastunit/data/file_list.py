@@ -17,7 +17,8 @@ class Files(Sequence[Path]):
     __slots__ = ("names",)
 
     def __init__(self, files: Iterable[str | os.PathLike[str]]) -> None:
-        self.names = files.names if isinstance(files, Files) else tuple(map(os.fspath, files))
+        self.names: tuple[str, ...]
+        self.names = files.names if isinstance(files, Files) else tuple(os.fspath(f) for f in files)
 
     def __len__(self) -> int:
         return len(self.names)

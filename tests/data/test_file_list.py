@@ -20,6 +20,7 @@ def test_it_is_a_sequence_of_paths():
     assert PATHS[1] in files and Path("a") not in files and not Files(())
     assert spread(files, 2) == [PATHS[0], PATHS[2]]
     assert files != PATHS[:2] and files != "a" and hash(files) == hash(Files(files))
+    assert files[:1] + PATHS[1:] == PATHS
     assert Files(files).names is files.names == ("a/1.png", "a/2.png", "/b c/3.png")
     with pytest.raises(IndexError):
         files[3]

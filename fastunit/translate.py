@@ -39,13 +39,15 @@ def _translate(args: argparse.Namespace) -> int:
     device = cli.pick_device(args.device)
     jobs = plan(args.input, args.output, args.format and f".{args.format}")
     given = config.load(args.config) if args.config else None
-    translator = load(args.checkpoint, device, args.precision, config=given)
+    limit = args.memory and int(args.memory * 2**30)
+    translator = load(args.checkpoint, device, args.precision, config=given, memory=limit)
     files = FileTranslator(
         translator,
         args.direction,
         batch_size=args.batch_size,
         max_pixels=args.max_pixels,
         size=args.size,
+        tile=args.tile,
     )
     start = time.perf_counter()
     try:
@@ -82,6 +84,10 @@ def _report(failed: dict[Path, str]) -> None:
         cli.say(f"  {text.name(file)}: {reason}", sys.stderr)
 
 
+def _tile(word: str) -> int | str:
+    return word if word in ("auto", "off") else cli.positive(word)
+
+
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -105,7 +111,22 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--batch-size",
         type=cli.positive,
         default=8,
-        help="largest batch size (default: %(default)s)",
+        help="largest batch size (default: %(default)s); smaller where memory is short",
+    )
+    parser.add_argument(
+        "--tile",
+        type=_tile,
+        default="auto",
+        metavar="auto|off|N",
+        help="rows of a large image that are worked on at a time, with the same result and no "
+        "seams; auto (the default): where the whole image would need more than the memory",
+    )
+    parser.add_argument(
+        "--memory",
+        type=cli.positive_number,
+        metavar="GIB",
+        help="memory that translation may use; of the CPU, that of this process (default: four "
+        "fifths of what is free)",
     )
     parser.add_argument(
         "--max-pixels",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,9 +19,10 @@ from fastunit.common.choices import Direction
 from fastunit.common.errors import CheckpointError, DataError, StorageError
 from fastunit.data import decoding, image_io
 from fastunit.inference.plan import Job
-from fastunit.inference.translator import Translator, of_memory
+from fastunit.inference.translator import Tile, Translator, of_memory
 
 THREADS = min(4, os.cpu_count() or 1)
+AHEAD = 2**28  # bytes of images that are read ahead, or wait to be written
 
 
 class FileTranslator:
@@ -38,15 +40,17 @@ class FileTranslator:
         batch_size: int,
         max_pixels: int | None = None,
         size: int | None = None,
+        tile: Tile = "auto",
     ) -> None:
         """Prepare to translate.
 
         Args:
             translator: the networks.
             direction: "a2b" or "b2a".
-            batch_size: maximal number of images at a time.
+            batch_size: maximal number of images at a time; fewer where memory is short.
             max_pixels: of the largest image that is read; None: the configuration's limit.
             size: pixels of the shorter side that images are resized to first; None: not resized.
+            tile: as in `Translator.translate`.
 
         Raises:
             CheckpointError: the networks' channels are neither 1 nor 3.
@@ -60,6 +64,8 @@ class FileTranslator:
                 )
         self._translator, self._batch_size, self._size = translator, batch_size, size
         self._direction: Direction = direction
+        self._tile: Tile = tile
+        self._bytes = AHEAD  # of the image that was read last
         self._reading = image_io.reading_of(translator.config, direction[0])
         if max_pixels is not None:
             limits = replace(self._reading.limits, pixels=max_pixels, key="--max-pixels")
@@ -71,7 +77,7 @@ class FileTranslator:
         """Translate all `jobs`; those that fail are added to `failed`.
 
         Raises:
-            StorageError: an output cannot be written to disk.
+            StorageError: an output, or a temporary file of a large picture, cannot be written.
             CheckpointError: a translation is not finite.
         """
         pool = ThreadPoolExecutor(THREADS)
@@ -83,7 +89,7 @@ class FileTranslator:
                             self._fail(job, pixels, bar)
                             continue
                         self._writes.append((job, pool.submit(image_io.write, pixels, job.target)))
-                    self._finish_writes(bar, leave=2 * self._batch_size)
+                    self._finish_writes(bar, leave=self._ahead())
                 self._finish_writes(bar, leave=0)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -92,7 +98,13 @@ class FileTranslator:
         """Return the translations; where memory is too small, in halves down to single images."""
         try:
             with torch.inference_mode():
-                return list(self._translator.translate(np.stack(images), self._direction))
+                x = np.stack(images)
+                return list(self._translator.translate(x, self._direction, tile=self._tile))
+        except OSError as error:
+            raise StorageError(
+                f"cannot keep the layers of a large picture in {tempfile.gettempdir()}: "
+                f"{error.strerror}; set TMPDIR to a folder with more space"
+            ) from error
         except (MemoryError, RuntimeError) as error:
             if not of_memory(error):
                 raise
@@ -109,19 +121,26 @@ class FileTranslator:
     def _read_ahead(
         self, jobs: Sequence[Job], pool: ThreadPoolExecutor, bar: tqdm
     ) -> Iterator[tuple[Job, np.ndarray]]:
-        """Yield the readable images in order, reading two batches ahead."""
+        """Yield the readable images in order, reading ahead."""
         reads: deque[tuple[Job, Future[np.ndarray]]] = deque()
         todo = iter(jobs)
         while True:
-            while len(reads) < 2 * self._batch_size and (job := next(todo, None)):
+            while len(reads) < self._ahead() and (job := next(todo, None)):
                 reads.append((job, pool.submit(self._read, job.source)))
             if not reads:
                 return
             job, read = reads.popleft()
             try:
-                yield job, read.result()
+                pixels = read.result()
             except DataError as error:
                 self._fail(job, error, bar)
+                continue
+            self._bytes = pixels.nbytes
+            yield job, pixels
+
+    def _ahead(self) -> int:
+        """Return how many images are read ahead: two batches, of large ones fewer."""
+        return max(1, min(2 * self._batch_size, AHEAD // self._bytes))
 
     def _read(self, file: Path) -> np.ndarray:
         pixels = decoding.decode(file, self._reading)
@@ -130,15 +149,22 @@ class FileTranslator:
     def _batches(
         self, images: Iterator[tuple[Job, np.ndarray]]
     ) -> Iterator[tuple[list[Job], list[np.ndarray]]]:
-        """Group consecutive images of equal size, at most the batch size."""
+        """Group consecutive images of equal size, at most the batch size, as memory allows."""
         batch: list[tuple[Job, np.ndarray]] = []
+        most = 1
         for job, image in images:
-            if batch and (len(batch) == self._batch_size or batch[0][1].shape != image.shape):
+            if batch and (len(batch) == most or batch[0][1].shape != image.shape):
                 yield [job for job, _ in batch], [image for _, image in batch]
                 batch = []
+            if not batch:
+                most = self._at_once(*image.shape[:2])
             batch.append((job, image))
         if batch:
             yield [job for job, _ in batch], [image for _, image in batch]
+
+    def _at_once(self, height: int, width: int) -> int:
+        fitting = self._translator.memory.images(self._direction, height, width)
+        return self._batch_size if fitting is None else max(1, min(self._batch_size, fitting))
 
     def _finish_writes(self, bar: tqdm, *, leave: int) -> None:
         """Wait until at most `leave` writes are pending."""

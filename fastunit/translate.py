@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastunit import config
 from fastunit.common import cli, text
-from fastunit.common.choices import DIRECTIONS, PRECISIONS
+from fastunit.common.choices import DIRECTIONS, PRECISIONS, PROFILES
 
 FORMATS = ("png", "jpg", "webp", "tif", "bmp")
 
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.tran
 
 def _translate(args: argparse.Namespace) -> int:
     # Not at the top: --help needs neither PyTorch nor the extra.
+    from fastunit.data.picture import Wanted
     from fastunit.inference.files import FileTranslator
     from fastunit.inference.plan import plan
     from fastunit.training.loading import load
@@ -48,6 +49,7 @@ def _translate(args: argparse.Namespace) -> int:
         max_pixels=args.max_pixels,
         size=args.size,
         tile=args.tile,
+        wanted=Wanted(args.profile, args.keep_alpha, args.keep_exif),
     )
     start = time.perf_counter()
     try:
@@ -144,6 +146,21 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--format",
         choices=FORMATS,
         help="format of the results in a folder (default: that of each input)",
+    )
+    parser.add_argument(
+        "--profile",
+        choices=PROFILES,
+        default="convert",
+        help="colour profiles (ICC) of the images: convert to sRGB (the default), keep the values "
+        "and the profile, or ignore",
+    )
+    parser.add_argument(
+        "--keep-alpha", action="store_true", help="give the results the transparency of the images"
+    )
+    parser.add_argument(
+        "--keep-exif",
+        action="store_true",
+        help="give the results the EXIF data of the images, without thumbnails",
     )
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda or cuda:N")
     parser.add_argument(

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from fastunit.common.choices import Direction
 from fastunit.common.errors import CheckpointError, DataError, StorageError
 from fastunit.data import decoding, image_io
+from fastunit.data.picture import Picture, Wanted
 from fastunit.inference.plan import Job
 from fastunit.inference.translator import Tile, Translator, of_memory
 
@@ -41,6 +42,7 @@ class FileTranslator:
         max_pixels: int | None = None,
         size: int | None = None,
         tile: Tile = "auto",
+        wanted: Wanted | None = None,
     ) -> None:
         """Prepare to translate.
 
@@ -51,6 +53,8 @@ class FileTranslator:
             max_pixels: of the largest image that is read; None: the configuration's limit.
             size: pixels of the shorter side that images are resized to first; None: not resized.
             tile: as in `Translator.translate`.
+            wanted: what is kept of the files beside their pixels, and what becomes of colour
+                profiles; None: only converted to sRGB.
 
         Raises:
             CheckpointError: the networks' channels are neither 1 nor 3.
@@ -65,6 +69,7 @@ class FileTranslator:
         self._translator, self._batch_size, self._size = translator, batch_size, size
         self._direction: Direction = direction
         self._tile: Tile = tile
+        self._wanted = wanted or Wanted()
         self._bytes = AHEAD  # of the image that was read last
         self._reading = image_io.reading_of(translator.config, direction[0])
         if max_pixels is not None:
@@ -83,12 +88,14 @@ class FileTranslator:
         pool = ThreadPoolExecutor(THREADS)
         try:
             with tqdm(total=len(jobs), desc="translating", unit="image") as bar:
-                for batch, images in self._batches(self._read_ahead(jobs, pool, bar)):
-                    for job, pixels in zip(batch, self._outputs(images), strict=True):
+                for batch in self._batches(self._read_ahead(jobs, pool, bar)):
+                    outputs = self._outputs([picture.pixels for _, picture in batch])
+                    for (job, picture), pixels in zip(batch, outputs, strict=True):
                         if isinstance(pixels, DataError):
                             self._fail(job, pixels, bar)
                             continue
-                        self._writes.append((job, pool.submit(image_io.write, pixels, job.target)))
+                        result = replace(picture, pixels=pixels)
+                        self._writes.append((job, pool.submit(_write, result, job.target)))
                     self._finish_writes(bar, leave=self._ahead())
                 self._finish_writes(bar, leave=0)
         finally:
@@ -120,9 +127,9 @@ class FileTranslator:
 
     def _read_ahead(
         self, jobs: Sequence[Job], pool: ThreadPoolExecutor, bar: tqdm
-    ) -> Iterator[tuple[Job, np.ndarray]]:
+    ) -> Iterator[tuple[Job, Picture]]:
         """Yield the readable images in order, reading ahead."""
-        reads: deque[tuple[Job, Future[np.ndarray]]] = deque()
+        reads: deque[tuple[Job, Future[Picture]]] = deque()
         todo = iter(jobs)
         while True:
             while len(reads) < self._ahead() and (job := next(todo, None)):
@@ -131,36 +138,37 @@ class FileTranslator:
                 return
             job, read = reads.popleft()
             try:
-                pixels = read.result()
+                picture = read.result()
             except DataError as error:
                 self._fail(job, error, bar)
                 continue
-            self._bytes = pixels.nbytes
-            yield job, pixels
+            self._bytes = picture.pixels.nbytes
+            yield job, picture
 
     def _ahead(self) -> int:
         """Return how many images are read ahead: two batches, of large ones fewer."""
         return max(1, min(2 * self._batch_size, AHEAD // self._bytes))
 
-    def _read(self, file: Path) -> np.ndarray:
-        pixels = decoding.decode(file, self._reading)
-        return pixels if self._size is None else _resized(pixels, self._size, self._reading.limits)
+    def _read(self, file: Path) -> Picture:
+        found = decoding.picture(file, self._reading, self._wanted)
+        return found if self._size is None else _resized(found, self._size, self._reading.limits)
 
     def _batches(
-        self, images: Iterator[tuple[Job, np.ndarray]]
-    ) -> Iterator[tuple[list[Job], list[np.ndarray]]]:
+        self, images: Iterator[tuple[Job, Picture]]
+    ) -> Iterator[list[tuple[Job, Picture]]]:
         """Group consecutive images of equal size, at most the batch size, as memory allows."""
-        batch: list[tuple[Job, np.ndarray]] = []
+        batch: list[tuple[Job, Picture]] = []
         most = 1
-        for job, image in images:
-            if batch and (len(batch) == most or batch[0][1].shape != image.shape):
-                yield [job for job, _ in batch], [image for _, image in batch]
+        for job, picture in images:
+            shape = picture.pixels.shape
+            if batch and (len(batch) == most or batch[0][1].pixels.shape != shape):
+                yield batch
                 batch = []
             if not batch:
-                most = self._at_once(*image.shape[:2])
-            batch.append((job, image))
+                most = self._at_once(*shape[:2])
+            batch.append((job, picture))
         if batch:
-            yield [job for job, _ in batch], [image for _, image in batch]
+            yield batch
 
     def _at_once(self, height: int, width: int) -> int:
         fitting = self._translator.memory.images(self._direction, height, width)
@@ -184,15 +192,29 @@ class FileTranslator:
         bar.update()
 
 
-def _resized(pixels: np.ndarray, size: int, limits: image_io.Limits) -> np.ndarray:
-    """Return uint8 [H, W, C] with a shorter side of `size` pixels, antialiased bilinear.
+def _write(picture: Picture, file: Path) -> None:
+    beside = {"alpha": picture.alpha, "profile": picture.profile, "exif": picture.exif}
+    image_io.write(picture.pixels, file, **beside)
+
+
+def _resized(picture: Picture, size: int, limits: image_io.Limits) -> Picture:
+    """Return a picture with a shorter side of `size` pixels, antialiased bilinear.
 
     Raises:
         DataError: it would have more pixels than the limit.
     """
-    height, width, channels = pixels.shape
+    height, width, channels = picture.pixels.shape
     scale = size / min(height, width)
     shape = (max(size, round(width * scale)), max(size, round(height * scale)))
     limits.check_size(*shape)
-    image = image_io.to_image(pixels).resize(shape, Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(shape[1], shape[0], channels)
+
+    def resized(values: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(values).resize(shape, Image.Resampling.BILINEAR))
+
+    gray = channels == 1
+    pixels = resized(picture.pixels[..., 0] if gray else picture.pixels)
+    return replace(
+        picture,
+        pixels=pixels[..., None] if gray else pixels,
+        alpha=None if picture.alpha is None else resized(picture.alpha),
+    )

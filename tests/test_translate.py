@@ -219,15 +219,15 @@ def test_ctrl_c_is_not_kept_waiting_by_a_file(tmp_path, model, monkeypatch):
     decoding.stop()
     decoding.measure(tmp_path / "x.png", image_io.Reading())
     (worker,) = decoding._idle
-    begun, decode = [], decoding.decode
+    begun, picture = [], decoding.picture
 
     def stuck(*arguments):
         os.kill(worker._process.pid, signal.SIGSTOP)
         begun.append(time.monotonic())
         threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-        return decode(*arguments)
+        return picture(*arguments)
 
-    monkeypatch.setattr(decoding, "decode", stuck)
+    monkeypatch.setattr(decoding, "picture", stuck)
     assert translate(model, tmp_path / "x.png", tmp_path / "y.png") == 130
     assert time.monotonic() - begun[0] < 5 and not (tmp_path / "y.png").exists()
 

@@ -122,9 +122,7 @@ def _gemm(
             x.new_empty(samples, *shape, channels, dtype=torch.float32)
             for shape in ((phases * tiles_m, 3), (), ())
         )
-        merge = merge_of(
-            x, phases * tiles_m, channels, epilogue.norm, tile.block_n, tile.num_warps
-        )
+        merge = merge_of(x, phases * tiles_m, channels, epilogue.norm, tile.block_n, tile.num_warps)
     runtime.launch(
         conv_gemm_kernel, (samples * tiles_m * tiles_n * phases,),
         x, filters, epilogue.bias, epilogue.border, y, partial, mean, rstd, merge.counter,

@@ -13,6 +13,7 @@ from fastunit.kernels.conv.layouts import Direct, Filters
 from fastunit.kernels.conv.packed import Block, PackedFilters, aten_filters
 from fastunit.models.chain import Operation, Store
 from fastunit.models.grouped import stacked
+from fastunit.models.layers import UpsampleConv2dBlock
 
 Gradients = Callable[..., Tensor | None]
 
@@ -52,9 +53,7 @@ class NetworkFilters:
         like = runtime.autocast(weight[:0])
         impl = runtime.choose_impl("auto", like)
         every = impl == "triton" or like.dtype != weight.dtype
-        layers = [
-            of for of in _layers(*self._networks, grouped) if every or of[0].plan.kind == "upsample"
-        ]
+        layers = list(_layers(*self._networks, grouped, every))
         if not layers or impl == "plain":
             return False
         blocks, of_layers = [_block(of) for of in layers], aten_filters
@@ -124,9 +123,11 @@ class NetworkFilters:
         return found
 
 
-def _layers(a: nn.Module, b: nn.Module, grouped: bool) -> Iterator[tuple[Operation, ...]]:
+def _layers(
+    a: nn.Module, b: nn.Module, grouped: bool, every: bool
+) -> Iterator[tuple[Operation, ...]]:
     """Yield the layers of both networks, two together where they can be grouped."""
-    mine, others = _operations(a), _operations(b)
+    mine, others = _operations(a, every), _operations(b, every)
     if not grouped or len(mine) != len(others):
         yield from ((each,) for each in {each.conv: each for each in [*mine, *others]}.values())
         return
@@ -139,12 +140,14 @@ def _layers(a: nn.Module, b: nn.Module, grouped: bool) -> Iterator[tuple[Operati
             yield from ((each,) for each in pair)
 
 
-def _operations(network: nn.Module) -> list[Operation]:
-    """Return the layers that can take filters, in the order of the network's modules."""
+def _operations(network: nn.Module, every: bool) -> list[Operation]:
+    """Return the layers that can take filters, all or only upsampling's, in the modules' order."""
     found: dict[nn.Module, Operation] = {}
     for module in network.modules():
-        layers: Any = getattr(module, "halves", None) or (module,)
+        layers: Any = (every and getattr(module, "halves", None)) or (module,)
         for layer in layers:
+            if not every and not isinstance(layer, UpsampleConv2dBlock):
+                continue  # asking a layer takes longer than a small one's convolution
             if getattr(layer, "per_sample", False):
                 operation = layer.operation()
                 found[operation.conv] = operation

@@ -12,7 +12,7 @@ from fastunit.models.unit import UNIT
 from fastunit.models.unit2018 import VAEGen
 from fastunit.models.vae import sample, sigma_layer
 from fastunit.training import checkpoint
-from fastunit.training.objective import generator_losses
+from fastunit.training.objective import Batch, generator_losses
 from fastunit.training.state import TrainState
 from fastunit.training.step import TrainStep
 
@@ -92,7 +92,7 @@ def test_every_code_gets_a_learned_spread(unit):
     x_a, x_b = (torch.rand(2, 3, 16, 16, dtype=torch.float64) for _ in "ab")
     code = networks.gen_a.code(x_a)
     noise = {name: torch.randn_like(code) for name in ("a", "b", "ba", "ab")}
-    losses = generator_losses(networks, x_a, x_b, config, noise)
+    losses = generator_losses(networks, Batch(x_a, x_b, noise), config)
 
     def drawn(generator, x, name):
         hidden = generator.code(x)

@@ -103,8 +103,8 @@ def _bytes(picture: Any) -> list[Any]:
     return [_flat(picture.pixels), alpha, picture.profile, picture.exif]
 
 
-def _flat(values: np.ndarray) -> memoryview:
-    return memoryview(np.ascontiguousarray(values).reshape(-1)).cast("B")
+def _flat(values: np.ndarray) -> bytes:
+    return values.tobytes()
 
 
 def _data_bytes() -> int:

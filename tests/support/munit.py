@@ -5,7 +5,7 @@ Written from the paper, on a state_dict under its release's keys, with PyTorch's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,3 +82,46 @@ def decode(state: State, c: Tensor, s: Tensor, halvings: int = 1, blocks: int = 
         c = c.repeat_interleave(2, 2).repeat_interleave(2, 3)
         c = block(under(own, f"{2 * index + 2}."), c, 1, 2, "ln")
     return block(under(own, f"{2 * halvings + 1}."), c, 1, 3, "none", "tanh")
+
+
+def l1(x: Tensor, y: Tensor) -> Tensor:
+    return (x.flatten(1) - y.flatten(1)).abs().sum() / x.numel()
+
+
+def adversarial(outputs: Sequence[Tensor], target: int, kind: str) -> Tensor:
+    """Least squares, or the logarithm of the probability of `target`, summed over scales."""
+    if kind == "lsgan":
+        terms = [((y - target) ** 2).mean() for y in outputs]
+    else:
+        terms = [-torch.log(torch.sigmoid(y if target else -y)).mean() for y in outputs]
+    return torch.stack(terms).sum()
+
+
+def objective(
+    unit: Any, x_a: Tensor, x_b: Tensor, s_a: Tensor, s_b: Tensor, kind: str = "lsgan"
+) -> dict[str, Tensor]:
+    """Every loss but the weighted sums, by its name; the networks' own discriminators.
+
+    s_a is the style of b translated to a, and s_b that of a translated to b.
+    """
+    a, b = (dict(each.named_parameters()) for each in (unit.gen_a, unit.gen_b))
+    c_a, c_b = content(a, x_a), content(b, x_b)
+    x_ba, x_ab = decode(a, c_b, s_a), decode(b, c_a, s_b)
+    found_a, found_b = content(b, x_ab), content(a, x_ba)
+    fake, real = [x_ba.detach(), x_ab.detach()], [x_a, x_b]
+    return {
+        "reconstruction_a": l1(decode(a, c_a, style(a, x_a)), x_a),
+        "reconstruction_b": l1(decode(b, c_b, style(b, x_b)), x_b),
+        "style_a": l1(style(a, x_ba), s_a),
+        "style_b": l1(style(b, x_ab), s_b),
+        "content_a": l1(found_a, c_a),
+        "content_b": l1(found_b, c_b),
+        "cycle_a": l1(decode(a, found_a, style(a, x_a)), x_a),
+        "cycle_b": l1(decode(b, found_b, style(b, x_b)), x_b),
+        "adversarial_a": adversarial(unit.dis_a(x_ba), 1, kind),
+        "adversarial_b": adversarial(unit.dis_b(x_ab), 1, kind),
+        **{
+            f"discriminator_{name}": adversarial(dis(x), 1, kind) + adversarial(dis(y), 0, kind)
+            for name, dis, x, y in zip("ab", (unit.dis_a, unit.dis_b), real, fake, strict=True)
+        },
+    }

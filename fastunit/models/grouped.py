@@ -32,6 +32,7 @@ from fastunit.models.chain import (
     links,
 )
 from fastunit.models.discriminator import Discriminator
+from fastunit.models.norms import AdaptiveInstanceNorm2d
 from fastunit.models.unfused import untouched
 from fastunit.models.vae import check_image
 
@@ -266,13 +267,15 @@ def _can_recompute(steps: Steps) -> bool:
     """Return whether backward can run these layers again.
 
     Not with batch norm, whose running statistics would be updated twice, nor with dropout, whose
-    mask would have to be drawn again, which is impossible in a CUDA graph; nor with hooks.
+    mask would have to be drawn again, which is impossible in a CUDA graph; nor with AdaIN, whose
+    styles are other ones by then; nor with hooks.
     """
     return all(
         each.operation is not None
         or (
             hasattr(each.layer, "per_sample")
             and not _has(each.layer, _BatchNorm)
+            and not _has(each.layer, AdaptiveInstanceNorm2d)
             and _whole(each.layer)
         )
         for a, b, _ in steps

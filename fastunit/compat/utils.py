@@ -237,6 +237,28 @@ def load_vgg16(model_dir: str | Path) -> Vgg16:
     return network
 
 
+def load_inception(model_path: str | Path) -> nn.Module:
+    """Return torchvision's Inception v3 with the weights of a file, for the release's scores.
+
+    Args:
+        model_path: a state_dict; its `fc.weight` says how many classes there are.
+
+    Raises:
+        ConfigError: torchvision is not installed.
+        CheckpointError: the file cannot be read.
+    """
+    try:
+        from torchvision.models import inception_v3
+    except ImportError as error:
+        raise ConfigError("Inception scores need torchvision: pip install torchvision") from error
+    state = files.read(Path(model_path))
+    network: Any = inception_v3(weights=None, init_weights=False, transform_input=True)
+    network.aux_logits = False
+    network.fc = nn.Linear(network.fc.in_features, len(state["fc.weight"]))
+    network.load_state_dict(state)
+    return network.requires_grad_(False)
+
+
 def vgg_preprocess(batch: Tensor) -> Tensor:
     """Return RGB images [N, 3, H, W] in [-1, 1] as BGR of 0..255 minus VGG16's mean."""
     mean = batch.new_tensor(MEAN_BGR)[:, None, None]

@@ -51,10 +51,10 @@ class Operation(NamedTuple):
         if filters is not None and filters.direct is not None:
             weight, *others = filters.direct.values
             return Weights(cast(Tensor, weight), *others, filters=filters)
-        conv = self.conv._parameters
-        affine = {} if self.norm is None else self.norm._parameters
-        weight = cast(Tensor, conv["weight"])
-        return Weights(weight, conv["bias"], affine.get("gamma"), affine.get("beta"), filters)
+        conv, norm = self.conv, self.norm
+        gamma, beta = (None, None) if norm is None else (_of(norm, "gamma"), _of(norm, "beta"))
+        weight = cast(Tensor, _of(conv, "weight"))
+        return Weights(weight, _of(conv, "bias"), gamma, beta, filters)
 
     def resembles(self, other: Operation) -> bool:
         """Return whether two layers differ in their weights alone."""
@@ -68,6 +68,12 @@ class Operation(NamedTuple):
         """Apply the layer as it is, without regard to others."""
         w = self.weights()
         return apply(self.plan, x, w.weight, w.bias, w.gamma, w.beta, prelu, residual)
+
+
+def _of(module: nn.Module, name: str) -> Tensor | None:
+    """Return a parameter, or what is in its place: computed from others, or a view of them all."""
+    parameters = module._parameters  # faster than an attribute
+    return parameters[name] if name in parameters else getattr(module, name)
 
 
 class Step(NamedTuple):

@@ -102,9 +102,31 @@ def norm_act(
             torch.func.
         RuntimeError: a second derivative of "triton" or "aten", or of compiled code.
     """
+    return _run(
+        ("norm_act", "gamma", "beta"), x, gamma, beta, residual, slope, norm=norm, eps=eps, act=act,
+        halo=halo, pad_mode=pad_mode, impl=impl,
+    )  # fmt: skip
+
+
+def _run(
+    names: tuple[str, str, str],
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    slope: float | Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    act: Activation,
+    impl: Impl,
+    halo: int = 0,
+    pad_mode: PadMode = "zero",
+) -> Tensor:
+    """Check and run what was called, by its name and those of scale and shift in `names`."""
     form = checks.form
     given = form(slope) if isinstance(slope, Tensor) else slope
-    _check(form(x), form(gamma), form(beta), given, norm, act, halo, pad_mode)
+    _check(form(x), form(gamma), form(beta), given, norm, act, halo, pad_mode, names)
     if residual is not None:
         residual = checks.residual(Form(x.shape, x.dtype), residual)
     learnt = slope if act == "prelu" and isinstance(slope, Tensor) else None
@@ -117,7 +139,7 @@ def norm_act(
     # Without norm and halo there is nothing to recompute: autograd spares the operator's cost.
     if chosen == "plain" or (chosen == "aten" and norm == "none" and not halo):
         return norm_act_plain(*tensors, options)
-    if derivatives.only_plain(impl, "norm_act", *tensors):
+    if derivatives.only_plain(impl, names[0], *tensors):
         return norm_act_plain(*tensors, options)
     if eager.only_autograd(*tensors):
         auto = is_auto(impl)
@@ -137,12 +159,13 @@ def _check(
     act: str,
     halo: int,
     pad_mode: str,
+    names: tuple[str, str, str],
 ) -> None:
     checks.image("x", x)
     checks.choice("norm", norm, checks.NORMS)
     checks.choice("act", act, checks.ACTS)
     checks.slope(x, act, slope)
-    checks.parameter_rows(x, gamma=gamma, beta=beta)
+    checks.parameter_rows(x, **{names[1]: gamma, names[2]: beta})
     checks.integer("halo", halo)
     checks.padding(x.shape[2:], halo, pad_mode)
 
@@ -187,19 +210,8 @@ def instance_norm_act(
             torch.func.
         RuntimeError: a second derivative of "triton" or "aten", or of compiled code.
     """
-    if choose_impl(impl, x) != "plain":  # what is refused is refused under this name
-        derivatives.only_plain(impl, "instance_norm_act", x, weight, bias, slope, residual)
-    return norm_act(
-        x,
-        norm="in",
-        gamma=weight,
-        beta=bias,
-        eps=eps,
-        act=act,
-        slope=slope,
-        residual=residual,
-        impl=impl,
-    )
+    names = "instance_norm_act", "weight", "bias"
+    return _run(names, x, weight, bias, residual, slope, norm="in", eps=eps, act=act, impl=impl)
 
 
 def arguments_of(module: nn.InstanceNorm2d) -> dict[str, Tensor | float | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 from fastunit.common import regular
 from fastunit.common.errors import DataError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+EXTENSIONS = (*IMAGES, ".npy")
 SPLITS = {"train_a": "trainA", "train_b": "trainB", "test_a": "testA", "test_b": "testB"}
 _LONGEST = 2**30  # bytes of a list file
 _logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def find_domains(config: Any) -> Domains:
     )
 
 
-def image_files(folder: Path) -> tuple[Path, ...]:
+def image_files(folder: Path, extensions: Sequence[str] = EXTENSIONS) -> tuple[Path, ...]:
     """Return the image files under ``folder``, by extension, sorted by path; links are followed.
 
     Hidden files and folders are ignored; a folder reached twice through links is read once. Files
@@ -67,9 +68,9 @@ def image_files(folder: Path) -> tuple[Path, ...]:
     images: list[str] = []
     others: list[str] = []
     for file in _visible_files(folder):  # text: a million Paths take many seconds to sort
-        image = os.path.splitext(file)[1].lower() in EXTENSIONS
+        image = os.path.splitext(file)[1].lower() in extensions
         (images if image else others).append(file)
-    known = " ".join(EXTENSIONS)
+    known = " ".join(extensions)
     if not images:
         example = f" such as {os.path.basename(others[0])}" if others else ""
         holds = f"; it holds {len(others)} other files{example}" if others else ""

@@ -25,11 +25,11 @@ import torch
 
 from fastunit.common import text, waiting
 from fastunit.common.errors import ConfigError, DataError
-from fastunit.data import passed
+from fastunit.data import exact, passed
 from fastunit.data.image_io import Limits, Reading, content, dali_options, for_loader
 from fastunit.data.image_kinds import kind_of
 from fastunit.data.read_ahead import ReadAhead
-from fastunit.data.validation import SizeRule, check_channels, problem, require_dali
+from fastunit.data.validation import SizeRule, problem, require_dali
 
 _PREFETCH = 2  # batches DALI prepares ahead of the one asked for
 _DEFAULTS = Limits()
@@ -62,23 +62,23 @@ class DomainLoader:
         threads: int = 2,
         position: int = 0,
         flip: bool = True,
-        value_range: tuple[int, int] | None = None,
+        value_range: tuple[float, float] | None = None,
         limits: Limits = _DEFAULTS,
     ) -> None:
         """Open the stream of ``files`` at sample ``position``.
 
         ``crop`` is (height, width). ``stream`` is 0 for domain a and 1 for b, so that one seed
         gives each domain its own order, crops and flips. ``threads`` are DALI's CPU threads; 0
-        means 1. ``value_range`` is that of `image_io.Reading`, for 16-bit files. Neither ``flip``
+        means 1. ``value_range`` is that of `image_io.Reading`. Neither ``flip``
         nor ``threads`` changes the order or the crops.
 
         Raises:
-            ConfigError: ``channels`` is neither 1 nor 3, or ``seed`` is negative.
+            ConfigError: ``seed`` is negative.
             DataError: there are no files, or DALI is not installed.
         """
         if seed < 0:
             raise ConfigError(f"seed is {seed}; choose 0 or more")
-        _check(files, channels)
+        _check(files)
         self._files = tuple(files)
         self._batch_size = batch_size
         self._position = position
@@ -130,7 +130,7 @@ def iter_images(
     new_size: int | None,
     device: torch.device,
     threads: int = 2,
-    value_range: tuple[int, int] | None = None,
+    value_range: tuple[float, float] | None = None,
     limits: Limits = _DEFAULTS,
 ) -> Iterator[torch.Tensor]:
     """Yield every file once, in the order given, unflipped: float32 [N, C, H, W] as DomainLoader.
@@ -140,9 +140,9 @@ def iter_images(
     is yielded alone, uncropped.
 
     Raises:
-        ConfigError, DataError: as DomainLoader, at the call, not at the first image.
+        DataError: as DomainLoader, at the call, not at the first image.
     """
-    _check(files, channels)
+    _check(files)
     size = batch_size if crop else 1
     groups = [files[i : i + size] for i in range(0, len(files), size)]
     batches = ([(file, 0.5, 0.5, False) for file in group] for group in groups)
@@ -188,25 +188,31 @@ class _Random:
         return np.random.Philox(key).random_raw(count)
 
 
-def _check(files: Sequence[Path], channels: int) -> None:
-    check_channels(channels)
+def _check(files: Sequence[Path]) -> None:
     if not files:
         raise DataError("no image files to read")
     require_dali()
 
 
-def _load(file: Path, limits: Limits) -> bytes:
-    """Return what DALI decodes of a file; raises DataError that names it."""
+def _load(file: Path, reading: Reading, decoded: bool) -> np.ndarray:
+    """Return what DALI decodes of a file, or its pixels; raises DataError that names it."""
     try:
-        data = content(file, limits)
+        data = content(file, reading.limits)
         passed.verify(file, data)
-        return for_loader(data, kind_of(data))
+        if decoded:
+            return exact.floats(data, reading)
+        return np.frombuffer(for_loader(data, kind_of(data)), np.uint8)
     except DataError as error:
         raise DataError(f"cannot read {text.name(file)} ({error}). {_CHANGED}") from error
 
 
-def _inputs(samples: Iterator[list[_Sample]], limits: Limits, threads: int) -> Iterator[_Batch]:
-    """Yield samples as inputs of the DALI graph: contents, flips and, for crops, x and y."""
+def _inputs(
+    samples: Iterator[list[_Sample]], reading: Reading, decoded: bool, threads: int
+) -> Iterator[_Batch]:
+    """Yield samples as inputs of the DALI graph: contents, flips and, for crops, x and y.
+
+    Contents are files, or float32 [H, W, C] in [-1, 1] if `decoded`.
+    """
     kept: deque[list[_Sample]] = deque()
 
     def files() -> Iterator[list[Path]]:
@@ -215,12 +221,12 @@ def _inputs(samples: Iterator[list[_Sample]], limits: Limits, threads: int) -> I
             yield [file for file, *_ in batch]
 
     contents = ReadAhead(
-        files(), lambda file: _load(file, limits), threads=threads, ahead=_PREFETCH
+        files(), lambda file: _load(file, reading, decoded), threads=threads, ahead=_PREFETCH
     )
     for data in contents:
         _, xs, ys, flips = zip(*kept.popleft(), strict=True)
         yield (
-            [np.frombuffer(each, np.uint8) for each in data],
+            data,
             [np.int32(flip) for flip in flips],
             [np.float32(x) for x in xs],
             [np.float32(y) for y in ys],
@@ -243,7 +249,7 @@ class _Reader:
 
         self._rule, self._device, self._failed = rule, torch.device(device), False
         self._pipeline = pipeline_def(_graph)(
-            _inputs(samples, rule.reading.limits, threads),
+            _inputs(samples, rule.reading, decoder == "none", threads),
             rule,
             decoder,
             self._cuda,
@@ -301,14 +307,15 @@ class _Reader:
 
 
 def _decoder(files: Sequence[Path], rule: SizeRule, device: torch.device) -> str:
-    """Return DALI's decoder device: "mixed" (GPU) for JPEGs only, else "cpu".
+    """Return DALI's decoder device: "mixed" (GPU) for JPEGs only, else "cpu"; "none": `exact`.
 
-    For other formats the GPU's decoders may give other pixels than those checked on the CPU; and
-    the range of 16-bit values is applied on the CPU.
+    For other formats the GPU's decoders may give other pixels than those checked on the CPU.
     """
-    jpegs = all(file.suffix.lower() in (".jpg", ".jpeg") for file in files)
+    suffixes = {file.suffix.lower() for file in files}
+    if rule.reading.exact or exact.ARRAY in suffixes:
+        return "none"
     cuda = torch.device(device).type == "cuda"
-    return "mixed" if cuda and jpegs and not rule.reading.value_range else "cpu"
+    return "mixed" if cuda and suffixes <= {".jpg", ".jpeg"} else "cpu"
 
 
 def _graph(batches: Iterator[_Batch], rule: SizeRule, decoder: str, cuda: bool) -> Any:
@@ -316,19 +323,14 @@ def _graph(batches: Iterator[_Batch], rule: SizeRule, decoder: str, cuda: bool) 
     fn, types = _dali()
     inputs = 4 if rule.crop else 2  # uncropped images need no crop position
     source = (batch[:inputs] for batch in batches)
-    encoded, flip, *where = fn.external_source(source, num_outputs=inputs, batch=True)
-    reading = rule.reading
-    images = fn.decoders.image(
-        encoded,
-        device=decoder,
-        **dali_options(reading.channels, bool(reading.value_range), types),
+    layouts = ["HWC" if decoder == "none" else "", *[""] * (inputs - 1)]
+    images, flip, *where = fn.external_source(
+        source, num_outputs=inputs, batch=True, layout=layouts
     )
-    if reading.value_range:
-        table = reading.table().tolist()
-        images = fn.lookup_table(
-            images, keys=list(range(len(table))), values=table, dtype=types.UINT8
-        )
-    if cuda and decoder == "cpu":
+    channels, middle = rule.reading.channels, 0.0 if decoder == "none" else 127.5
+    if decoder != "none":
+        images = fn.decoders.image(images, device=decoder, **dali_options(channels, False, types))
+    if cuda and decoder != "mixed":
         images = images.gpu()
     if rule.new_size:
         images = fn.resize(
@@ -344,8 +346,8 @@ def _graph(batches: Iterator[_Batch], rule: SizeRule, decoder: str, cuda: bool) 
         mirror=flip,
         dtype=types.FLOAT,
         output_layout="HWC",
-        mean=[127.5] * reading.channels,
-        std=[127.5] * reading.channels,
+        mean=[middle] * channels,
+        std=[middle or 1.0] * channels,
         **(_crop_arguments(images, rule.crop, *where) if rule.crop else {}),
     )
 

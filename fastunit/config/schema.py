@@ -13,13 +13,14 @@ from typing import ClassVar
 from fastunit.common.choices import (
     Activation,
     BuiltinData,
+    DiscriminatorNorm,
     GanType,
+    ImageLoader,
     Init,
     InitB,
     Latent,
     LRPolicy,
     Network,
-    Norm,
     PadType,
     Precision,
     SaveError,
@@ -49,7 +50,7 @@ class GeneratorConfig:
 @dataclass(frozen=True)
 class DiscriminatorConfig:
     dim: int = key(64, "channels of the first layer", low=1, high=4096)
-    norm: Norm = key("none", "norm of every layer but the first and last")
+    norm: DiscriminatorNorm = key("none", "norm of every layer but the first and last")
     activ: Activation = key("lrelu", "activation")
     n_layer: int = key(4, "stride-2 layers per scale", low=1, high=16)
     gan_type: GanType = key("lsgan", "least squares or non-saturating")
@@ -76,6 +77,11 @@ class DataConfig:
     test_crop: TestCrop = key(
         "center",
         "part of a test image that is evaluated: its centre crop or all of it",
+    )
+    loader: ImageLoader = key(
+        "auto",
+        "what reads images: NVIDIA DALI, or Pillow, which gives the same images up to one level; "
+        "auto: DALI where it is installed",
     )
     flip: bool = key(True, "mirror half of the training images left to right")
     max_pixels: int = key(2**26, "largest image that is read, in pixels", low=1, high=2**32)
@@ -130,10 +136,12 @@ class Config:
 
     UNUSED: ClassVar[dict[str, Unused]] = {
         "recon_s_w": Unused(
-            "MUNIT's weight of the style's reconstruction; UNIT has no style", True
+            "MUNIT's weight of the style's reconstruction (network=munit); UNIT has no style", True
         ),
         "recon_c_w": Unused(
-            "MUNIT's weight of the content's reconstruction; UNIT has recon_kl_cyc_w instead", True
+            "MUNIT's weight of the content's reconstruction (network=munit); UNIT has "
+            "recon_kl_cyc_w instead",
+            True,
         ),
     }
 
@@ -245,7 +253,8 @@ class Config:
     # Networks.
     network: Network = key(
         "release",
-        "networks of the 2018 release (sections gen, dis, share) or of the paper (section paper)",
+        "networks of the 2018 release (sections gen, dis, share), of the paper (section paper), or "
+        "MUNIT (sections gen, dis)",
     )
     input_dim_a: int = key(3, "channels of domain a", low=1, high=1024)
     input_dim_b: int = key(3, "channels of domain b", low=1, high=1024)
@@ -289,7 +298,7 @@ class Config:
 
     @property
     def threads(self) -> int:
-        """Decoding threads per domain, at least 1: DALI never decodes in the calling thread."""
+        """Decoding threads per domain, at least 1: none decodes in the calling thread."""
         return max(1, self.num_workers)
 
     @property

@@ -104,11 +104,19 @@ class _Worker:
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         self._buffer = bytearray()
-        self._ended = False
+        self._ended, self._starved_before = False, 0.0
+
+    def start(self) -> None:
+        """Wait until it can decode; raises DataError if it never can."""
+        assert self._process.stderr
         try:
             ready = self._line(time.monotonic() + _START) == b"ready"
         except _Lost:
             ready = False
+        except TimeoutError as error:
+            raise DataError(
+                f"the process that decodes images has not started within {_START:g} s"
+            ) from error
         if not ready:
             self.kill()
             said = self._process.stderr.read().decode(errors="replace").strip()
@@ -119,7 +127,7 @@ class _Worker:
         self, request: bytes, seconds: float, channels: int
     ) -> tuple[Decoded | str, list[bytes]]:
         """Return what is known of a file, or why it cannot be used, and its parts if asked for."""
-        end = time.monotonic() + seconds
+        end, self._starved_before = time.monotonic() + seconds, self._starved()
         try:
             os.write(self._in, request)
         except OSError as error:
@@ -147,6 +155,13 @@ class _Worker:
                 if pipe:
                     pipe.close()
 
+    def _starved(self) -> float:
+        """Return the seconds that the process has waited for a processor: no file's fault."""
+        with suppress(OSError, ValueError, IndexError):
+            file = Path(f"/proc/{self._process.pid}/schedstat")
+            return int(file.read_text(encoding="ascii").split()[1]) / 1e9
+        return 0.0
+
     def _line(self, end: float) -> bytes:
         while b"\n" not in self._buffer:
             if len(self._buffer) > _LONGEST:
@@ -167,7 +182,8 @@ class _Worker:
         while not select.select([self._out], [], [], _STEP)[0]:
             if self._ended:
                 raise _Lost("the check was ended")
-            if time.monotonic() > end:
+            late = time.monotonic() - end
+            if late > 0 and late > self._starved() - self._starved_before:
                 raise TimeoutError
         data = os.read(self._out, 2**20)
         if not data:
@@ -224,12 +240,13 @@ def _ask(
         "range": reading.value_range,
         "key": reading.key,
         "limits": asdict(limits),
+        "loader": reading.loader,
         "pixels": pixels,
         "wanted": wanted and asdict(wanted),
     }
     line = json.dumps(request).encode() + b"\n"
-    for attempt in (1, 2):  # an idle process may just have ended
-        worker = _take_worker()
+    for new in (False, True):  # idle processes may just have ended
+        worker = _take_worker(new)
         try:
             found, data = worker.ask(line, limits.seconds, reading.channels)
         except TimeoutError as error:
@@ -239,7 +256,7 @@ def _ask(
             ) from error
         except _Lost as error:
             _discard(worker)
-            if str(error) or attempt == 2:
+            if str(error) or new:
                 raise DataError(str(error) or "the process that decodes images ends") from error
             continue
         except BaseException:
@@ -256,9 +273,10 @@ def _ask(
     raise AssertionError
 
 
-def _take_worker() -> _Worker:
+def _take_worker(new: bool) -> _Worker:
+    """Return an idle process, if there is one and no `new` one is asked for."""
     with _lock:
-        while _idle:
+        while _idle and not new:
             worker = _idle.pop()
             if worker.alive:
                 _busy.add(worker)
@@ -271,7 +289,12 @@ def _take_worker() -> _Worker:
             f"the process that decodes images does not start: {error.strerror}"
         ) from error
     with _lock:
-        _busy.add(worker)
+        _busy.add(worker)  # before it has started, so that `stop` ends it too
+    try:
+        worker.start()
+    except BaseException:
+        _discard(worker)
+        raise
     return worker
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import ast
 import io
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -18,6 +20,7 @@ from PIL import Image, ImageOps
 from fastunit.common import extras
 from fastunit.common.errors import DataError
 from fastunit.data import image_io
+from fastunit.data.file_list import Files
 from fastunit.data.image_io import Limits, Reading
 from fastunit.data.image_kinds import floating, is_tiff, kind_of
 
@@ -25,6 +28,11 @@ ARRAY = ".npy"
 _NPY = b"\x93NUMPY"
 _ROWS = 256  # scaled at a time
 _LUMINANCE = (0.299, 0.587, 0.114)
+
+
+def in_domain(files: Sequence[Path], reading: Reading) -> bool:
+    """Return whether training reads a domain's files as float32."""
+    return reading.exact or any(name.lower().endswith(ARRAY) for name in Files(files).names)
 
 
 def decode(data: bytes, reading: Reading, *, deep: bool) -> np.ndarray:
@@ -58,7 +66,7 @@ def floats(data: bytes, reading: Reading) -> np.ndarray:
         return scaled(_fitted(_tiff(data, reading), reading, colours=True), reading)
     if not kind_of(data).deep:
         return scaled(image_io.decode(data, reading), reading)
-    values = image_io.sixteen_bits(data, reading.channels)
+    values = image_io.sixteen_bits(data, reading)
     if values is None:  # without DALI, of colours
         if reading.value_range:
             raise DataError(

@@ -20,9 +20,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fastunit.common import regular
+from fastunit.common.choices import ImageLoader
 from fastunit.common.errors import DataError
 from fastunit.common.files import atomic
-from fastunit.data import profiles
+from fastunit.data import dali, profiles
 from fastunit.data.image_kinds import Kind, even_chunks, is_webp, kind_of, webp_size
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # Pillow would run a program for some (EPS)
@@ -62,13 +63,15 @@ class Reading:
     """How a domain's files are converted to 8-bit pixels.
 
     `value_range` (low, high) holds the values that become -1 and 1; with it, and for other than 1
-    or 3 channels, `exact` reads the files. `key` names its configuration key in messages.
+    or 3 channels, `exact` reads the files. `key` names its configuration key in messages. `loader`
+    is data.loader: with "pillow", or without DALI, Pillow alone decodes.
     """
 
     channels: int = 3
     value_range: tuple[float, float] | None = None
     key: str = "data.range_a or data.range_b"
     limits: Limits = field(default_factory=Limits)
+    loader: ImageLoader = "auto"
 
     def __hash__(self) -> int:
         return hash((self.channels, self.value_range))  # of a part: millions of files ask
@@ -83,7 +86,7 @@ def reading_of(config: Any, domain: str) -> Reading:
     """Return how a configuration reads the files of domain "a" or "b"."""
     of, data = config.domain(domain), config.data
     limits = Limits(data.max_pixels, data.max_bytes, data.max_seconds)
-    return Reading(of.channels, of.value_range, f"data.range_{domain}", limits)
+    return Reading(of.channels, of.value_range, f"data.range_{domain}", limits, data.loader)
 
 
 def read(file: Path, channels: int) -> np.ndarray:
@@ -99,9 +102,9 @@ def read(file: Path, channels: int) -> np.ndarray:
 def decode(data: bytes, reading: Reading) -> np.ndarray:
     """Decode a file's bytes to uint8 [H, W, channels], with Pillow and DALI; both must agree.
 
-    The result is DALI's, bit-identical to training (except JPEGs decoded on a GPU). Without DALI
-    (which training needs) the result is Pillow's, which differs by at most one level, in the
-    luminance of colour images and in 16-bit colours.
+    The result is that of the loader that reads training images, to the bit (except JPEGs decoded on
+    a GPU): DALI's, or without DALI Pillow's, which differs by at most one level, in the luminance
+    of colour images and in 16-bit colours.
 
     Raises:
         DataError: the file cannot be decoded, or the decoders disagree; with the reason.
@@ -110,16 +113,27 @@ def decode(data: bytes, reading: Reading) -> np.ndarray:
     defined, name = _by_pillow(data, reading)
     if reading.value_range and not kind.deep:
         raise DataError(_not_deep(reading))
-    if not dali_installed():
+    if not dali.used(reading.loader):
         return defined
-    seen = _by_dali(for_loader(data, kind), reading.channels, name)
+    seen = dali.decode(for_loader(data, kind), reading.channels, name)
     agree = _agree(seen, defined, kind)
     if agree and kind.deep:
-        values = sixteen_bits(data, reading.channels)
-        agree = values is not None and _agree(_NEAREST[values], seen, kind)
+        values = dali.decode(data, reading.channels, "16 bits", deep=True)
+        agree = _agree(_NEAREST[values], seen, kind)
     if not agree:
         raise DataError(f"the loader (DALI) misreads {name}; save it as PNG or JPEG")
     return seen
+
+
+def sixteen_bits(data: bytes, reading: Reading) -> np.ndarray | None:
+    """Return a 16-bit file's values: uint16 [H, W, C]; None for those that only DALI decodes."""
+    if dali.used(reading.loader):
+        return dali.decode(data, reading.channels, "16 bits", deep=True)
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if not image.mode.startswith("I"):  # Pillow brings colours to 8 bits
+            return None
+        values = sixteen_bits_of(ImageOps.exif_transpose(image)).astype(np.uint16)
+    return np.repeat(values[..., None], reading.channels, axis=2)
 
 
 def for_loader(data: bytes, kind: Kind) -> bytes:
@@ -152,7 +166,7 @@ def from_image(image: Image.Image, reading: Reading) -> np.ndarray:
         pixels = _eight_bits(ImageOps.exif_transpose(image))
         if profiles.applies(pixels):
             pixels = profiles.to_srgb(pixels)
-        return _pixels(pixels, reading.channels)
+        return _pixels(pixels, reading.channels, image.format)
     except OSError as error:  # Pillow opens files lazily: this one is only read now
         raise DataError(f"damaged or truncated: {error}") from error
 
@@ -160,26 +174,6 @@ def from_image(image: Image.Image, reading: Reading) -> np.ndarray:
 def to_image(pixels: np.ndarray) -> Image.Image:
     """Return uint8 [H, W, 1 or 3] as an image of mode L or RGB."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-
-
-def sixteen_bits(data: bytes, channels: int) -> np.ndarray | None:
-    """Return a 16-bit file's values: uint16 [H, W, channels]; None: only DALI can decode them."""
-    if dali_installed():
-        return _by_dali(data, channels, "16 bits", deep=True)
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if not image.mode.startswith("I"):  # Pillow brings colours to 8 bits
-            return None
-        values = sixteen_bits_of(ImageOps.exif_transpose(image)).astype(np.uint16)
-    return np.repeat(values[..., None], channels, axis=2)
-
-
-def dali_installed() -> bool:
-    """Return whether DALI can be imported."""
-    try:
-        import nvidia.dali  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def write(
@@ -254,7 +248,8 @@ def _by_pillow(data: bytes, reading: Reading) -> tuple[np.ndarray, str]:
                 name += " with EXIF data"
             if channels == 1:
                 image.draft("L", image.size)  # for JPEG the stored luminance, as DALI does
-            return _pixels(_eight_bits(ImageOps.exif_transpose(image)), channels), name
+            upright = _eight_bits(ImageOps.exif_transpose(image))
+            return _pixels(upright, channels, image.format), name
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -267,13 +262,25 @@ def _by_pillow(data: bytes, reading: Reading) -> tuple[np.ndarray, str]:
         raise DataError(f"damaged or truncated: {error}") from error
 
 
-def _pixels(image: Image.Image, channels: int) -> np.ndarray:
-    """Return an 8-bit image as uint8 [H, W, channels], without alpha."""
+def _pixels(image: Image.Image, channels: int, file_format: str | None = None) -> np.ndarray:
+    """Return an 8-bit image, of a file of that format, as uint8 [H, W, channels], without alpha."""
     if image.mode != _MODES[channels]:
         # Through RGBA: Pillow warns if a palette's transparency is dropped directly.
-        image = image.convert("RGBA").convert(_MODES[channels])
+        image = image.convert("RGBA").convert("RGB")
+        if channels == 1:
+            if file_format == "PNG":
+                return _floored_luminance(np.asarray(image))
+            image = image.convert("L")
     values = np.asarray(image)
     return values.reshape(*values.shape[:2], channels)
+
+
+def _floored_luminance(colours: np.ndarray) -> np.ndarray:
+    """Return the luminance rounded down, as DALI does for PNG; Pillow and it round others."""
+    luminance = colours[..., 0] * np.int32(4899)
+    luminance += colours[..., 1] * np.int32(9617)
+    luminance += colours[..., 2] * np.int32(1868)
+    return (luminance >> 14).astype(np.uint8)[..., None]
 
 
 def sixteen_bits_of(image: Image.Image) -> np.ndarray:
@@ -302,34 +309,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
             raise DataError(f"floating values {values.min()}..{values.max()} are not in 0..1")
         return Image.fromarray(np.round(values * 255).astype(np.uint8))
     return image
-
-
-def _by_dali(data: bytes, channels: int, name: str, *, deep: bool = False) -> np.ndarray:
-    """Return uint8 (uint16 where `deep`) [H, W, channels] as the training loader decodes it."""
-    import nvidia.dali.experimental.dynamic as dynamic
-    from nvidia.dali import types
-
-    encoded = np.frombuffer(data, np.uint8)
-    try:
-        tensor = dynamic.decoders.image(
-            encoded, device="cpu", **dali_options(channels, deep, types)
-        )
-        return np.asarray(tensor.cpu())
-    except MemoryError as error:
-        raise DataError("too little memory to decode it") from error
-    except RuntimeError as error:
-        raise DataError(
-            f"the loader (DALI) cannot decode {name}; save it as PNG or JPEG"
-        ) from error
-
-
-def dali_options(channels: int, deep: bool, types: Any) -> dict[str, Any]:
-    """Return the arguments of DALI's decoder, the same for training and for the check."""
-    return {
-        "output_type": types.RGB if channels == 3 else types.GRAY,
-        "dtype": types.UINT16 if deep else types.UINT8,
-        "jpeg_fancy_upsampling": True,  # as Pillow; on CPUs DALI always does
-    }
 
 
 def _agree(seen: np.ndarray, defined: np.ndarray, kind: Kind) -> bool:

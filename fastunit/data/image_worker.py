@@ -23,7 +23,7 @@ import numpy as np
 IDLE = 10.0
 DIGEST = 16  # bytes of a file's BLAKE2b digest
 PER_PIXEL = 14  # bytes: two decoded copies and the decoders' own, with room to spare
-FLOATS = 24  # bytes: values of a channel beyond three, in their dtype, double and single precision
+FLOATS = 24  # bytes a pixel and channel, of more than 3: values, in double and single precision
 BASE = 2**28  # bytes beside the process's own at its start, the file and the pixels
 
 
@@ -36,10 +36,9 @@ def main() -> int:
     from PIL import Image
 
     sys.modules["torch"] = None  # type: ignore[assignment]  # DALI would import it: a second
-    from fastunit.data import image_io
+    from fastunit.data import dali
 
-    if image_io.dali_installed():
-        pass
+    dali.installed()  # imported before its memory counts
     Image.MAX_IMAGE_PIXELS = None  # `Limits` decide instead
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -73,7 +72,11 @@ def _answer(request: dict[str, Any], used: int) -> tuple[dict[str, Any], list[An
     resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     span = request["range"]
     reading = image_io.Reading(
-        request["channels"], span and (span[0], span[1]), request["key"], limits
+        request["channels"],
+        span and (span[0], span[1]),
+        request["key"],
+        limits,
+        request["loader"],
     )
     try:
         data = image_io.content(Path(os.fsdecode(bytes.fromhex(request["path"]))), limits)
@@ -83,7 +86,7 @@ def _answer(request: dict[str, Any], used: int) -> tuple[dict[str, Any], list[An
             picture = pictures.Picture(exact.decode(data, reading, deep=False))
         pixels, deep = picture.pixels, None
         if not exact.is_array(data, reading) and kind_of(data).deep:
-            deep = image_io.sixteen_bits(data, reading.channels)
+            deep = image_io.sixteen_bits(data, reading)
         values = None if deep is None else value_ranges.used(deep)
     except DataError as error:
         return {"error": str(error)}, []
@@ -103,12 +106,14 @@ def _bytes(picture: Any) -> list[Any]:
     return [_flat(picture.pixels), alpha, picture.profile, picture.exif]
 
 
-def _flat(values: np.ndarray) -> memoryview:
-    return memoryview(np.ascontiguousarray(values).reshape(-1)).cast("B")
+def _flat(values: np.ndarray) -> bytes:
+    return values.tobytes()
 
 
 def _data_bytes() -> int:
-    """Return the bytes that RLIMIT_DATA counts."""
+    """Return the bytes that RLIMIT_DATA counts; a guess if the system does not tell."""
+    if sys.platform != "linux":
+        return 2**29
     with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
         return next((int(x.split()[1]) * 1024 for x in lines if x.startswith("VmData:")), 2**29)
 

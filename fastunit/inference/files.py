@@ -102,8 +102,12 @@ class FileTranslator:
                         self._writes.append((job, pool.submit(self._write, result, job.target)))
                     self._finish_writes(bar, leave=self._ahead())
                 self._finish_writes(bar, leave=0)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            decoding.stop()  # else its threads wait for files, for `data.max_seconds` at most
+            raise
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown()
 
     def _outputs(self, images: list[np.ndarray]) -> list[np.ndarray | DataError]:
         """Return the translations; where memory is too small, in halves down to single images."""

@@ -18,7 +18,7 @@ from fastunit.common import devices
 from fastunit.common import progress as bars
 from fastunit.common.errors import ConfigError, UserError
 from fastunit.config import Config
-from fastunit.data import builtin, discovery, validation
+from fastunit.data import builtin, dali, discovery, validation
 from fastunit.data.discovery import Domains
 from fastunit.data.image_io import reading_of
 from fastunit.data.validation import SizeRule
@@ -212,8 +212,9 @@ def _refuse_finished(iteration: int, config: Config, run: Run) -> None:
 def checked_files(config: Config) -> Domains:
     """Find and check the images; raises DataError that lists the bad ones.
 
-    Built-in images are drawn if they do not exist yet.
+    Built-in images are drawn if they do not exist yet. Warns if DALI is missing.
     """
+    dali.announce(config.data.loader)
     if config.data.builtin != "none":
         root = builtin.demo_root(builtin=config.data.builtin)
         config = replace(config, data_root=str(root))
@@ -272,8 +273,9 @@ def _batches(state: TrainState, domains: Domains) -> Batches:
 
 
 def _check_builtin(config: Config) -> None:
+    dali.announce(config.data.loader)
     height, width = builtin.size(config.data.builtin)
-    validation.require_dali()
+    dali.require(config.data.loader)
     for split in discovery.SPLITS:
         if (channels := _rule(config, split).reading.channels) not in (1, 3):
             raise ConfigError(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from fastunit.common.errors import DataError
 from fastunit.data import deep_files, image_io
+from fastunit.data.image_io import Reading
 from tests.support import profiles
 
 tifffile = pytest.importorskip("tifffile", reason="reads the files")
@@ -54,7 +55,7 @@ def test_arrays_and_tiffs_give_back_what_was_written(tmp_path, channels, bits, s
 def test_png_of_16_bits(tmp_path, channels):
     values = deep_files.values_of(draw(9, 14, channels), 16, None)
     deep_files.write(values, tmp_path / "x.png")
-    found = image_io.sixteen_bits((tmp_path / "x.png").read_bytes(), channels)
+    found = image_io.sixteen_bits((tmp_path / "x.png").read_bytes(), Reading(channels))
     assert np.array_equal(found, values)
     with Image.open(tmp_path / "x.png") as image:
         image.verify()
@@ -71,7 +72,9 @@ def test_png_of_16_bits_with_everything_beside(tmp_path):
     with Image.open(tmp_path / "x.png") as image:
         assert image.info["icc_profile"] == profiles.wide() and image.getexif()[271] == "Maker"
         assert np.array_equal(image.getchannel("A"), alpha)
-    assert np.array_equal(image_io.sixteen_bits((tmp_path / "x.png").read_bytes(), 3), values)
+    assert np.array_equal(
+        image_io.sixteen_bits((tmp_path / "x.png").read_bytes(), Reading(3)), values
+    )
 
 
 def test_a_tiff_keeps_its_profile(tmp_path):

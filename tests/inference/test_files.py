@@ -111,7 +111,7 @@ def test_values_of_a_range_come_back_in_the_range_of_the_other_domain(
 
 def exact_values(file: Path) -> np.ndarray:
     if file.suffix == ".png":
-        return image_io.sixteen_bits(file.read_bytes(), 1)
+        return image_io.sixteen_bits(file.read_bytes(), Reading(1))
     return pytest.importorskip("tifffile").imread(file)
 
 

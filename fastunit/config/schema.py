@@ -89,11 +89,18 @@ class DataConfig:
     max_seconds: float = key(
         30.0, "longest time that reading and checking one image may take", low=0.1, high=86400.0
     )
-    range_a: tuple[int, int] | None = key(
-        None, "[low, high]: domain a's 16-bit values that become 0 and 255", low=0, high=65535
+    value_range: tuple[float, float] | None = key(
+        None,
+        "[low, high]: values of 16-bit and floating files, in both domains, that become black and "
+        "white; None: those of the file's type, of floating numbers 0 and 1",
+        low=-1e9,
+        high=1e9,
     )
-    range_b: tuple[int, int] | None = key(
-        None, "[low, high]: domain b's 16-bit values that become 0 and 255", low=0, high=65535
+    range_a: tuple[float, float] | None = key(
+        None, "data.value_range of domain a alone", low=-1e9, high=1e9
+    )
+    range_b: tuple[float, float] | None = key(
+        None, "data.value_range of domain b alone", low=-1e9, high=1e9
     )
 
 
@@ -114,13 +121,13 @@ class Domain:
     """How one domain's images are read.
 
     `new_size` is the shorter side after resizing, None: not resized. `value_range` holds the
-    16-bit values that become 0 and 255, None: 0 and 65535.
+    values of 16-bit and floating files that become -1 and 1, None: those of the file's type.
     """
 
     name: str
     channels: int
     new_size: int | None
-    value_range: tuple[int, int] | None
+    value_range: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -282,7 +289,7 @@ class Config:
         """Return the settings of domain "a" or "b" alone."""
         own = getattr(self, f"new_size_{name}")
         new_size = own if own is not None else self.new_size
-        value_range = getattr(self.data, f"range_{name}")
+        value_range = getattr(self.data, f"range_{name}") or self.data.value_range
         return Domain(name, getattr(self, f"input_dim_{name}"), new_size, value_range)
 
     def given_data(self) -> list[str]:

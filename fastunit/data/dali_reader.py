@@ -128,18 +128,9 @@ def _graph(batches: Iterator[_Batch], rule: SizeRule, decoder: str, cuda: bool) 
     fn, types = _dali()
     inputs = 4 if rule.crop else 2  # uncropped images need no crop position
     source = (batch[:inputs] for batch in batches)
-    encoded, flip, *where = fn.external_source(source, num_outputs=inputs, batch=True)
-    reading = rule.reading
-    images = fn.decoders.image(
-        encoded,
-        device=decoder,
-        **dali.options(reading.channels, bool(reading.value_range), types),
-    )
-    if reading.value_range:
-        table = reading.table().tolist()
-        images = fn.lookup_table(
-            images, keys=list(range(len(table))), values=table, dtype=types.UINT8
-        )
+    images, flip, *where = fn.external_source(source, num_outputs=inputs, batch=True)
+    channels = rule.reading.channels
+    images = fn.decoders.image(images, device=decoder, **dali.options(channels, False, types))
     if cuda and decoder == "cpu":
         images = images.gpu()
     if rule.new_size:
@@ -156,8 +147,8 @@ def _graph(batches: Iterator[_Batch], rule: SizeRule, decoder: str, cuda: bool) 
         mirror=flip,
         dtype=types.FLOAT,
         output_layout="HWC",
-        mean=[127.5] * reading.channels,
-        std=[127.5] * reading.channels,
+        mean=[127.5] * channels,
+        std=[127.5] * channels,
         **(_crop_arguments(images, rule.crop, *where) if rule.crop else {}),
     )
 

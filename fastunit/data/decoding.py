@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
 import select
 import signal
@@ -53,12 +54,12 @@ def measure(file: Path, reading: Reading) -> Decoded:
 
 
 def decode(file: Path, reading: Reading) -> np.ndarray:
-    """Return a file's pixels, uint8 [H, W, channels], as `image_io.decode` does.
+    """Return a file's pixels as training sees them, uint8 or float32 [H, W, channels].
 
     Raises:
         DataError: the file cannot be used; with the reason, without its name.
     """
-    return _picture(*_ask(file, reading, pixels=True)).pixels
+    return _picture(*_ask(file, reading, pixels=True), reading.channels).pixels
 
 
 def picture(file: Path, reading: Reading, wanted: Wanted) -> Picture:
@@ -67,14 +68,15 @@ def picture(file: Path, reading: Reading, wanted: Wanted) -> Picture:
     Raises:
         DataError: the file cannot be used; with the reason, without its name.
     """
-    return _picture(*_ask(file, reading, pixels=True, wanted=wanted))
+    return _picture(*_ask(file, reading, pixels=True, wanted=wanted), reading.channels)
 
 
-def _picture(decoded: Decoded, parts: list[bytes]) -> Picture:
+def _picture(decoded: Decoded, parts: list[bytes], channels: int) -> Picture:
     pixels, alpha, profile, exif = parts
     shape = decoded.height, decoded.width
+    dtype = np.uint8 if len(pixels) == channels * math.prod(shape) else np.float32
     return Picture(
-        np.frombuffer(pixels, np.uint8).reshape(*shape, -1),
+        np.frombuffer(pixels, dtype).reshape(*shape, channels),
         np.frombuffer(alpha, np.uint8).reshape(shape) if alpha else None,
         profile,
         exif,
@@ -121,14 +123,16 @@ class _Worker:
             last = said.splitlines()[-1] if said else "it said nothing"
             raise DataError(f"the process that decodes images does not start: {last}")
 
-    def ask(self, request: bytes, seconds: float) -> tuple[Decoded | str, list[bytes]]:
+    def ask(
+        self, request: bytes, seconds: float, channels: int
+    ) -> tuple[Decoded | str, list[bytes]]:
         """Return what is known of a file, or why it cannot be used, and its parts if asked for."""
         end, self._starved_before = time.monotonic() + seconds, self._starved()
         try:
             os.write(self._in, request)
         except OSError as error:
             raise _Lost("") from error  # it had ended before
-        found, lengths = _checked(self._line(end))
+        found, lengths = _checked(self._line(end), channels)
         return found, [self._take(length, end) for length in lengths]
 
     @property
@@ -197,7 +201,7 @@ def _death(code: int | None) -> str:
     return f"damaged: decoding it ended the process that tried, {how}"
 
 
-def _checked(line: bytes) -> tuple[Decoded | str, list[int]]:
+def _checked(line: bytes, wanted: int) -> tuple[Decoded | str, list[int]]:
     """Return an answer and its parts' lengths; a process that a file took over may say anything."""
     try:
         answer = json.loads(line)
@@ -206,15 +210,15 @@ def _checked(line: bytes) -> tuple[Decoded | str, list[int]]:
         height, width, channels = (int(side) for side in answer["shape"])
         digest = bytes.fromhex(answer["digest"])
         values = answer["values"] and Values(*(int(value) for value in answer["values"]))
-        if min(height, width) < 1 or channels not in (1, 3) or len(digest) != DIGEST:
+        if min(height, width) < 1 or channels != wanted or len(digest) != DIGEST:
             raise ValueError
         lengths = [int(length) for length in answer["parts"]]
         if lengths:
-            pixels, alpha, *rest = lengths
+            pixels, alpha, profile, exif = lengths
             area = height * width
-            if pixels != area * channels or alpha not in (0, area) or len(rest) != 2:
+            if pixels not in (area * channels, 4 * area * channels) or alpha not in (0, area):
                 raise ValueError
-            if min(rest) < 0 or max(rest) > _MOST_BESIDE:
+            if min(profile, exif) < 0 or max(profile, exif) > _MOST_BESIDE:
                 raise ValueError
     except (ValueError, TypeError, KeyError) as error:
         raise _Lost("the process that decoded it gave no valid answer") from error
@@ -244,7 +248,7 @@ def _ask(
     for new in (False, True):  # idle processes may just have ended
         worker = _take_worker(new)
         try:
-            found, data = worker.ask(line, limits.seconds)
+            found, data = worker.ask(line, limits.seconds, reading.channels)
         except TimeoutError as error:
             _discard(worker)
             raise DataError(

@@ -13,7 +13,8 @@ from fastunit.common import regular
 from fastunit.common.errors import DataError
 from fastunit.data.file_list import Files
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+EXTENSIONS = (*IMAGES, ".npy")
 SPLITS = {"train_a": "trainA", "train_b": "trainB", "test_a": "testA", "test_b": "testB"}
 _LONGEST = 2**30  # bytes of a list file
 _logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def find_domains(config: Any) -> Domains:
     )
 
 
-def image_files(folder: Path) -> Files:
+def image_files(folder: Path, extensions: Sequence[str] = EXTENSIONS) -> Files:
     """Return the image files under ``folder``, by extension, sorted by path; links are followed.
 
     Hidden files and folders are ignored; a folder reached twice through links is read once. Files
@@ -68,9 +69,9 @@ def image_files(folder: Path) -> Files:
     images: list[str] = []
     others: list[str] = []
     for file in _visible_files(os.fspath(folder)):
-        image = file[file.rfind(".") :].lower() in EXTENSIONS
+        image = file[file.rfind(".") :].lower() in extensions
         (images if image else others).append(file)
-    known = " ".join(EXTENSIONS)
+    known = " ".join(extensions)
     if not images:
         example = f" such as {os.path.basename(others[0])}" if others else ""
         holds = f"; it holds {len(others)} other files{example}" if others else ""

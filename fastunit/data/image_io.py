@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fastunit.common import extras, regular
+from fastunit.common import regular
 from fastunit.common.choices import ImageLoader
 from fastunit.common.errors import DataError
 from fastunit.common.files import atomic
@@ -62,13 +62,13 @@ class Limits:
 class Reading:
     """How a domain's files are converted to 8-bit pixels.
 
-    `channels` is 1 or 3. `value_range` (low, high) maps 16-bit values to 0..255 linearly, clipped
-    and rounded; None is the full range, 0..65535. `key` names its configuration key in messages.
-    `loader` is data.loader: with "pillow", or without DALI, Pillow alone decodes.
+    `value_range` (low, high) holds the values that become -1 and 1; with it, and for other than 1
+    or 3 channels, `exact` reads the files. `key` names its configuration key in messages. `loader`
+    is data.loader: with "pillow", or without DALI, Pillow alone decodes.
     """
 
     channels: int = 3
-    value_range: tuple[int, int] | None = None
+    value_range: tuple[float, float] | None = None
     key: str = "data.range_a or data.range_b"
     limits: Limits = field(default_factory=Limits)
     loader: ImageLoader = "auto"
@@ -76,11 +76,10 @@ class Reading:
     def __hash__(self) -> int:
         return hash((self.channels, self.value_range))  # of a part: millions of files ask
 
-    def table(self) -> np.ndarray:
-        """Return the 8-bit value of each 16-bit value: uint8 [65536]."""
-        low, high = self.value_range or (0, 65535)
-        levels = np.clip((np.arange(65536) - low) / (high - low), 0, 1) * 255
-        return (levels + 0.5).astype(np.uint8)
+    @property
+    def exact(self) -> bool:
+        """Whether all files are read as float32, by `exact`."""
+        return self.value_range is not None or self.channels not in (1, 3)
 
 
 def reading_of(config: Any, domain: str) -> Reading:
@@ -115,17 +114,15 @@ def decode(data: bytes, reading: Reading) -> np.ndarray:
     if reading.value_range and not kind.deep:
         raise DataError(_not_deep(reading))
     if not dali.used(reading.loader):
-        return _ranged(data, reading) if reading.value_range else defined
+        return defined
     seen = dali.decode(for_loader(data, kind), reading.channels, name)
-    misread = DataError(f"the loader (DALI) misreads {name}; save it as PNG or JPEG")
-    if not _agree(seen, defined, kind):
-        raise misread
-    if not reading.value_range:
-        return seen
-    values = dali.decode(data, reading.channels, "16 bits", deep=True)
-    if not _agree(_NEAREST[values], seen, kind):
-        raise misread
-    return reading.table()[values]
+    agree = _agree(seen, defined, kind)
+    if agree and kind.deep:
+        values = dali.decode(data, reading.channels, "16 bits", deep=True)
+        agree = _agree(_NEAREST[values], seen, kind)
+    if not agree:
+        raise DataError(f"the loader (DALI) misreads {name}; save it as PNG or JPEG")
+    return seen
 
 
 def sixteen_bits(data: bytes, reading: Reading) -> np.ndarray | None:
@@ -135,19 +132,8 @@ def sixteen_bits(data: bytes, reading: Reading) -> np.ndarray | None:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if not image.mode.startswith("I"):  # Pillow brings colours to 8 bits
             return None
-        values = _sixteen_bits_of(ImageOps.exif_transpose(image)).astype(np.uint16)
+        values = sixteen_bits_of(ImageOps.exif_transpose(image)).astype(np.uint16)
     return np.repeat(values[..., None], reading.channels, axis=2)
-
-
-def _ranged(data: bytes, reading: Reading) -> np.ndarray:
-    """Return the pixels of a 16-bit file by its range, without DALI."""
-    values = sixteen_bits(data, reading)
-    if values is None:
-        raise DataError(
-            f"16-bit colours, of which only DALI applies {reading.key}: {extras.install('train')}; "
-            "or save it as grayscale"
-        )
-    return reading.table()[values]
 
 
 def for_loader(data: bytes, kind: Kind) -> bytes:
@@ -168,20 +154,16 @@ def for_loader(data: bytes, kind: Kind) -> bytes:
 def from_image(image: Image.Image, reading: Reading) -> np.ndarray:
     """Return a Pillow image's pixels, converted as those of a file: uint8 [H, W, channels].
 
-    Modes that start with I are taken as 16 bits. Pixels with a colour profile are converted to
-    sRGB. Pillow alone decodes, so pixels of a JPEG may differ from `decode`'s by a few levels. The
-    image is not modified.
+    Pixels with a colour profile are converted to sRGB. Pillow alone decodes, so pixels of a JPEG
+    may differ from `decode`'s by a few levels. The image is not modified.
 
     Raises:
         DataError: with the reason.
     """
     try:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):
-            upright = Image.fromarray(reading.table()[_sixteen_bits_of(upright)])
-        elif reading.value_range:
+        if reading.value_range:
             raise DataError(_not_deep(reading))
-        pixels = _eight_bits(upright)
+        pixels = _eight_bits(ImageOps.exif_transpose(image))
         if profiles.applies(pixels):
             pixels = profiles.to_srgb(pixels)
         return _pixels(pixels, reading.channels, image.format)
@@ -301,8 +283,8 @@ def _floored_luminance(colours: np.ndarray) -> np.ndarray:
     return (luminance >> 14).astype(np.uint8)[..., None]
 
 
-def _sixteen_bits_of(image: Image.Image) -> np.ndarray:
-    """Return the values of a 16-bit image, possibly in a wider dtype."""
+def sixteen_bits_of(image: Image.Image) -> np.ndarray:
+    """Return the values of a 16-bit image, [H, W], possibly in a wider dtype."""
     values = np.asarray(image)
     if values.size and not (values.min() >= 0 and values.max() <= 65535):
         raise DataError(f"values {values.min()}..{values.max()} are not of 16 bits (0..65535)")
@@ -310,16 +292,17 @@ def _sixteen_bits_of(image: Image.Image) -> np.ndarray:
 
 
 def _not_deep(reading: Reading) -> str:
+    low, high = reading.value_range or (0, 65535)
     return (
-        f"not of 16 bits, as {reading.key}={list(reading.value_range or ())} expects; save it with "
-        "16 bits, or train without that range"
+        f"not of 16 bits or floating, as {reading.key}=[{low:.9g}, {high:.9g}] expects; save it "
+        "with 16 bits, or train without that range"
     )
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Rescale modes of more than 8 bits, which Pillow's own conversions would clip."""
     if image.mode.startswith("I"):
-        return Image.fromarray(_NEAREST[_sixteen_bits_of(image)])
+        return Image.fromarray(_NEAREST[sixteen_bits_of(image)])
     if image.mode == "F":
         values = np.asarray(image)
         if not (values.min() >= 0 and values.max() <= 1):  # NaN fails too

@@ -23,6 +23,7 @@ import numpy as np
 IDLE = 10.0
 DIGEST = 16  # bytes of a file's BLAKE2b digest
 PER_PIXEL = 14  # bytes: two decoded copies and the decoders' own, with room to spare
+FLOATS = 24  # bytes a pixel and channel, of more than 3: values, in double and single precision
 BASE = 2**28  # bytes beside the process's own at its start, the file and the pixels
 
 
@@ -61,12 +62,13 @@ def _answer(request: dict[str, Any], used: int) -> tuple[dict[str, Any], list[An
     The bytes that follow it, of the lengths in "parts": pixels, alpha, profile and EXIF data.
     """
     from fastunit.common.errors import DataError
-    from fastunit.data import image_io, value_ranges
+    from fastunit.data import exact, image_io, value_ranges
     from fastunit.data import picture as pictures
     from fastunit.data.image_kinds import kind_of
 
     limits = image_io.Limits(**request["limits"])
-    most = used + BASE + limits.bytes + PER_PIXEL * limits.pixels
+    more = FLOATS * request["channels"] if request["channels"] > 3 else 0
+    most = used + BASE + limits.bytes + (PER_PIXEL + more) * limits.pixels
     resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     span = request["range"]
     reading = image_io.Reading(
@@ -81,9 +83,10 @@ def _answer(request: dict[str, Any], used: int) -> tuple[dict[str, Any], list[An
         if request["wanted"]:
             picture = pictures.read(data, reading, pictures.Wanted(**request["wanted"]))
         else:
-            picture = pictures.Picture(image_io.decode(data, reading))
-        pixels = picture.pixels
-        deep = image_io.sixteen_bits(data, reading) if kind_of(data).deep else None
+            picture = pictures.Picture(exact.decode(data, reading, deep=False))
+        pixels, deep = picture.pixels, None
+        if not exact.is_array(data, reading) and kind_of(data).deep:
+            deep = image_io.sixteen_bits(data, reading)
         values = None if deep is None else value_ranges.used(deep)
     except DataError as error:
         return {"error": str(error)}, []

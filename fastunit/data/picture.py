@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fastunit.common.choices import Profile
-from fastunit.data import image_io, profiles
+from fastunit.common.errors import DataError
+from fastunit.data import exact, image_io, profiles
 from fastunit.data.image_io import Reading
 
 # What remains true of a translation; sizes, thumbnails and the file's own layout do not.
@@ -33,7 +34,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Picture:
-    """The pixels of an image, [H, W, C], upright.
+    """The pixels of an image, upright: [H, W, C] of uint8, or of float32 in [-1, 1].
 
     `alpha` is uint8 [H, W], None: all opaque; `profile` and `exif` are as in files, b"": none.
     """
@@ -45,17 +46,25 @@ class Picture:
 
 
 def read(data: bytes, reading: Reading, wanted: Wanted) -> Picture:
-    """Decode a file's bytes, as `image_io.decode`, with what is wanted beside its pixels.
+    """Decode a file's bytes, as `exact.decode`, with what is wanted beside its pixels.
 
-    Pixels that are converted to sRGB are Pillow's: those of a JPEG may differ from DALI's by a few
-    levels before the conversion.
+    Of floating colours and of other than 1 or 3 channels, pixels alone are read. Pixels that are
+    converted to sRGB are Pillow's: those of a JPEG may differ from DALI's by a few levels before
+    the conversion.
 
     Raises:
         DataError: the file cannot be decoded; with the reason.
     """
-    pixels = image_io.decode(data, reading)
+    pixels = exact.decode(data, reading, deep=True)
+    if exact.is_array(data, reading):
+        return Picture(pixels)
     with Image.open(io.BytesIO(data), formats=image_io.FORMATS) as image:
         if wanted.profile == "convert" and profiles.applies(image):
+            if pixels.dtype != np.uint8:
+                raise DataError(
+                    "its colour profile is not sRGB, and is converted with 8 bits only; keep it, "
+                    "or leave it out (--profile keep or ignore)"
+                )
             image.load()
             pixels = image_io.from_image(image, reading)
         return Picture(

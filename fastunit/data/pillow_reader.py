@@ -20,6 +20,7 @@ from PIL import Image
 
 from fastunit.common import waiting
 from fastunit.common.errors import DataError
+from fastunit.data.exact import floats
 from fastunit.data.image_io import decode
 from fastunit.data.image_kinds import kind_of
 from fastunit.data.read_ahead import ReadAhead, Sample, checked_content, named
@@ -27,13 +28,24 @@ from fastunit.data.validation import SizeRule
 
 
 class PillowReader:
-    """Reads batches of samples; ``threads`` decode, resize, crop and mirror."""
+    """Reads batches of samples; ``threads`` decode, resize, crop and mirror.
+
+    ``arrays``: the files are decoded by `exact`, to floating numbers.
+    """
 
     def __init__(
-        self, samples: Iterator[list[Sample]], rule: SizeRule, device: torch.device, threads: int
+        self,
+        samples: Iterator[list[Sample]],
+        rule: SizeRule,
+        device: torch.device,
+        threads: int,
+        *,
+        arrays: bool = False,
     ) -> None:
         # Only Pillow and NumPy in the threads: PyTorch would start OpenMP threads in each.
-        self._batches = ReadAhead(samples, lambda sample: _prepare(sample, rule), threads=threads)
+        self._batches = ReadAhead(
+            samples, lambda sample: _prepare(sample, rule, arrays), threads=threads
+        )
         self._device, self._failed = torch.device(device), False
 
     def read(self, suspects: Callable[[], Sequence[Path]]) -> torch.Tensor:
@@ -50,15 +62,15 @@ class PillowReader:
         waiting.progress()
         if self._device.type == "cuda":
             images = images.pin_memory().to(self._device, non_blocking=True)
-        nhwc = (images.float() - 127.5) / 127.5
+        nhwc = (images.float() - 127.5) / 127.5 if images.dtype == torch.uint8 else images
         return nhwc.permute(0, 3, 1, 2)
 
 
-def _prepare(sample: Sample, rule: SizeRule) -> np.ndarray:
-    """Return a sample's pixels: uint8 [H, W, channels]."""
+def _prepare(sample: Sample, rule: SizeRule, arrays: bool) -> np.ndarray:
+    """Return a sample's pixels [H, W, channels]: uint8, or of arrays float32 in [-1, 1]."""
     with named(sample.file):
         data = checked_content(sample.file, rule.reading.limits)
-        pixels = decode(data, rule.reading)
+        pixels = floats(data, rule.reading) if arrays else decode(data, rule.reading)
         height, width = pixels.shape[:2]
         if reason := rule.problem(height, width):
             raise DataError(reason)
@@ -67,7 +79,7 @@ def _prepare(sample: Sample, rule: SizeRule) -> np.ndarray:
         top, left = (
             _place(u, a - b) for u, a, b in zip((sample.y, sample.x), full, size, strict=True)
         )
-        exact = rule.reading.channels == 1 or kind_of(data).deep
+        exact = arrays or rule.reading.channels == 1 or kind_of(data).deep
         pixels = _window(pixels, full, (top, left), size, exact)
         return pixels[:, ::-1] if sample.flip else pixels
 
@@ -102,4 +114,4 @@ def _window(
         return resized(Image.fromarray(padded))
     planes = np.moveaxis(padded.astype(np.float32), 2, 0)
     values = np.stack([resized(Image.fromarray(plane)) for plane in planes], axis=-1)
-    return (values + 0.5).astype(np.uint8)
+    return (values + 0.5).astype(np.uint8) if pixels.dtype == np.uint8 else values

@@ -1,7 +1,8 @@
 """Image files to training batches, and to test images.
 
 decode -> resize of the shorter side -> crop -> flip -> [-1, 1], by NVIDIA DALI (`dali_reader`) or
-by Pillow (`pillow_reader`), the same up to one gray level. Files are read ahead, in threads, and
+by Pillow (`pillow_reader`), the same up to one gray level; values beyond 8 bits, which `exact`
+decodes, by Pillow alone. Files are read ahead, in threads, and
 compared with what passed the check. The random numbers are computed here, each a pure function of
 (seed, stream, sample index), so a stream can start at any sample and is the same for both readers.
 `image_io` defines how files are decoded to 8 bits.
@@ -19,11 +20,11 @@ import torch
 
 from fastunit.common.choices import ImageLoader
 from fastunit.common.errors import ConfigError, DataError
-from fastunit.data import dali
+from fastunit.data import dali, exact
 from fastunit.data.file_list import Files
 from fastunit.data.image_io import Limits, Reading
 from fastunit.data.read_ahead import PREFETCH, Sample
-from fastunit.data.validation import SizeRule, check_channels
+from fastunit.data.validation import SizeRule
 
 _DEFAULTS = Limits()
 _ORDER, _DRAW = 0, 1  # what a random number is for: part of its Philox key
@@ -62,7 +63,7 @@ class DomainLoader:
         threads: int = 2,
         position: int = 0,
         flip: bool = True,
-        value_range: tuple[int, int] | None = None,
+        value_range: tuple[float, float] | None = None,
         limits: Limits = _DEFAULTS,
         loader: ImageLoader = "auto",
     ) -> None:
@@ -70,16 +71,16 @@ class DomainLoader:
 
         ``crop`` is (height, width). ``stream`` is 0 for domain a and 1 for b, so that one seed
         gives each domain its own order, crops and flips. ``value_range`` is that of
-        `image_io.Reading`, for 16-bit files. ``threads`` decode; 0 means 1. ``loader`` is
-        ``data.loader``. None of ``flip``, ``threads`` and ``loader`` changes order or crops.
+        `image_io.Reading`. ``threads`` decode; 0 means 1. ``loader`` is ``data.loader``. None of
+        ``flip``, ``threads`` and ``loader`` changes order or crops.
 
         Raises:
-            ConfigError: ``channels`` is neither 1 nor 3, or ``seed`` is negative.
+            ConfigError: ``seed`` is negative.
             DataError: there are no files, or ``loader`` is "dali" and DALI is not installed.
         """
         if seed < 0:
             raise ConfigError(f"seed is {seed}; choose 0 or more")
-        _check(files, channels, loader)
+        _check(files, loader)
         self._files = Files(files)
         self._batch_size = batch_size
         self._position = position
@@ -131,7 +132,7 @@ def iter_images(
     new_size: int | None,
     device: torch.device,
     threads: int = 2,
-    value_range: tuple[int, int] | None = None,
+    value_range: tuple[float, float] | None = None,
     limits: Limits = _DEFAULTS,
     loader: ImageLoader = "auto",
 ) -> Iterator[torch.Tensor]:
@@ -142,9 +143,9 @@ def iter_images(
     is yielded alone, uncropped.
 
     Raises:
-        ConfigError, DataError: as DomainLoader, at the call, not at the first image.
+        DataError: as DomainLoader, at the call, not at the first image.
     """
-    _check(files, channels, loader)
+    _check(files, loader)
     size = batch_size if crop else 1
     groups = [files[i : i + size] for i in range(0, len(files), size)]
     batches = ([Sample(file, 0.5, 0.5, False) for file in group] for group in groups)
@@ -186,8 +187,7 @@ class _Random:
         return np.random.Philox(key).random_raw(count)
 
 
-def _check(files: Sequence[Path], channels: int, loader: ImageLoader) -> None:
-    check_channels(channels)
+def _check(files: Sequence[Path], loader: ImageLoader) -> None:
     if not files:
         raise DataError("no image files to read")
     dali.require(loader)
@@ -201,21 +201,20 @@ def _reader(
     threads: int,
     files: Sequence[Path],
 ) -> Reader:
-    if dali.used(rule.reading.loader):
+    arrays = exact.in_domain(files, rule.reading)
+    if dali.used(rule.reading.loader) and not arrays:
         from fastunit.data.dali_reader import DaliReader
 
-        return DaliReader(samples, batch_size, rule, device, threads, _mixed(files, rule, device))
+        return DaliReader(samples, batch_size, rule, device, threads, _mixed(files, device))
     from fastunit.data.pillow_reader import PillowReader
 
-    return PillowReader(samples, rule, device, threads)
+    return PillowReader(samples, rule, device, threads, arrays=arrays)
 
 
-def _mixed(files: Sequence[Path], rule: SizeRule, device: torch.device) -> bool:
+def _mixed(files: Sequence[Path], device: torch.device) -> bool:
     """Return whether DALI decodes on the GPU: JPEGs only.
 
-    For other formats the GPU's decoders may give other pixels than those checked on the CPU; and
-    the range of 16-bit values is applied on the CPU.
+    For other formats the GPU's decoders may give other pixels than those checked on the CPU.
     """
     cuda = torch.device(device).type == "cuda"
-    jpegs = cuda and all(n.lower().endswith((".jpg", ".jpeg")) for n in Files(files).names)
-    return jpegs and not rule.reading.value_range
+    return cuda and all(n.lower().endswith((".jpg", ".jpeg")) for n in Files(files).names)

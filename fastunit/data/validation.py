@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastunit.common import progress, text, waiting
-from fastunit.common.errors import ConfigError, DataError
+from fastunit.common.errors import DataError
 from fastunit.common.files import cache_dir
 from fastunit.data import dali, decoding, passed, value_ranges
 from fastunit.data.decoding import Decoded
@@ -31,7 +31,7 @@ from fastunit.data.value_ranges import Values
 
 INDEX = "images.sqlite3"  # in the cache folder
 _REMEDY = "Repair or remove them, or skip them with --set data.skip_bad=true"
-_DEFINITION = 4  # version of the decoding: increase with every change to image_io or image_kinds
+_DEFINITION = 5  # version of the decoding: increase with every change to image_io or image_kinds
 _AHEAD = 4  # files handed to each process before the first is done
 _logger = logging.getLogger(__name__)
 
@@ -106,12 +106,9 @@ def validate_all(
         index: file in which good files are recorded; None: INDEX in the cache folder.
 
     Raises:
-        ConfigError: channels are neither 1 nor 3.
         DataError: files are bad and ``skip_bad`` is off (the message lists them with the reasons),
             a group has no good file, or data.loader=dali and DALI is not installed.
     """
-    for _, rule in groups.values():
-        check_channels(rule.reading.channels)
     checked = {name: _Group(Files(files), rule) for name, (files, rule) in groups.items()}
     if not any(group.files for group in checked.values()):
         return {name: group.files for name, group in checked.items()}
@@ -136,14 +133,6 @@ def problem(file: Path, rule: SizeRule) -> str | None:
     """Read ``file`` and return the reason why it cannot be trained on, or None."""
     found = _measure(file, rule.reading)
     return found if isinstance(found, str) else rule.problem(found.height, found.width)
-
-
-def check_channels(channels: int) -> None:
-    """Raise ConfigError unless ``channels`` is 1 or 3."""
-    if channels not in (1, 3):
-        raise ConfigError(
-            f"input_dim is {channels}; images are read with 1 (grayscale) or 3 (RGB) channels"
-        )
 
 
 class _Group:

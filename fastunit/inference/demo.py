@@ -24,7 +24,7 @@ from fastunit.common.errors import DataError, StorageError, UserError
 from fastunit.data import decoding, image_io
 from fastunit.data.image_io import Limits
 from fastunit.data.picture import Wanted
-from fastunit.inference.translator import Translator, of_memory
+from fastunit.inference.translator import Translator, eight_bits, of_memory
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 _logger = logging.getLogger(__name__)
@@ -79,8 +79,8 @@ class Server(ThreadingHTTPServer):
                 cycle = None
         height, width = pixels.shape[:2]
         return {
-            "input": _data_url(pixels),
-            "translation": _data_url(y),
+            "input": _data_url(eight_bits(pixels)),
+            "translation": _data_url(eight_bits(y)),
             "cycle": None if cycle is None else _data_url(cycle),
             "text": f"{width}x{height} pixels, {seconds:.2f} s on {self._translator.device}",
         }

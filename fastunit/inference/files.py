@@ -16,11 +16,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from fastunit.common.choices import Direction
-from fastunit.common.errors import CheckpointError, DataError, StorageError
-from fastunit.data import decoding, image_io
+from fastunit.common.errors import DataError, StorageError
+from fastunit.data import decoding, deep_files, exact, image_io
+from fastunit.data.deep_files import Bits
 from fastunit.data.picture import Picture, Wanted
 from fastunit.inference.plan import Job
-from fastunit.inference.translator import Tile, Translator, of_memory
+from fastunit.inference.translator import Tile, Translator, eight_bits, finite, of_memory
 
 THREADS = min(4, os.cpu_count() or 1)
 AHEAD = 2**28  # bytes of images that are read ahead, or wait to be written
@@ -43,6 +44,7 @@ class FileTranslator:
         size: int | None = None,
         tile: Tile = "auto",
         wanted: Wanted | None = None,
+        bits: Bits = 8,
     ) -> None:
         """Prepare to translate.
 
@@ -55,17 +57,16 @@ class FileTranslator:
             tile: as in `Translator.translate`.
             wanted: what is kept of the files beside their pixels, and what becomes of colour
                 profiles; None: only converted to sRGB.
+            bits: of the results' values: 8; 16, or 32 for floating numbers, in the range of the
+                target domain, or that of the type.
 
         Raises:
-            CheckpointError: the networks' channels are neither 1 nor 3.
+            DataError: 16 bits cannot hold the range of the target domain.
         """
-        source, target = translator.networks.along(direction)
-        for generator in (source, target):
-            if generator.input_dim not in (1, 3):
-                raise CheckpointError(
-                    f"the networks take images of {generator.input_dim} channels; image files are "
-                    "translated with 1 (grayscale) or 3 (RGB)"
-                )
+        _, target = translator.networks.along(direction)
+        self._channels, self._bits = target.input_dim, bits
+        self._range = translator.config.domain(direction[-1]).value_range
+        deep_files.values_of(np.zeros((0, 0, 0), np.float32), bits, self._range)
         self._translator, self._batch_size, self._size = translator, batch_size, size
         self._direction: Direction = direction
         self._tile: Tile = tile
@@ -82,9 +83,12 @@ class FileTranslator:
         """Translate all `jobs`; those that fail are added to `failed`.
 
         Raises:
+            DataError: an output's format cannot hold the results.
             StorageError: an output, or a temporary file of a large picture, cannot be written.
             CheckpointError: a translation is not finite.
         """
+        for job in jobs:
+            deep_files.check(job.target, self._bits, self._channels)
         pool = ThreadPoolExecutor(THREADS)
         try:
             with tqdm(total=len(jobs), desc="translating", unit="image") as bar:
@@ -95,7 +99,7 @@ class FileTranslator:
                             self._fail(job, pixels, bar)
                             continue
                         result = replace(picture, pixels=pixels)
-                        self._writes.append((job, pool.submit(_write, result, job.target)))
+                        self._writes.append((job, pool.submit(self._write, result, job.target)))
                     self._finish_writes(bar, leave=self._ahead())
                 self._finish_writes(bar, leave=0)
         except BaseException:
@@ -110,7 +114,10 @@ class FileTranslator:
         try:
             with torch.inference_mode():
                 x = np.stack(images)
-                return list(self._translator.translate(x, self._direction, tile=self._tile))
+                if self._bits != 8 and x.dtype == np.uint8:
+                    x = x.astype(np.float32) / 127.5 - 1
+                y = self._translator.translate(x, self._direction, tile=self._tile)
+                return list(eight_bits(y) if self._bits == 8 else finite(y))
         except OSError as error:
             raise StorageError(
                 f"cannot keep the layers of a large picture in {tempfile.gettempdir()}: "
@@ -157,19 +164,30 @@ class FileTranslator:
         found = decoding.picture(file, self._reading, self._wanted)
         return found if self._size is None else _resized(found, self._size, self._reading.limits)
 
+    def _write(self, picture: Picture, file: Path) -> None:
+        values, suffix = picture.pixels, file.suffix.lower()
+        beside = {"alpha": picture.alpha, "profile": picture.profile, "exif": picture.exif}
+        if self._bits != 8:
+            values = deep_files.values_of(values, self._bits, self._range)
+        if self._bits == 8 and self._channels in (1, 3) and suffix != exact.ARRAY:
+            image_io.write(values, file, **beside)
+        else:
+            deep_files.write(values, file, **beside)
+
     def _batches(
         self, images: Iterator[tuple[Job, Picture]]
     ) -> Iterator[list[tuple[Job, Picture]]]:
         """Group consecutive images of equal size, at most the batch size, as memory allows."""
         batch: list[tuple[Job, Picture]] = []
-        most = 1
+        most, last = 1, None
         for job, picture in images:
-            shape = picture.pixels.shape
-            if batch and (len(batch) == most or batch[0][1].pixels.shape != shape):
+            kind = picture.pixels.shape, picture.pixels.dtype
+            if batch and (len(batch) == most or kind != last):
                 yield batch
                 batch = []
             if not batch:
-                most = self._at_once(*shape[:2])
+                most = self._at_once(*picture.pixels.shape[:2])
+            last = kind
             batch.append((job, picture))
         if batch:
             yield batch
@@ -196,11 +214,6 @@ class FileTranslator:
         bar.update()
 
 
-def _write(picture: Picture, file: Path) -> None:
-    beside = {"alpha": picture.alpha, "profile": picture.profile, "exif": picture.exif}
-    image_io.write(picture.pixels, file, **beside)
-
-
 def _resized(picture: Picture, size: int, limits: image_io.Limits) -> Picture:
     """Return a picture with a shorter side of `size` pixels, antialiased bilinear.
 
@@ -215,10 +228,12 @@ def _resized(picture: Picture, size: int, limits: image_io.Limits) -> Picture:
     def resized(values: np.ndarray) -> np.ndarray:
         return np.asarray(Image.fromarray(values).resize(shape, Image.Resampling.BILINEAR))
 
-    gray = channels == 1
-    pixels = resized(picture.pixels[..., 0] if gray else picture.pixels)
+    if picture.pixels.dtype == np.uint8 and channels == 3:
+        pixels = resized(picture.pixels)
+    else:
+        pixels = np.stack([resized(plane) for plane in np.moveaxis(picture.pixels, 2, 0)], 2)
     return replace(
         picture,
-        pixels=pixels[..., None] if gray else pixels,
+        pixels=pixels,
         alpha=None if picture.alpha is None else resized(picture.alpha),
     )

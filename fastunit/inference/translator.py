@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Tile = int | Literal["auto", "off"]
+_NOT_FINITE = "the translation is not finite: the networks' weights are damaged, or too large"
 ImageLike = TypeVar("ImageLike", "Tensor", "np.ndarray", "Image")
 
 
@@ -32,8 +33,8 @@ class Translator:
     Args:
         networks: the generators, for instance a trained `UNIT`, or those of an exported file. They
             are moved to the device, in channels_last memory format, and put into evaluation mode.
-        config: the configuration of their training. Only `data.range_a` and `data.range_b` are
-            used: how 16-bit Pillow images are read.
+        config: the configuration of their training. Only the ranges of its domains (`data.range_a`,
+            `data.range_b`, `data.value_range`) are used: how 16-bit Pillow images are read.
         device: "cpu", "cuda", "cuda:N" or a torch.device; None is the first GPU, or the CPU if
             there is none.
         precision: compute dtype of convolutions and matmuls: "bf16", "tf32", "fp32", or "inherit"
@@ -80,10 +81,10 @@ class Translator:
             x: one of
                 a tensor [C, H, W] or [N, C, H, W] on any device, of a floating dtype with values
                 in [-1, 1], or of uint8;
-                an array [H, W, C] or [N, H, W, C] of uint8;
+                an array [H, W, C] or [N, H, W, C] of uint8, or of float32 in [-1, 1];
                 a Pillow image of any mode. It is converted as `python -m fastunit.translate`
                 converts a file: rotated by its EXIF orientation, alpha dropped, converted to the
-                domain's channels; 16 bits scaled to 8, by the domain's `data.range_*` if set.
+                domain's channels; 16 bits and floating numbers by the domain's range if set.
             direction: "a2b" or "b2a".
             grad: record the graph for backward. `x` must then be a floating tensor; gradients
                 reach it and the networks' parameters.
@@ -93,8 +94,8 @@ class Translator:
 
         Returns:
             The translation: for a tensor [K, H, W] or [N, K, H, W] of the same dtype, range,
-            device and memory format; for an array [H, W, K] or [N, H, W, K], uint8; for a Pillow
-            image one of mode L or RGB. uint8 values are rounded to nearest.
+            device and memory format; for an array [H, W, K] or [N, H, W, K] of the same dtype; for
+            a Pillow image one of mode L or RGB. uint8 values are rounded to nearest.
 
         Raises:
             UserError: an unknown direction.
@@ -127,20 +128,18 @@ class Translator:
         return y if x.dim() == 4 else y[0]
 
     def _array(self, x: np.ndarray, direction: Direction, channels: int, tile: Tile) -> np.ndarray:
-        if x.dtype != np.uint8:
-            raise DataError(
-                f"an array must be uint8, not {x.dtype}; values in [-1, 1] go in a tensor"
-            )
+        if x.dtype not in (np.uint8, np.float32):
+            raise DataError(f"an array must be uint8, or float32 in [-1, 1], not {x.dtype}")
         _check_shape(x, "HWC", channels)
         # A copy: PyTorch accepts no negative strides, and warns of read-only memory.
         batch = torch.from_numpy(np.array(x if x.ndim == 4 else x[None], order="C"))
         # NHWC permuted to NCHW is channels_last; nothing is copied.
         y = self._run(batch.permute(0, 3, 1, 2), direction, False, tile)
-        found = y.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        found = y.to(batch.dtype).permute(0, 2, 3, 1).contiguous().cpu().numpy()
         return found if x.ndim == 4 else found[0]
 
     def _image(self, x: Image, direction: Direction, source: int, target: int, tile: Tile) -> Image:
-        from fastunit.data import image_io  # needs Pillow, which tensors and arrays do not
+        from fastunit.data import exact, image_io  # need Pillow, which tensors and arrays do not
 
         if not {source, target} <= {1, 3}:
             raise DataError(
@@ -148,9 +147,8 @@ class Translator:
                 "gray (1) or RGB (3); give a tensor or an array"
             )
         reading = image_io.reading_of(self.config, direction[0])
-        return image_io.to_image(
-            self._array(image_io.from_image(x, reading), direction, source, tile)
-        )
+        pixels = exact.from_image(x, reading)
+        return image_io.to_image(eight_bits(self._array(pixels, direction, source, tile)))
 
     def _run(self, x: Tensor, direction: Direction, grad: bool, tile: Tile) -> Tensor:
         """Translate [N, C, H, W]; the result is uint8 for uint8, else of the compute dtype."""
@@ -209,6 +207,22 @@ class Translator:
         return y[0]
 
 
+def eight_bits(y: np.ndarray) -> np.ndarray:
+    """Return images of uint8, or float32 in [-1, 1], as uint8.
+
+    Raises:
+        CheckpointError: they are not finite.
+    """
+    return y if y.dtype == np.uint8 else _leveled(torch.from_numpy(y), torch.uint8).numpy()
+
+
+def finite(y: np.ndarray) -> np.ndarray:
+    """Return images as they are; raises CheckpointError if they are not finite."""
+    if not np.isfinite(y).all():
+        raise CheckpointError(_NOT_FINITE)
+    return y
+
+
 def _leveled(y: Tensor, dtype: torch.dtype) -> Tensor:
     """Return images in [-1, 1], or rounded to uint8 if that is `dtype`.
 
@@ -219,9 +233,7 @@ def _leveled(y: Tensor, dtype: torch.dtype) -> Tensor:
         return y
     y = y.to(torch.promote_types(y.dtype, torch.float32))
     if not y.isfinite().all():
-        raise CheckpointError(
-            "the translation is not finite: the networks' weights are damaged, or too large"
-        )
+        raise CheckpointError(_NOT_FINITE)
     return ((y + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -277,7 +277,11 @@ def _check_builtin(config: Config) -> None:
     height, width = builtin.size(config.data.builtin)
     dali.require(config.data.loader)
     for split in discovery.SPLITS:
-        validation.check_channels(_rule(config, split).reading.channels)
+        if (channels := _rule(config, split).reading.channels) not in (1, 3):
+            raise ConfigError(
+                f"input_dim_{split[-1]} is {channels}; data.builtin={config.data.builtin} draws "
+                "images of 1 (grayscale) or 3 (RGB) channels"
+            )
         if reason := _rule(config, split).problem(height, width):
             raise UserError(f"the drawn images of data.builtin={config.data.builtin} are {reason}")
 

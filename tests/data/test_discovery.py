@@ -36,7 +36,17 @@ def lists(tmp_path):
 
 
 def test_folders_are_searched_recursively_in_sorted_order(tmp_path):
-    names = ["b.JPG", "a/z.png", "a/y/x.tif", "c.jpeg", "d.bmp", "e.TIFF", "f.webp", "ä ü.jpg"]
+    names = [
+        "b.JPG",
+        "a/z.png",
+        "a/y/x.tif",
+        "c.jpeg",
+        "d.bmp",
+        "e.TIFF",
+        "f.webp",
+        "g.npy",
+        "ä ü.jpg",
+    ]
     put(*(tmp_path / "trainA" / name for name in names), tmp_path / "trainB/1.png")
     found = find_domains(root_config(tmp_path))
     assert found.train_a == tuple(sorted(tmp_path / "trainA" / name for name in names))

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from fastunit.common.errors import ConfigError, DataError
+from fastunit.common.errors import DataError
 from fastunit.data import decoding, image_io, passed, validation
 from fastunit.data.file_list import Files
 from fastunit.data.pipeline import iter_images
@@ -213,10 +213,11 @@ def test_a_size_is_accepted_exactly_where_the_crop_lies_inside(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_channels_that_no_file_is_read_with_are_refused_before_reading(tmp_path, channels):
+def test_pictures_are_refused_where_a_domain_has_other_channels(tmp_path, channels):
+    Image.new("RGBA", (8, 8)).save(tmp_path / "x.png")
     rule = SizeRule(None, None, image_io.Reading(channels))
-    with pytest.raises(ConfigError, match=f"input_dim is {channels}; images are read with 1"):
-        check([tmp_path / "absent.png"], rule)
+    with pytest.raises(DataError, match=f"x.png: {channels} channels are read from TIFF and .npy"):
+        check([tmp_path / "x.png"], rule)
 
 
 def test_a_file_is_checked_anew_for_other_channels_and_another_definition(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastunit import config
 from fastunit.common import cli, text
-from fastunit.common.choices import DIRECTIONS, PRECISIONS
+from fastunit.common.choices import DIRECTIONS, PRECISIONS, PROFILES
 
 FORMATS = ("png", "jpg", "webp", "tif", "bmp")
 
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.tran
 
 def _translate(args: argparse.Namespace) -> int:
     # Not at the top: --help needs neither PyTorch nor the extra.
+    from fastunit.data.picture import Wanted
     from fastunit.inference.files import FileTranslator
     from fastunit.inference.plan import plan
     from fastunit.training.loading import load
@@ -39,13 +40,16 @@ def _translate(args: argparse.Namespace) -> int:
     device = cli.pick_device(args.device)
     jobs = plan(args.input, args.output, args.format and f".{args.format}")
     given = config.load(args.config) if args.config else None
-    translator = load(args.checkpoint, device, args.precision, config=given)
+    limit = args.memory and int(args.memory * 2**30)
+    translator = load(args.checkpoint, device, args.precision, config=given, memory=limit)
     files = FileTranslator(
         translator,
         args.direction,
         batch_size=args.batch_size,
         max_pixels=args.max_pixels,
         size=args.size,
+        tile=args.tile,
+        wanted=Wanted(args.profile, args.keep_alpha, args.keep_exif),
     )
     start = time.perf_counter()
     try:
@@ -82,6 +86,10 @@ def _report(failed: dict[Path, str]) -> None:
         cli.say(f"  {text.name(file)}: {reason}", sys.stderr)
 
 
+def _tile(word: str) -> int | str:
+    return word if word in ("auto", "off") else cli.positive(word)
+
+
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -105,7 +113,22 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--batch-size",
         type=cli.positive,
         default=8,
-        help="largest batch size (default: %(default)s)",
+        help="largest batch size (default: %(default)s); smaller where memory is short",
+    )
+    parser.add_argument(
+        "--tile",
+        type=_tile,
+        default="auto",
+        metavar="auto|off|N",
+        help="rows of a large image that are worked on at a time, with the same result and no "
+        "seams; auto (the default): where the whole image would need more than the memory",
+    )
+    parser.add_argument(
+        "--memory",
+        type=cli.positive_number,
+        metavar="GIB",
+        help="memory that translation may use; of the CPU, that of this process (default: four "
+        "fifths of what is free)",
     )
     parser.add_argument(
         "--max-pixels",
@@ -123,6 +146,21 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--format",
         choices=FORMATS,
         help="format of the results in a folder (default: that of each input)",
+    )
+    parser.add_argument(
+        "--profile",
+        choices=PROFILES,
+        default="convert",
+        help="colour profiles (ICC) of the images: convert to sRGB (the default), keep the values "
+        "and the profile, or ignore",
+    )
+    parser.add_argument(
+        "--keep-alpha", action="store_true", help="give the results the transparency of the images"
+    )
+    parser.add_argument(
+        "--keep-exif",
+        action="store_true",
+        help="give the results the EXIF data of the images, without thumbnails",
     )
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda or cuda:N")
     parser.add_argument(

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,13 @@ Golden = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have pytest-xdist keep the order of files below, not that of their numbers of tests."""
+    """Have pytest-xdist keep the order of files below, and Ctrl-C reach child processes."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+    # A shell has what it starts in the background ignore Ctrl-C, and child processes inherit that:
+    # tests that send it to one would wait for ever.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

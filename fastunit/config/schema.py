@@ -13,6 +13,7 @@ from typing import ClassVar
 from fastunit.common.choices import (
     Activation,
     BuiltinData,
+    DiscriminatorNorm,
     GanType,
     ImageLoader,
     Init,
@@ -20,7 +21,6 @@ from fastunit.common.choices import (
     Latent,
     LRPolicy,
     Network,
-    Norm,
     PadType,
     Precision,
     SaveError,
@@ -50,7 +50,7 @@ class GeneratorConfig:
 @dataclass(frozen=True)
 class DiscriminatorConfig:
     dim: int = key(64, "channels of the first layer", low=1, high=4096)
-    norm: Norm = key("none", "norm of every layer but the first and last")
+    norm: DiscriminatorNorm = key("none", "norm of every layer but the first and last")
     activ: Activation = key("lrelu", "activation")
     n_layer: int = key(4, "stride-2 layers per scale", low=1, high=16)
     gan_type: GanType = key("lsgan", "least squares or non-saturating")
@@ -129,10 +129,12 @@ class Config:
 
     UNUSED: ClassVar[dict[str, Unused]] = {
         "recon_s_w": Unused(
-            "MUNIT's weight of the style's reconstruction; UNIT has no style", True
+            "MUNIT's weight of the style's reconstruction (network=munit); UNIT has no style", True
         ),
         "recon_c_w": Unused(
-            "MUNIT's weight of the content's reconstruction; UNIT has recon_kl_cyc_w instead", True
+            "MUNIT's weight of the content's reconstruction (network=munit); UNIT has "
+            "recon_kl_cyc_w instead",
+            True,
         ),
     }
 
@@ -250,7 +252,8 @@ class Config:
     # Networks.
     network: Network = key(
         "release",
-        "networks of the 2018 release (sections gen, dis, share) or of the paper (section paper)",
+        "networks of the 2018 release (sections gen, dis, share), of the paper (section paper), or "
+        "MUNIT (sections gen, dis)",
     )
     input_dim_a: int = key(3, "channels of domain a", low=1, high=1024)
     input_dim_b: int = key(3, "channels of domain b", low=1, high=1024)

@@ -23,7 +23,7 @@ from fastunit.common import extras, regular
 from fastunit.common.choices import ImageLoader
 from fastunit.common.errors import DataError
 from fastunit.common.files import atomic
-from fastunit.data import dali
+from fastunit.data import dali, profiles
 from fastunit.data.image_kinds import Kind, even_chunks, is_webp, kind_of, webp_size
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # Pillow would run a program for some (EPS)
@@ -32,6 +32,8 @@ _MODES = {1: "L", 3: "RGB"}
 _ROWS = 256  # compared at a time
 _JPEG = {"quality": 95, "subsampling": 0}
 _NEAREST = np.round(np.arange(65536) / 257).astype(np.uint8)  # 16 bits to 8
+_NAMES = {"alpha": "alpha", "exif": "EXIF data", "icc_profile": "ICC profile"}
+_CANNOT_HOLD = {".jpg": ("alpha",), ".jpeg": ("alpha",), ".bmp": tuple(_NAMES)}
 _OPTIONS = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": {"lossless": True}}
 
 
@@ -166,8 +168,9 @@ def for_loader(data: bytes, kind: Kind) -> bytes:
 def from_image(image: Image.Image, reading: Reading) -> np.ndarray:
     """Return a Pillow image's pixels, converted as those of a file: uint8 [H, W, channels].
 
-    Modes that start with I are taken as 16 bits. Pillow alone decodes, so pixels of a JPEG may
-    differ from `decode`'s by a few levels. The image is not modified.
+    Modes that start with I are taken as 16 bits. Pixels with a colour profile are converted to
+    sRGB. Pillow alone decodes, so pixels of a JPEG may differ from `decode`'s by a few levels. The
+    image is not modified.
 
     Raises:
         DataError: with the reason.
@@ -178,7 +181,10 @@ def from_image(image: Image.Image, reading: Reading) -> np.ndarray:
             upright = Image.fromarray(reading.table()[_sixteen_bits_of(upright)])
         elif reading.value_range:
             raise DataError(_not_deep(reading))
-        return _pixels(_eight_bits(upright), reading.channels, image.format)
+        pixels = _eight_bits(upright)
+        if profiles.applies(pixels):
+            pixels = profiles.to_srgb(pixels)
+        return _pixels(pixels, reading.channels, image.format)
     except OSError as error:  # Pillow opens files lazily: this one is only read now
         raise DataError(f"damaged or truncated: {error}") from error
 
@@ -188,19 +194,41 @@ def to_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def write(pixels: np.ndarray, file: Path) -> None:
+def write(
+    pixels: np.ndarray,
+    file: Path,
+    *,
+    alpha: np.ndarray | None = None,
+    profile: bytes = b"",
+    exif: bytes = b"",
+) -> None:
     """Write uint8 [H, W, 1 or 3] atomically, in the format of the file's extension.
 
     JPEG has quality 95 and full colour resolution; all other formats are lossless.
 
+    Args:
+        pixels: the image.
+        file: its extension is the format.
+        alpha: uint8 [H, W].
+        profile: an ICC profile; b"": none.
+        exif: EXIF data; b"": none.
+
     Raises:
-        DataError: the format cannot hold the image (WebP: at most 16383 pixels a side).
+        DataError: the format cannot hold the image (WebP: at most 16383 pixels a side), or what is
+            given beside it.
         OSError: the file cannot be written.
     """
-    image = to_image(pixels)
+    image, suffix = to_image(pixels), file.suffix.lower()
+    beside = {"alpha": alpha is not None, "exif": exif, "icc_profile": profile}
+    for name in _CANNOT_HOLD.get(suffix, ()):
+        if beside[name]:
+            raise DataError(f"{suffix} holds no {_NAMES[name]}; choose --format png, tif or webp")
+    if alpha is not None:
+        image.putalpha(Image.fromarray(alpha))
+    options = {name: beside[name] for name in ("exif", "icc_profile") if beside[name]}
     try:
         with atomic(file) as temporary:
-            image.save(temporary, **_OPTIONS.get(file.suffix.lower(), {}))
+            image.save(temporary, **_OPTIONS.get(suffix, {}), **options)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

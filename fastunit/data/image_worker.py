@@ -1,7 +1,8 @@
 """The process that decodes images for `decoding`: ``python -m fastunit.data.image_worker``.
 
 Decoders are native code, and files can be made to break it: this process can be lost. Per request,
-a line of JSON on stdin, it answers with a line of JSON on stdout and, if asked for, the pixels.
+a line of JSON on stdin, it answers with a line of JSON on stdout and, if asked for, the pixels and
+what is wanted beside them.
 It writes no files, dumps no core, and takes memory in proportion to the limits of the request. It
 ends when stdin is closed, or after IDLE seconds without a request.
 """
@@ -46,18 +47,22 @@ def main() -> int:
     os.dup2(sink, 2)
     with open(0, "rb", buffering=0) as requests:
         while select.select([requests], [], [], IDLE)[0] and (line := requests.readline()):
-            answer, pixels = _answer(json.loads(line), used)
+            answer, parts = _answer(json.loads(line), used)
             replies.write(json.dumps(answer).encode() + b"\n")
-            if pixels is not None:
-                replies.write(np.ascontiguousarray(pixels).data)
+            for part in parts:
+                replies.write(part)
             replies.flush()
     return 0
 
 
-def _answer(request: dict[str, Any], used: int) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Decode and measure one file; the answer has "error", or what is known of the file."""
+def _answer(request: dict[str, Any], used: int) -> tuple[dict[str, Any], list[Any]]:
+    """Decode and measure one file; the answer has "error", or what is known of the file.
+
+    The bytes that follow it, of the lengths in "parts": pixels, alpha, profile and EXIF data.
+    """
     from fastunit.common.errors import DataError
     from fastunit.data import image_io, value_ranges
+    from fastunit.data import picture as pictures
     from fastunit.data.image_kinds import kind_of
 
     limits = image_io.Limits(**request["limits"])
@@ -73,18 +78,33 @@ def _answer(request: dict[str, Any], used: int) -> tuple[dict[str, Any], np.ndar
     )
     try:
         data = image_io.content(Path(os.fsdecode(bytes.fromhex(request["path"]))), limits)
-        pixels = image_io.decode(data, reading)
+        if request["wanted"]:
+            picture = pictures.read(data, reading, pictures.Wanted(**request["wanted"]))
+        else:
+            picture = pictures.Picture(image_io.decode(data, reading))
+        pixels = picture.pixels
         deep = image_io.sixteen_bits(data, reading) if kind_of(data).deep else None
         values = None if deep is None else value_ranges.used(deep)
     except DataError as error:
-        return {"error": str(error)}, None
+        return {"error": str(error)}, []
     except MemoryError:
-        return {"error": "too little memory to decode it"}, None
+        return {"error": "too little memory to decode it"}, []
     except Exception as error:  # decoders raise many types
-        return {"error": f"cannot be decoded: {type(error).__name__}: {error}"[:500]}, None
+        return {"error": f"cannot be decoded: {type(error).__name__}: {error}"[:500]}, []
     digest = hashlib.blake2b(data, digest_size=DIGEST).hexdigest()
-    answer = {"shape": pixels.shape, "values": values, "digest": digest}
-    return answer, pixels if request["pixels"] else None
+    parts = _bytes(picture) if request["pixels"] else []
+    lengths = [len(part) for part in parts]
+    answer = {"shape": pixels.shape, "values": values, "digest": digest, "parts": lengths}
+    return answer, parts
+
+
+def _bytes(picture: Any) -> list[Any]:
+    alpha = b"" if picture.alpha is None else _flat(picture.alpha)
+    return [_flat(picture.pixels), alpha, picture.profile, picture.exif]
+
+
+def _flat(values: np.ndarray) -> bytes:
+    return values.tobytes()
 
 
 def _data_bytes() -> int:

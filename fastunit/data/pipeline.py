@@ -20,6 +20,7 @@ import torch
 from fastunit.common.choices import ImageLoader
 from fastunit.common.errors import ConfigError, DataError
 from fastunit.data import dali
+from fastunit.data.file_list import Files
 from fastunit.data.image_io import Limits, Reading
 from fastunit.data.read_ahead import PREFETCH, Sample
 from fastunit.data.validation import SizeRule, check_channels
@@ -79,7 +80,7 @@ class DomainLoader:
         if seed < 0:
             raise ConfigError(f"seed is {seed}; choose 0 or more")
         _check(files, channels, loader)
-        self._files = tuple(files)
+        self._files = Files(files)
         self._batch_size = batch_size
         self._position = position
         self._flip = flip
@@ -215,6 +216,6 @@ def _mixed(files: Sequence[Path], rule: SizeRule, device: torch.device) -> bool:
     For other formats the GPU's decoders may give other pixels than those checked on the CPU; and
     the range of 16-bit values is applied on the CPU.
     """
-    jpegs = all(file.suffix.lower() in (".jpg", ".jpeg") for file in files)
     cuda = torch.device(device).type == "cuda"
-    return cuda and jpegs and not rule.reading.value_range
+    jpegs = cuda and all(n.lower().endswith((".jpg", ".jpeg")) for n in Files(files).names)
+    return jpegs and not rule.reading.value_range

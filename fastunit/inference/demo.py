@@ -23,6 +23,7 @@ from fastunit.common.choices import DIRECTIONS, Direction
 from fastunit.common.errors import DataError, StorageError, UserError
 from fastunit.data import decoding, image_io
 from fastunit.data.image_io import Limits
+from fastunit.data.picture import Wanted
 from fastunit.inference.translator import Translator, of_memory
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -164,7 +165,7 @@ def _decoded(data: bytes, reading: image_io.Reading) -> np.ndarray:
         with tempfile.NamedTemporaryFile(prefix="fastunit-") as file:
             file.write(data)
             file.flush()
-            return decoding.decode(Path(file.name), reading)
+            return decoding.picture(Path(file.name), reading, Wanted()).pixels
     except OSError as error:
         raise StorageError(
             f"the image cannot be kept in {tempfile.gettempdir()}: {error}"

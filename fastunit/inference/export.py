@@ -41,7 +41,7 @@ class _Direction(nn.Module):
         self.source, self.target = pair.along(direction)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.target.decode(self.source.enc(image))
+        return self.target.decode(self.source.encoder(image))
 
 
 def export(

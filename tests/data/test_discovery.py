@@ -51,6 +51,18 @@ def test_test_folders_are_found_where_there_are_any(tmp_path):
     assert (found.test_a, found.test_b) == ((), (tmp_path / "testB/1.png",))
 
 
+def test_the_order_is_that_of_paths_whatever_the_folders(tmp_path, monkeypatch):
+    names = ["a.png", "a/1.png", "a-b/1.png", "a b/c/1.png", "a/b.png/x.png", "B/1.png", "é/1.png"]
+    put(*(tmp_path / name for name in names))
+    found = image_files(tmp_path)
+    assert found == tuple(sorted(tmp_path / name for name in names))
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path(), Path("a/.."), Path("a")):
+        here = image_files(folder)
+        assert here.names == tuple(map(str, here)) and sorted(here) == list(here)
+    assert image_files(Path()) == tuple(file.relative_to(tmp_path) for file in found)
+
+
 def test_hidden_files_and_folders_are_passed_over(tmp_path, caplog):
     put(tmp_path / "1.png", tmp_path / "._1.png", tmp_path / ".cache/2.png")
     (tmp_path / ".DS_Store").write_bytes(b"x")

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import struct
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -17,7 +18,8 @@ import torch
 from PIL import Image, ImageFile
 
 from fastunit.common.errors import ConfigError, DataError
-from fastunit.data import decoding, image_io, validation
+from fastunit.data import decoding, image_io, passed, validation
+from fastunit.data.file_list import Files
 from fastunit.data.pipeline import iter_images
 from fastunit.data.validation import SizeRule, problem, validate, validate_all
 from tests.support.doubles import raising
@@ -344,6 +346,46 @@ def test_an_interrupt_keeps_what_was_checked(tmp_path, monkeypatch, index):
     with pytest.raises(KeyboardInterrupt):
         validate(files, rule=ANY, workers=1, skip_bad=False)
     assert len(rows(index)) == 2
+
+
+def test_a_check_that_is_killed_goes_on_where_it_was_a_minute_ago(tmp_path, monkeypatch, index):
+    files = [saved(tmp_path / f"{i}.png") for i in range(3)]
+    measure, kept = validation._measure, []
+
+    def recorded(file: Path, reading: image_io.Reading):
+        kept.append(len(rows(index)))  # what another process sees: committed
+        return measure(file, reading)
+
+    monkeypatch.setattr(validation, "_measure", recorded)
+    monkeypatch.setattr(validation, "_AHEAD", 1)
+    monkeypatch.setattr("fastunit.data.index._EVERY", 0)
+    validate(files, rule=ANY, workers=1, skip_bad=False)
+    assert kept == [0, 1, 2]
+
+
+def test_memory_hardly_grows_with_the_number_of_files(tmp_path, monkeypatch):
+    """A million paths take 100 MB; what is kept of each file may be as much again."""
+    known = validation.Decoded(36, 48, bytes(16), None)
+    monkeypatch.setattr(validation, "_measure", lambda file, reading: known)
+    monkeypatch.setattr(validation, "state_of", lambda file: b"state")
+    monkeypatch.setattr("fastunit.data.index.state_of", lambda file: b"state")
+    files = Files(str(tmp_path / f"{i}.png") for i in range(20_000))
+    for _ in ("first", "again, by the index"):
+        tracemalloc.start()
+        assert check(files) == files
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        passed._passed.clear()
+        assert most < 500 * len(files)
+
+
+def test_a_file_of_two_groups_is_decoded_once(tmp_path, monkeypatch):
+    files = [saved(tmp_path / f"{i}.png") for i in range(9)]
+    read, measure = [], validation._measure
+    monkeypatch.setattr(validation, "_measure", lambda *args: read.append(args) or measure(*args))
+    groups = {"train_a": (files, ANY), "test_a": (files[:1], ANY)}
+    validate_all(groups, workers=1, skip_bad=False)
+    assert len(read) == 9
 
 
 def test_no_files_need_no_check(index):

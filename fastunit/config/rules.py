@@ -16,6 +16,7 @@ WIDEST = 8192  # channels of a layer: a 3x3 convolution of as many has 2.4 GB of
 def check(config: Config) -> None:
     """Raise ConfigError for keys that contradict each other."""
     _check_data(config)
+    _check_stopping(config)
     _check_network(config)
     _check_sharing(config)
     _check_widths(config)
@@ -55,6 +56,14 @@ def _check_data(config: Config) -> None:
                 f"data.{key} is for files of 16 bits and floating numbers, not for the demo; "
                 "leave it out"
             )
+
+
+def _check_stopping(config: Config) -> None:
+    if config.patience and not config.evaluate_every:
+        raise ConfigError(
+            f"patience={config.patience} counts the measurements of evaluate_every, which is 0; "
+            "set evaluate_every, or leave patience out"
+        )
 
 
 def _check_network(config: Config) -> None:

@@ -157,6 +157,12 @@ class Config:
         "is chosen; 0: none",
         low=0,
     )
+    patience: int = key(
+        0,
+        "measurements of evaluate_every in a row without a better one after which training stops; "
+        "0: never",
+        low=0,
+    )
     stall_after: float = key(
         120.0, "seconds without progress until a warning says what is awaited; 0: never", low=0.0
     )

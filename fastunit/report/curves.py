@@ -77,4 +77,5 @@ def _draw_panel(axes: Any, title: str, lines: Mapping[str, np.ndarray]) -> None:
         shown = slice(None, None, math.ceil(len(y) / MOST_POINTS))
         (line,) = axes.plot(x[shown], mean[shown], label=name, linewidth=1.6)
         axes.plot(x[shown], y[shown], color=line.get_color(), alpha=0.3, linewidth=0.8)
-    axes.legend(fontsize=8, frameon=False)
+    # not at the "best" place: on a slow machine Matplotlib warns that it takes a second
+    axes.legend(fontsize=8, frameon=False, loc="upper right")

@@ -46,7 +46,8 @@ class TrainingResult:
     Attributes:
         folder: the run's folder, an argument for `fastunit.load`.
         iteration: the last iteration; its checkpoint is in the folder.
-        finished: whether `max_iter` was reached; False if the run was stopped.
+        finished: whether `max_iter` was reached or `patience` ended the run; False if it was
+            stopped.
         measures: the content of result.json: seconds, images_per_s and, for each direction, the
             held-out errors; empty if the run was stopped.
         signal: the signal that stopped the run, if signals are handled.

@@ -39,6 +39,12 @@ def test_curves_of_a_long_run_stay_small_and_follow_the_theme() -> None:
     assert "#000000" not in svg
 
 
+def test_no_time_is_spent_on_a_place_for_the_legend(monkeypatch) -> None:
+    """On a slow machine Matplotlib warns of it, among the messages of a run."""
+    monkeypatch.delattr("matplotlib.legend.Legend._find_best_position")
+    curves_svg([{"iteration": i, "kl_a": 1.0} for i in range(5)])
+
+
 def test_figures_do_not_pile_up() -> None:
     records = [{"iteration": i, "kl_a": 1.0} for i in range(5)]
     gc.collect()

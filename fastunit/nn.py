@@ -58,11 +58,9 @@ class ConvNormAct2d(nn.Sequential):
     Keys are the Sequential's. With modules that the operation does not have (other norms, groups,
     dilation), with hooks, parametrizations or replaced modules it runs them one by one.
 
-    Args:
-        *modules: [nn.ZeroPad2d | ReflectionPad2d | ReplicationPad2d], nn.Conv2d, [InstanceNorm2d],
-            [nn.ReLU | LeakyReLU | PReLU | SELU | Tanh], in this order.
-
-    `residual`, of the result's shape, is added last.
+    The modules are [nn.ZeroPad2d | ReflectionPad2d | ReplicationPad2d], nn.Conv2d,
+    [InstanceNorm2d], [nn.ReLU | LeakyReLU | PReLU | SELU | Tanh], in this order; those in brackets
+    may be left out. `residual`, of the result's shape, is added last.
     """
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -18,14 +18,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch.optim import Optimizer
 
 from fastunit import config
 from fastunit.common import cli
 from fastunit.common.progress import STDERR
 from fastunit.config import Config
 from fastunit.training import allocator
-from fastunit.training.objective import Losses
+from fastunit.training.objective import Batch, Losses
 from fastunit.training.step import TrainStep
 
 with cli.needs("train"):
@@ -80,19 +80,22 @@ def supervise(step: TrainStep) -> None:
     `share_fakes` must be off in the configuration.
     """
 
-    def translations(x_a: Tensor, x_b: Tensor, *_: object) -> Losses:
-        step.gen_opt.zero_grad()
+    descend = step.descend
+
+    def translations(batch: Batch) -> Losses:
         losses = {
-            "a2b": F.l1_loss(step.unit.translate(x_a, "a2b"), x_b),
-            "b2a": F.l1_loss(step.unit.translate(x_b, "b2a"), x_a),
+            "a2b": F.l1_loss(step.unit.translate(batch.x_a, "a2b"), batch.x_b),
+            "b2a": F.l1_loss(step.unit.translate(batch.x_b, "b2a"), batch.x_a),
         }
         # The reconstruction's weight: relative to it, weight decay is as strong as in the demo.
-        (step.config.recon_x_w * sum(losses.values())).backward()
-        step.gen_opt.step()
-        return {name: loss.detach() for name, loss in losses.items()}
+        return losses | {"supervised": step.config.recon_x_w * sum(losses.values())}
 
-    step.dis_update = lambda *_: {}
-    step.gen_update = translations
+    def supervised(optimizer: Optimizer, _: str, __: object, batch: Batch) -> Losses:
+        if optimizer is step.dis_opt:
+            return {}
+        return descend(optimizer, "supervised", translations, batch)
+
+    step.descend = supervised
 
 
 def _loader(settings: Config, folder: Path) -> DomainLoader:

@@ -28,6 +28,7 @@ from fastunit.kernels import (
     upsample_conv,
 )
 from fastunit.kernels.common import runtime
+from fastunit.kernels.conv.packed import Block, PackedFilters
 
 ARCH = 90  # of the recorded launches
 # dtype, and whether float32 is computed in tf32.
@@ -46,6 +47,16 @@ class Case(NamedTuple):
     shapes: dict[str, tuple[int, ...]]
     options: dict[str, Any]
     channels_last: bool = False
+
+
+def _packed(w: Tensor, impl: str) -> Tensor:
+    """Return w times the mean of its layouts as the kernel packs them; elsewhere times one."""
+    packed = PackedFilters([Block((w.detach(),), "conv", 2)], w.dtype)
+    if impl == "triton":
+        packed.write()
+    else:
+        packed.buffer.fill_(1)
+    return w * torch.cat([layout.flatten() for layout in packed.filters[0][1:3]]).mean()
 
 
 _ROWS = {"b": (2, 20), "gamma": (2, 20), "beta": (2, 20)}
@@ -99,6 +110,8 @@ CASES = {
         {"norm": "ln", "act": "prelu", "halo": 2, "pad_mode": "reflect"},
     ),
     "instance norm": Case(instance_norm_act, {"x": (2, 130, 65, 33)}, {"act": "lrelu"}),
+    "many tiles": Case(instance_norm_act, {"x": (1, 40, 131, 131)}, {"act": "lrelu"}),
+    "packed filters": Case(_packed, {"w": (20, 12, 4, 4)}, {}),
     "sample": Case(reparameterize, {"mu": (3, 20, 17, 31)}, {}),
     "sample, learned": Case(
         reparameterize,

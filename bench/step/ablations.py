@@ -19,7 +19,7 @@ from fastunit.models import discriminator, layers
 from fastunit.models.packed import NetworkFilters
 from fastunit.models.unit import UNIT
 from fastunit.training import objective, state, step
-from fastunit.training.objective import Decoded, Noise
+from fastunit.training.objective import Batch, Decoded
 
 
 class Ablation(NamedTuple):
@@ -45,9 +45,9 @@ def _upsample_first(x: Tensor, w: Tensor, b: Tensor, **options: Any) -> Tensor:
     return conv_norm_act(F.interpolate(x, scale_factor=2, mode="nearest"), w, b, **options)
 
 
-def _decode_one_by_one(unit: UNIT, x_a: Tensor, x_b: Tensor, noise: Noise | None = None) -> Decoded:
-    noise = noise or {}
-    mu_a, mu_b = unit.encode(x_a, x_b)
+def _decode_one_by_one(unit: UNIT, batch: Batch) -> Decoded:
+    noise = batch.noise or {}
+    mu_a, mu_b = unit.encode(batch.x_a, batch.x_b)
     z_a, kl_a = unit.gen_a.sample(mu_a, noise.get("a"))
     z_b, kl_b = unit.gen_b.sample(mu_b, noise.get("b"))
     (x_aa, x_bb), (x_ba, x_ab) = unit.decode(z_a, z_b), unit.decode(z_b, z_a)
@@ -55,8 +55,7 @@ def _decode_one_by_one(unit: UNIT, x_a: Tensor, x_b: Tensor, noise: Noise | None
 
 
 def _decode_apart() -> None:
-    for module in (objective, step):
-        module.decode_both = _decode_one_by_one
+    objective.decode_both = _decode_one_by_one
 
 
 def _plain_adam() -> None:

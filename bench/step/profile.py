@@ -39,6 +39,7 @@ FAMILIES = {
     "GEMM, forward and dgrad": (("conv_gemm_kernel",), ("fprop", "dgrad")),
     "GEMM, wgrad": (("wgrad_kernel",), ("wgrad",)),
     "filters' layouts, sums of splits": (("pack_kernel", "split_reduce_kernel"), ()),
+    "borders, few channels, scores": (("lines_", "taps_", "shift_add_", "dot_"), ()),
     "norm, activation, halo": (("statistics_", "merge_", "fprop_"), ("norm_act",)),
     "their backward": (("backward_",), ("act backward",)),
     "sampling": (("_reparameterize",), ("reparameterize", "reparameterize backward")),

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from fastunit.common import extras, waiting
@@ -28,6 +30,23 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
+def _missing(error: ModuleNotFoundError, extra: str) -> str:
+    return (
+        f"error: the package {error.name} is not installed; install it with: "
+        f"{extras.install(extra)}"
+    )
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Exit with one message if an import inside the block finds a package missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        say(_missing(error, extra), sys.stderr)
+        raise SystemExit(USAGE_ERROR) from None
+
+
 def guard(main: Callable[[], int], extra: str = "train") -> int:
     """Run `main` and return its exit code; user errors are printed as one message.
 
@@ -41,11 +60,7 @@ def guard(main: Callable[[], int], extra: str = "train") -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "fastunit":
             raise
-        say(
-            f"error: the package {error.name} is not installed; install it with: "
-            f"{extras.install(extra)}",
-            sys.stderr,
-        )
+        say(_missing(error, extra), sys.stderr)
         return USAGE_ERROR
     except BrokenPipeError:
         # else Python would raise it again when it flushes stdout at exit
@@ -107,6 +122,17 @@ def positive(text: str) -> int:
     """As `count`, for numbers of at least 1."""
     if (number := count(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return number
+
+
+def positive_number(text: str) -> float:
+    """Return a number above 0, for arguments of a parser."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0, such as 2 or 0.5")
     return number
 
 

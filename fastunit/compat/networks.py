@@ -1,21 +1,19 @@
-"""The names of the release's `networks`: those of UNIT, and MUNIT's small parts.
+"""The names of the release's `networks`, UNIT's and MUNIT's.
 
-Encoder and decoder have the release's signatures, with a norm, which `fastunit.models.unit2018`
-does not have. `AdaINGen` is not here.
+Encoder and decoder have the release's signatures, with a norm; those of `fastunit.models` have
+what the networks need.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastunit.common.choices import Activation, Norm, PadType
-from fastunit.kernels import norm_act
-from fastunit.models import unit2018
+from fastunit.models import munit, norms, unit2018
 from fastunit.models.layers import (
     Conv2dBlock,
     LayerNorm,
@@ -27,8 +25,11 @@ from fastunit.models.layers import (
 from fastunit.models.perceptual import BLOCKS, POOLED_BLOCKS
 
 MsImageDis, VAEGen = unit2018.MsImageDis, unit2018.VAEGen
+AdaINGen, StyleEncoder, MLP = munit.AdaINGen, munit.StyleEncoder, munit.MLP
+AdaptiveInstanceNorm2d, SpectralNorm = norms.AdaptiveInstanceNorm2d, norms.SpectralNorm
 __all__ = [
     "MLP",
+    "AdaINGen",
     "AdaptiveInstanceNorm2d",
     "ContentEncoder",
     "Conv2dBlock",
@@ -95,7 +96,7 @@ class Decoder(_Sequence):
         n_res: residual blocks.
         dim: channels of the codes.
         output_dim: channels of the images.
-        res_norm: of the residual blocks: "none", "bn", "in" or "ln".
+        res_norm: of the residual blocks, as in `Conv2dBlock`.
         activ: of all blocks but the last.
         pad_type: of all blocks.
     """
@@ -118,107 +119,6 @@ class Decoder(_Sequence):
             dim //= 2
         last = Conv2dBlock(dim, output_dim, 7, 1, 3, "none", "tanh", pad_type)
         super().__init__(*layers, last, output_dim=output_dim)
-
-
-class StyleEncoder(_Sequence):
-    """Images [N, input_dim, H, W] to style codes [N, style_dim, 1, 1] (Huang et al. 2018).
-
-    Args:
-        n_downsample: 4x4 convolutions of stride 2; the first two double the channels.
-        input_dim: channels of the images.
-        dim: channels of the first layer.
-        style_dim: values of a code.
-        norm: of all blocks.
-        activ: of all blocks.
-        pad_type: of all blocks.
-    """
-
-    def __init__(
-        self,
-        n_downsample: int,
-        input_dim: int,
-        dim: int,
-        style_dim: int,
-        norm: Norm,
-        activ: Activation,
-        pad_type: PadType,
-    ) -> None:
-        layers: list[nn.Module] = [Conv2dBlock(input_dim, dim, 7, 1, 3, norm, activ, pad_type)]
-        for index in range(n_downsample):
-            wider = 2 * dim if index < 2 else dim
-            layers.append(Conv2dBlock(dim, wider, 4, 2, 1, norm, activ, pad_type))
-            dim = wider
-        pool, head = nn.AdaptiveAvgPool2d(1), nn.Conv2d(dim, style_dim, 1)
-        super().__init__(*layers, pool, head, output_dim=dim)
-
-
-class MLP(nn.Module):
-    """Linear blocks on features, flattened to [N, input_dim].
-
-    Args:
-        input_dim: features in.
-        output_dim: features out.
-        dim: features between.
-        n_blk: linear layers.
-        norm: of all blocks but the last.
-        activ: of all blocks but the last.
-    """
-
-    def __init__(
-        self,
-        input_dim: int,
-        output_dim: int,
-        dim: int,
-        n_blk: int,
-        norm: Norm = "none",
-        activ: Activation = "relu",
-    ) -> None:
-        super().__init__()
-        middle = [LinearBlock(dim, dim, norm, activ) for _ in range(n_blk - 2)]
-        last = LinearBlock(dim, output_dim, "none", "none")
-        self.model = nn.Sequential(LinearBlock(input_dim, dim, norm, activ), *middle, last)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x.flatten(1))
-
-
-class AdaptiveInstanceNorm2d(nn.Module):
-    """AdaIN (Huang and Belongie 2017): instance norm, scaled and shifted per sample.
-
-    Args:
-        num_features: channels C.
-        eps: added to the variance.
-        momentum: accepted as in the release, whose running statistics nothing reads.
-
-    Attributes:
-        weight: scale [N * C], to be assigned before each call.
-        bias: shift [N * C], likewise.
-    """
-
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self.weight: Tensor | None = None
-        self.bias: Tensor | None = None
-        self.register_buffer("running_mean", torch.zeros(num_features))
-        self.register_buffer("running_var", torch.ones(num_features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.weight is None or self.bias is None:
-            raise RuntimeError("assign weight and bias, [N * C], before AdaIN is called")
-        gamma, beta = (each.view(len(x), -1) for each in (self.weight, self.bias))
-        return norm_act(x, norm="in", gamma=gamma, beta=beta, eps=self.eps)
-
-
-def SpectralNorm(module: nn.Module, name: str = "weight", power_iterations: int = 1) -> nn.Module:
-    """Return a module whose weight is divided by its spectral norm (Miyato et al. 2018).
-
-    Args:
-        module: the layer; the same object is returned.
-        name: the parameter.
-        power_iterations: steps of power iteration in each call in training.
-    """
-    return nn.utils.spectral_norm(module, name, n_power_iterations=power_iterations)
 
 
 class Vgg16(nn.Module):
@@ -244,9 +144,3 @@ class Vgg16(nn.Module):
                 convolve = cast(Callable[[Tensor], Tensor], getattr(self, f"conv{block}_{index}"))
                 X = F.relu(convolve(X))
         return X
-
-
-def __getattr__(name: str) -> Any:
-    if name == "AdaINGen":
-        raise AttributeError("AdaINGen (MUNIT's generator) is not part of fastunit; use VAEGen")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

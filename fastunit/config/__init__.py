@@ -20,6 +20,7 @@ from fastunit.config.schema import (
     GeneratorConfig,
     ShareConfig,
 )
+from fastunit.config.schema_munit import MunitConfig, MunitGeneratorConfig
 
 __all__ = [
     "DATA_KEYS",
@@ -29,6 +30,8 @@ __all__ = [
     "DiscriminatorConfig",
     "Domain",
     "GeneratorConfig",
+    "MunitConfig",
+    "MunitGeneratorConfig",
     "ShareConfig",
     "dump_yaml",
     "from_dict",

@@ -16,6 +16,7 @@ from fastunit.common.text import brief
 from fastunit.config import rules, yaml_text
 from fastunit.config.fields import build, choices_of
 from fastunit.config.schema import Config
+from fastunit.config.schema_munit import MunitConfig
 
 Settings = TypeVar("Settings")
 
@@ -27,11 +28,15 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         values: keys of docs/configuration.md, sections as mappings; missing keys take their
             defaults.
 
+    Returns:
+        The configuration; a `MunitConfig` for network "munit".
+
     Raises:
         ConfigError: a key is unknown, a value is wrong, or two keys contradict each other; the
             message names the key, the value and the choices.
     """
-    config = build(Config, values, "")
+    munit = isinstance(values, Mapping) and values.get("network") == "munit"
+    config = build(MunitConfig if munit else Config, values, "")
     rules.check(config)
     return config
 
@@ -165,7 +170,7 @@ def _override(values: dict[str, Any], text: str) -> None:
 
 def reference() -> str:
     """Return the table of keys in docs/configuration.md, generated from the dataclasses."""
-    lines = ["| key | default | meaning |", "| --- | --- | --- |"]
+    rows: dict[str, str] = {}
 
     def walk(cls: type, prefix: str) -> None:
         hints = get_type_hints(cls)
@@ -179,7 +184,9 @@ def reference() -> str:
             default = "" if item.default is None else str(item.default)
             if isinstance(item.default, bool):
                 default = default.lower()
-            lines.append(f"| `{prefix}{item.name}` | {default} | {doc} |")
+            rows.setdefault(f"{prefix}{item.name}", f"{default} | {doc}")
 
     walk(Config, "")
-    return "\n".join(lines)
+    walk(MunitConfig, "")  # adds its own
+    head = ["| key | default | meaning |", "| --- | --- | --- |"]
+    return "\n".join(head + [f"| `{key}` | {row} |" for key, row in rows.items()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from fastunit.common.errors import ConfigError
@@ -15,12 +16,15 @@ WIDEST = 8192  # channels of a layer: a 3x3 convolution of as many has 2.4 GB of
 def check(config: Config) -> None:
     """Raise ConfigError for keys that contradict each other."""
     _check_data(config)
+    _check_stopping(config)
     _check_network(config)
     _check_sharing(config)
     _check_widths(config)
     _check_sizes(config)
     _check_perceptual(config)
     _check_identity(config)
+    if config.network == "munit":
+        _check_munit(config)
 
 
 def smallest_crop(config: Config) -> int:
@@ -34,6 +38,8 @@ def smallest_crop(config: Config) -> int:
     if config.network != "paper":  # the paper's discriminators take any size
         # Scale s has ceil(size / 2^s) pixels, and its n layers need 2^n of them.
         size = max(size, 2 ** (dis.num_scales - 1) * (2**dis.n_layer - 1) + 1)
+    if config.network == "munit":
+        size = max(size, 16)  # the style encoder halves four times
     return size + -size % multiple
 
 
@@ -44,9 +50,20 @@ def _check_data(config: Config) -> None:
             f"data.builtin={config.data.builtin} and {', '.join(given)} are both given; "
             "use --data DIR, or set data.builtin=none"
         )
-    for key in ("range_a", "range_b"):
+    for key in ("value_range", "range_a", "range_b"):
         if config.data.builtin != "none" and getattr(config.data, key):
-            raise ConfigError(f"data.{key} is for files of 16 bits, not for the demo; leave it out")
+            raise ConfigError(
+                f"data.{key} is for files of 16 bits and floating numbers, not for the demo; "
+                "leave it out"
+            )
+
+
+def _check_stopping(config: Config) -> None:
+    if config.patience and not config.evaluate_every:
+        raise ConfigError(
+            f"patience={config.patience} counts the measurements of evaluate_every, which is 0; "
+            "set evaluate_every, or leave patience out"
+        )
 
 
 def _check_network(config: Config) -> None:
@@ -55,12 +72,29 @@ def _check_network(config: Config) -> None:
     unused = release if config.network == "paper" else paper
     for name in unused:
         if getattr(config, name) != type(getattr(config, name))():
-            other = "release" if unused is release else "paper"
+            other = "release or munit" if unused is release else "paper"
             raise ConfigError(
                 f"section {name} is for network={other}, but network={config.network}; leave it out"
             )
     if config.network == "paper":
         _check_paper(config)
+
+
+def _check_munit(config: Config) -> None:
+    """Reject keys of UNIT's codes and objective that MUNIT does not have."""
+    for key, none in (
+        ("share.enc", 0), ("share.dec", 0), ("latent", "unit"), ("identity_w", 0.0),
+    ):  # fmt: skip
+        value = functools.reduce(getattr, key.split("."), config)
+        if value != none:
+            raise ConfigError(f"{key}={value} is for UNIT, not for network=munit; leave it out")
+    for key in ("recon_kl_w", "recon_kl_cyc_w"):
+        value = getattr(config, key)
+        if value not in (0, type(config).__dataclass_fields__[key].default):
+            raise ConfigError(
+                f"{key}={value} weighs the KL of UNIT's codes, which MUNIT does not have; set "
+                "recon_s_w and recon_c_w, and leave it out"
+            )
 
 
 def _check_paper(config: Config) -> None:

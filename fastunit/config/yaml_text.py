@@ -43,8 +43,12 @@ def parse(text: str) -> Any:
             builder.add(event)
     except ConfigError:
         raise
+    except yaml.MarkedYAMLError as error:
+        mark, what = error.problem_mark, error.problem or error.context
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"not valid YAML: {what}{where}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {error}") from error
+        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except (ValueError, OverflowError) as error:  # of characters as \U99999999
         raise ConfigError(f"not valid YAML: {error}") from error
     return builder.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -121,7 +122,8 @@ class _Inception:
                 f"FID and KID need Inception's weights; {where} and give it as --inception FILE"
             )
         try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+            # By name: type checks do without it.
+            inception = import_module("torch_fidelity.feature_extractor_inceptionv3")
         except (ImportError, RuntimeError) as error:  # the latter: a torchvision of another torch
             raise UserError(
                 f"FID and KID need torch-fidelity, which cannot be imported ({error}); install it "
@@ -129,7 +131,7 @@ class _Inception:
             ) from error
         try:
             files.read(weights)  # which runs no code, unlike the loader below
-            network: Any = FeatureExtractorInceptionV3(
+            network: Any = inception.FeatureExtractorInceptionV3(
                 "inception", ["2048"], feature_extractor_weights_path=str(weights)
             )
         except (CheckpointError, RuntimeError, AttributeError, TypeError) as error:

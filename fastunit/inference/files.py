@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,12 +16,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from fastunit.common.choices import Direction
-from fastunit.common.errors import CheckpointError, DataError, StorageError
-from fastunit.data import decoding, image_io
+from fastunit.common.errors import DataError, StorageError
+from fastunit.data import decoding, deep_files, exact, image_io
+from fastunit.data.deep_files import Bits
+from fastunit.data.picture import Picture, Wanted
 from fastunit.inference.plan import Job
-from fastunit.inference.translator import Translator, of_memory
+from fastunit.inference.translator import Tile, Translator, eight_bits, finite, of_memory
 
 THREADS = min(4, os.cpu_count() or 1)
+AHEAD = 2**28  # bytes of images that are read ahead, or wait to be written
 
 
 class FileTranslator:
@@ -38,28 +42,36 @@ class FileTranslator:
         batch_size: int,
         max_pixels: int | None = None,
         size: int | None = None,
+        tile: Tile = "auto",
+        wanted: Wanted | None = None,
+        bits: Bits = 8,
     ) -> None:
         """Prepare to translate.
 
         Args:
             translator: the networks.
             direction: "a2b" or "b2a".
-            batch_size: maximal number of images at a time.
+            batch_size: maximal number of images at a time; fewer where memory is short.
             max_pixels: of the largest image that is read; None: the configuration's limit.
             size: pixels of the shorter side that images are resized to first; None: not resized.
+            tile: as in `Translator.translate`.
+            wanted: what is kept of the files beside their pixels, and what becomes of colour
+                profiles; None: only converted to sRGB.
+            bits: of the results' values: 8; 16, or 32 for floating numbers, in the range of the
+                target domain, or that of the type.
 
         Raises:
-            CheckpointError: the networks' channels are neither 1 nor 3.
+            DataError: 16 bits cannot hold the range of the target domain.
         """
-        source, target = translator.networks.along(direction)
-        for generator in (source, target):
-            if generator.input_dim not in (1, 3):
-                raise CheckpointError(
-                    f"the networks take images of {generator.input_dim} channels; image files are "
-                    "translated with 1 (grayscale) or 3 (RGB)"
-                )
+        _, target = translator.networks.along(direction)
+        self._channels, self._bits = target.input_dim, bits
+        self._range = translator.config.domain(direction[-1]).value_range
+        deep_files.values_of(np.zeros((0, 0, 0), np.float32), bits, self._range)
         self._translator, self._batch_size, self._size = translator, batch_size, size
         self._direction: Direction = direction
+        self._tile: Tile = tile
+        self._wanted = wanted or Wanted()
+        self._bytes = AHEAD  # of the image that was read last
         self._reading = image_io.reading_of(translator.config, direction[0])
         if max_pixels is not None:
             limits = replace(self._reading.limits, pixels=max_pixels, key="--max-pixels")
@@ -71,28 +83,46 @@ class FileTranslator:
         """Translate all `jobs`; those that fail are added to `failed`.
 
         Raises:
-            StorageError: an output cannot be written to disk.
+            DataError: an output's format cannot hold the results.
+            StorageError: an output, or a temporary file of a large picture, cannot be written.
             CheckpointError: a translation is not finite.
         """
+        for job in jobs:
+            deep_files.check(job.target, self._bits, self._channels)
         pool = ThreadPoolExecutor(THREADS)
         try:
             with tqdm(total=len(jobs), desc="translating", unit="image") as bar:
-                for batch, images in self._batches(self._read_ahead(jobs, pool, bar)):
-                    for job, pixels in zip(batch, self._outputs(images), strict=True):
+                for batch in self._batches(self._read_ahead(jobs, pool, bar)):
+                    outputs = self._outputs([picture.pixels for _, picture in batch])
+                    for (job, picture), pixels in zip(batch, outputs, strict=True):
                         if isinstance(pixels, DataError):
                             self._fail(job, pixels, bar)
                             continue
-                        self._writes.append((job, pool.submit(image_io.write, pixels, job.target)))
-                    self._finish_writes(bar, leave=2 * self._batch_size)
+                        result = replace(picture, pixels=pixels)
+                        self._writes.append((job, pool.submit(self._write, result, job.target)))
+                    self._finish_writes(bar, leave=self._ahead())
                 self._finish_writes(bar, leave=0)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            decoding.stop()  # else its threads wait for files, for `data.max_seconds` at most
+            raise
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown()
 
     def _outputs(self, images: list[np.ndarray]) -> list[np.ndarray | DataError]:
         """Return the translations; where memory is too small, in halves down to single images."""
         try:
             with torch.inference_mode():
-                return list(self._translator.translate(np.stack(images), self._direction))
+                x = np.stack(images)
+                if self._bits != 8 and x.dtype == np.uint8:
+                    x = x.astype(np.float32) / 127.5 - 1
+                y = self._translator.translate(x, self._direction, tile=self._tile)
+                return list(eight_bits(y) if self._bits == 8 else finite(y))
+        except OSError as error:
+            raise StorageError(
+                f"cannot keep the layers of a large picture in {tempfile.gettempdir()}: "
+                f"{error.strerror}; set TMPDIR to a folder with more space"
+            ) from error
         except (MemoryError, RuntimeError) as error:
             if not of_memory(error):
                 raise
@@ -108,37 +138,63 @@ class FileTranslator:
 
     def _read_ahead(
         self, jobs: Sequence[Job], pool: ThreadPoolExecutor, bar: tqdm
-    ) -> Iterator[tuple[Job, np.ndarray]]:
-        """Yield the readable images in order, reading two batches ahead."""
-        reads: deque[tuple[Job, Future[np.ndarray]]] = deque()
+    ) -> Iterator[tuple[Job, Picture]]:
+        """Yield the readable images in order, reading ahead."""
+        reads: deque[tuple[Job, Future[Picture]]] = deque()
         todo = iter(jobs)
         while True:
-            while len(reads) < 2 * self._batch_size and (job := next(todo, None)):
+            while len(reads) < self._ahead() and (job := next(todo, None)):
                 reads.append((job, pool.submit(self._read, job.source)))
             if not reads:
                 return
             job, read = reads.popleft()
             try:
-                yield job, read.result()
+                picture = read.result()
             except DataError as error:
                 self._fail(job, error, bar)
+                continue
+            self._bytes = picture.pixels.nbytes
+            yield job, picture
 
-    def _read(self, file: Path) -> np.ndarray:
-        pixels = decoding.decode(file, self._reading)
-        return pixels if self._size is None else _resized(pixels, self._size, self._reading.limits)
+    def _ahead(self) -> int:
+        """Return how many images are read ahead: two batches, of large ones fewer."""
+        return max(1, min(2 * self._batch_size, AHEAD // self._bytes))
+
+    def _read(self, file: Path) -> Picture:
+        found = decoding.picture(file, self._reading, self._wanted)
+        return found if self._size is None else _resized(found, self._size, self._reading.limits)
+
+    def _write(self, picture: Picture, file: Path) -> None:
+        values, suffix = picture.pixels, file.suffix.lower()
+        beside = {"alpha": picture.alpha, "profile": picture.profile, "exif": picture.exif}
+        if self._bits != 8:
+            values = deep_files.values_of(values, self._bits, self._range)
+        if self._bits == 8 and self._channels in (1, 3) and suffix != exact.ARRAY:
+            image_io.write(values, file, **beside)
+        else:
+            deep_files.write(values, file, **beside)
 
     def _batches(
-        self, images: Iterator[tuple[Job, np.ndarray]]
-    ) -> Iterator[tuple[list[Job], list[np.ndarray]]]:
-        """Group consecutive images of equal size, at most the batch size."""
-        batch: list[tuple[Job, np.ndarray]] = []
-        for job, image in images:
-            if batch and (len(batch) == self._batch_size or batch[0][1].shape != image.shape):
-                yield [job for job, _ in batch], [image for _, image in batch]
+        self, images: Iterator[tuple[Job, Picture]]
+    ) -> Iterator[list[tuple[Job, Picture]]]:
+        """Group consecutive images of equal size, at most the batch size, as memory allows."""
+        batch: list[tuple[Job, Picture]] = []
+        most, last = 1, None
+        for job, picture in images:
+            kind = picture.pixels.shape, picture.pixels.dtype
+            if batch and (len(batch) == most or kind != last):
+                yield batch
                 batch = []
-            batch.append((job, image))
+            if not batch:
+                most = self._at_once(*picture.pixels.shape[:2])
+            last = kind
+            batch.append((job, picture))
         if batch:
-            yield [job for job, _ in batch], [image for _, image in batch]
+            yield batch
+
+    def _at_once(self, height: int, width: int) -> int:
+        fitting = self._translator.memory.images(self._direction, height, width)
+        return self._batch_size if fitting is None else max(1, min(self._batch_size, fitting))
 
     def _finish_writes(self, bar: tqdm, *, leave: int) -> None:
         """Wait until at most `leave` writes are pending."""
@@ -158,15 +214,26 @@ class FileTranslator:
         bar.update()
 
 
-def _resized(pixels: np.ndarray, size: int, limits: image_io.Limits) -> np.ndarray:
-    """Return uint8 [H, W, C] with a shorter side of `size` pixels, antialiased bilinear.
+def _resized(picture: Picture, size: int, limits: image_io.Limits) -> Picture:
+    """Return a picture with a shorter side of `size` pixels, antialiased bilinear.
 
     Raises:
         DataError: it would have more pixels than the limit.
     """
-    height, width, channels = pixels.shape
+    height, width, channels = picture.pixels.shape
     scale = size / min(height, width)
     shape = (max(size, round(width * scale)), max(size, round(height * scale)))
     limits.check_size(*shape)
-    image = image_io.to_image(pixels).resize(shape, Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(shape[1], shape[0], channels)
+
+    def resized(values: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(values).resize(shape, Image.Resampling.BILINEAR))
+
+    if picture.pixels.dtype == np.uint8 and channels == 3:
+        pixels = resized(picture.pixels)
+    else:
+        pixels = np.stack([resized(plane) for plane in np.moveaxis(picture.pixels, 2, 0)], 2)
+    return replace(
+        picture,
+        pixels=pixels,
+        alpha=None if picture.alpha is None else resized(picture.alpha),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -12,15 +12,18 @@ from torch import Tensor
 from fastunit.common import devices
 from fastunit.common import precision as precisions
 from fastunit.common.choices import Direction, Precision
-from fastunit.common.errors import CheckpointError, DataError
+from fastunit.common.errors import CheckpointError, DataError, UserError
 from fastunit.config import Config
 from fastunit.inference.exported import ExportedNetworks
+from fastunit.inference.memory import Memory
 from fastunit.models.domain_pair import DomainPair, evaluating
 from fastunit.models.layers import moved
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Tile = int | Literal["auto", "off"]
+_NOT_FINITE = "the translation is not finite: the networks' weights are damaged, or too large"
 ImageLike = TypeVar("ImageLike", "Tensor", "np.ndarray", "Image")
 
 
@@ -30,16 +33,19 @@ class Translator:
     Args:
         networks: the generators, for instance a trained `UNIT`, or those of an exported file. They
             are moved to the device, in channels_last memory format, and put into evaluation mode.
-        config: the configuration of their training. Only `data.range_a` and `data.range_b` are
-            used: how 16-bit Pillow images are read.
+        config: the configuration of their training. Only the ranges of its domains (`data.range_a`,
+            `data.range_b`, `data.value_range`) are used: how 16-bit Pillow images are read.
         device: "cpu", "cuda", "cuda:N" or a torch.device; None is the first GPU, or the CPU if
             there is none.
         precision: compute dtype of convolutions and matmuls: "bf16", "tf32", "fp32", or "inherit"
             for PyTorch's own settings; None or "auto" is bf16 where the GPU supports it, else
             fp32.
+        memory: bytes that translation may use on the device; of the CPU, those of the whole
+            process. None: four fifths of what is free.
 
     Attributes:
         networks, config: as given.
+        memory: what images need, and what there is.
         device: the torch.device in use.
         precision: the precision in use, with "auto" resolved.
 
@@ -54,13 +60,17 @@ class Translator:
         *,
         device: torch.device | str | None = None,
         precision: Precision | None = None,
+        memory: int | None = None,
     ) -> None:
         self.device = devices.choose(device)
         self.precision: Precision = precisions.resolve(precision or "auto", self.device)
         self.networks = moved(networks, self.device).eval()
         self.config = config
+        self.memory = Memory(self.networks, self.device, self.precision, memory)
 
-    def translate(self, x: ImageLike, direction: Direction, *, grad: bool = False) -> ImageLike:
+    def translate(
+        self, x: ImageLike, direction: Direction, *, grad: bool = False, tile: Tile = "auto"
+    ) -> ImageLike:
         """Translate one image, or a batch, to the other domain, without noise.
 
         Any height and width: images are extended to a size that the networks accept by
@@ -71,18 +81,21 @@ class Translator:
             x: one of
                 a tensor [C, H, W] or [N, C, H, W] on any device, of a floating dtype with values
                 in [-1, 1], or of uint8;
-                an array [H, W, C] or [N, H, W, C] of uint8;
+                an array [H, W, C] or [N, H, W, C] of uint8, or of float32 in [-1, 1];
                 a Pillow image of any mode. It is converted as `python -m fastunit.translate`
                 converts a file: rotated by its EXIF orientation, alpha dropped, converted to the
-                domain's channels; 16 bits scaled to 8, by the domain's `data.range_*` if set.
+                domain's channels; 16 bits and floating numbers by the domain's range if set.
             direction: "a2b" or "b2a".
             grad: record the graph for backward. `x` must then be a floating tensor; gradients
                 reach it and the networks' parameters.
+            tile: rows of an image that are worked on at a time, with the same result up to
+                rounding (`fastunit.models.strips`). "auto": where the whole image would need more
+                than the memory; "off": never.
 
         Returns:
             The translation: for a tensor [K, H, W] or [N, K, H, W] of the same dtype, range,
-            device and memory format; for an array [H, W, K] or [N, H, W, K], uint8; for a Pillow
-            image one of mode L or RGB. uint8 values are rounded to nearest.
+            device and memory format; for an array [H, W, K] or [N, H, W, K] of the same dtype; for
+            a Pillow image one of mode L or RGB. uint8 values are rounded to nearest.
 
         Raises:
             UserError: an unknown direction.
@@ -94,39 +107,39 @@ class Translator:
         if grad and not (isinstance(x, Tensor) and x.is_floating_point()):
             raise DataError(f"grad=True needs a tensor of a floating dtype, not {_kind(x)}")
         if isinstance(x, Tensor):
-            return self._tensor(x, direction, source, grad)
+            return self._tensor(x, direction, source, grad, tile)
         if isinstance(x, np.ndarray):
-            return self._array(x, direction, source)
+            return self._array(x, direction, source, tile)
         if _is_image(x):
-            return self._image(x, direction, source, target)
+            return self._image(x, direction, source, target, tile)
         raise DataError(
             f"cannot translate {_kind(x)}; give a tensor, a NumPy array or a Pillow image"
         )
 
-    def _tensor(self, x: Tensor, direction: Direction, channels: int, grad: bool) -> Tensor:
+    def _tensor(
+        self, x: Tensor, direction: Direction, channels: int, grad: bool, tile: Tile
+    ) -> Tensor:
         if not (x.is_floating_point() or x.dtype == torch.uint8):
             raise DataError(f"a tensor must be floating, in [-1, 1], or uint8, not {x.dtype}")
         _check_shape(x, "CHW", channels)
         batch = x if x.dim() == 4 else x[None]
-        y = self._run(batch, direction, grad)
+        y = self._run(batch, direction, grad, tile)
         y = y.to(x.device, x.dtype).contiguous(memory_format=_memory_format(batch))
         return y if x.dim() == 4 else y[0]
 
-    def _array(self, x: np.ndarray, direction: Direction, channels: int) -> np.ndarray:
-        if x.dtype != np.uint8:
-            raise DataError(
-                f"an array must be uint8, not {x.dtype}; values in [-1, 1] go in a tensor"
-            )
+    def _array(self, x: np.ndarray, direction: Direction, channels: int, tile: Tile) -> np.ndarray:
+        if x.dtype not in (np.uint8, np.float32):
+            raise DataError(f"an array must be uint8, or float32 in [-1, 1], not {x.dtype}")
         _check_shape(x, "HWC", channels)
         # A copy: PyTorch accepts no negative strides, and warns of read-only memory.
         batch = torch.from_numpy(np.array(x if x.ndim == 4 else x[None], order="C"))
         # NHWC permuted to NCHW is channels_last; nothing is copied.
-        y = self._run(batch.permute(0, 3, 1, 2), direction, grad=False)
-        found = y.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        y = self._run(batch.permute(0, 3, 1, 2), direction, False, tile)
+        found = y.to(batch.dtype).permute(0, 2, 3, 1).contiguous().cpu().numpy()
         return found if x.ndim == 4 else found[0]
 
-    def _image(self, x: Image, direction: Direction, source: int, target: int) -> Image:
-        from fastunit.data import image_io  # needs Pillow, which tensors and arrays do not
+    def _image(self, x: Image, direction: Direction, source: int, target: int, tile: Tile) -> Image:
+        from fastunit.data import exact, image_io  # need Pillow, which tensors and arrays do not
 
         if not {source, target} <= {1, 3}:
             raise DataError(
@@ -134,28 +147,94 @@ class Translator:
                 "gray (1) or RGB (3); give a tensor or an array"
             )
         reading = image_io.reading_of(self.config, direction[0])
-        return image_io.to_image(
-            self._array(image_io.from_image(x, reading), direction, channels=source)
-        )
+        pixels = exact.from_image(x, reading)
+        return image_io.to_image(eight_bits(self._array(pixels, direction, source, tile)))
 
-    def _run(self, x: Tensor, direction: Direction, grad: bool) -> Tensor:
+    def _run(self, x: Tensor, direction: Direction, grad: bool, tile: Tile) -> Tensor:
         """Translate [N, C, H, W]; the result is uint8 for uint8, else of the compute dtype."""
-        dtype = next(self.networks.parameters()).dtype
         with (
             torch.set_grad_enabled(grad),
             evaluating(self.networks),
             devices.current(self.device),
             precisions.autocast(self.precision, self.device),
         ):
-            images = x.to(self.device).to(dtype).contiguous(memory_format=torch.channels_last)
-            if x.dtype != torch.uint8:
-                return self.networks.translate(images, direction)
-            y = self.networks.translate(images / 127.5 - 1, direction).to(dtype)
-            if not y.isfinite().all():
-                raise CheckpointError(
-                    "the translation is not finite: the networks' weights are damaged, or too large"
-                )
-            return ((y + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+            if not grad and len(x) and self._in_strips(direction, x.shape[2], x.shape[3], tile):
+                return torch.cat([self._by_strips(one, direction, tile) for one in x.split(1)])
+            return _leveled(self.networks.translate(self._scaled(x), direction), x.dtype)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """Return images of uint8 or in [-1, 1] as the networks take them."""
+        dtype = next(self.networks.parameters()).dtype
+        images = x.to(self.device).to(dtype).contiguous(memory_format=torch.channels_last)
+        return images / 127.5 - 1 if x.dtype == torch.uint8 else images
+
+    def _in_strips(self, direction: Direction, height: int, width: int, tile: Tile) -> bool:
+        if tile == "off":
+            return False
+        if tile == "auto":
+            return self.memory.images(direction, height, width) == 0
+        if not isinstance(tile, int) or isinstance(tile, bool) or tile < 1:
+            raise UserError(f"tile={tile!r} must be auto, off or a number of rows")
+        if self.memory.strips(direction) is None:
+            raise UserError(
+                f"tile={tile}: exported networks, and those with batch norm, PReLU or replaced "
+                "modules, translate whole images only"
+            )
+        return height > tile
+
+    def _by_strips(self, x: Tensor, direction: Direction, tile: Tile) -> Tensor:
+        """Translate [1, C, H, W]; the result is on x's device."""
+        strips, (height, width) = self.memory.strips(direction), x.shape[2:]
+        assert strips is not None
+        y: list[Tensor] = []
+
+        def write(start: int, rows: Tensor) -> None:
+            rows = _leveled(rows, x.dtype)
+            if not y:
+                shape = 1, rows.shape[1], height, width
+                y.append(torch.empty(shape, dtype=rows.dtype, device=x.device))
+                y[0] = y[0].contiguous(memory_format=torch.channels_last)
+            y[0][:, :, start : start + rows.shape[2]] = rows
+
+        strips.translate(
+            lambda start, stop: self._scaled(x[:, :, start:stop]),
+            (height, width),
+            write,
+            rows=None if tile == "auto" else int(tile),
+            files=self.memory.keeps_in_files(direction, height, width),
+            device=self.device,
+        )
+        return y[0]
+
+
+def eight_bits(y: np.ndarray) -> np.ndarray:
+    """Return images of uint8, or float32 in [-1, 1], as uint8.
+
+    Raises:
+        CheckpointError: they are not finite.
+    """
+    return y if y.dtype == np.uint8 else _leveled(torch.from_numpy(y), torch.uint8).numpy()
+
+
+def finite(y: np.ndarray) -> np.ndarray:
+    """Return images as they are; raises CheckpointError if they are not finite."""
+    if not np.isfinite(y).all():
+        raise CheckpointError(_NOT_FINITE)
+    return y
+
+
+def _leveled(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return images in [-1, 1], or rounded to uint8 if that is `dtype`.
+
+    Raises:
+        CheckpointError: they are to be rounded and not finite.
+    """
+    if dtype != torch.uint8:
+        return y
+    y = y.to(torch.promote_types(y.dtype, torch.float32))
+    if not y.isfinite().all():
+        raise CheckpointError(_NOT_FINITE)
+    return ((y + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def _check_shape(x: Tensor | np.ndarray, layout: str, channels: int) -> None:

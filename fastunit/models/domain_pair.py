@@ -44,7 +44,7 @@ class DomainPair(nn.Module):
         """Return the means of both images' codes; as each generator's `code`."""
         for generator, x in ((self.gen_a, x_a), (self.gen_b, x_b)):
             generator.check(x)
-        return self.execution.run(self.gen_a.enc, self.gen_b.enc, BatchPair(x_a, x_b))
+        return self.execution.run(self.gen_a.encoder, self.gen_b.encoder, BatchPair(x_a, x_b))
 
     def decode(self, for_a: Tensor, for_b: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images that gen_a decodes from for_a and gen_b from for_b."""
@@ -64,12 +64,32 @@ class DomainPair(nn.Module):
         Raises:
             ValueError: an unknown direction, or images with the wrong channels or no pixels.
         """
+        source, target = self._sides(x, direction)
+        height, width = x.shape[2:]
+        return target.decode(source.code(extended(x, source.multiple)))[..., :height, :width]
+
+    def _sides(self, x: Tensor, direction: Direction) -> tuple[VAE, VAE]:
+        """Return source and target of images to translate; raises as `translate`."""
         source, target = self.along(direction)
         check_image(x, source.input_dim)
         if 0 in x.shape[2:]:
             raise ValueError(f"an image of shape {tuple(x.shape)} has no pixels")
-        height, width = x.shape[2:]
-        return target.decode(source.code(extended(x, source.multiple)))[..., :height, :width]
+        return source, target
+
+    def sample_rows(self, x_a: Tensor, x_b: Tensor) -> dict[str, Tensor]:
+        """Return a sample grid's rows by label: [N, C, H, W] in [-1, 1], without noise."""
+        z_a, z_b = self.gen_a.code(x_a), self.gen_b.code(x_b)
+        x_ab, x_ba = self.gen_b.decode(z_a), self.gen_a.decode(z_b)
+        return {
+            "input a": x_a,
+            "reconstruction a": self.gen_a.decode(z_a),
+            "a to b": x_ab,
+            "a to b to a": self.gen_a.decode(self.gen_b.code(x_ab)),
+            "input b": x_b,
+            "reconstruction b": self.gen_b.decode(z_b),
+            "b to a": x_ba,
+            "b to a to b": self.gen_b.decode(self.gen_a.code(x_ba)),
+        }
 
     def along(self, direction: Direction) -> tuple[VAE, VAE]:
         """Return a direction's source generator (which encodes) and target generator (decodes)."""
@@ -117,10 +137,17 @@ class TrainablePair(DomainPair):
 
 def extended(x: Tensor, multiple: int) -> Tensor:
     """Extend images at the bottom and right to the next size that the networks accept."""
-    height, width = (
-        max(-(-size // multiple) * multiple, 2 * multiple, 4) - size for size in x.shape[2:]
-    )
+    sizes = extended_size(x.shape[2], x.shape[3], multiple)
+    height, width = sizes[0] - x.shape[2], sizes[1] - x.shape[3]
     return F.pad(x, (0, width, 0, height), mode="replicate") if height or width else x
+
+
+def extended_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """Return the next height and width that the networks accept."""
+    rows, columns = (
+        max(-(-size // multiple) * multiple, 2 * multiple, 4) for size in (height, width)
+    )
+    return rows, columns
 
 
 def _unique(*modules: nn.Module) -> list[nn.Parameter]:

@@ -27,14 +27,17 @@ def initialise(module: nn.Module, init: Init) -> None:
     for layer in module.modules():
         if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             continue
+        own = layer._parameters
+        weight = own["weight_bar" if "weight_bar" in own else "weight"]  # of `SpectralNorm`
+        assert weight is not None
         if init == "gaussian":
-            nn.init.normal_(layer.weight, 0.0, 0.02)
+            nn.init.normal_(weight, 0.0, 0.02)
         elif init == "xavier":
-            nn.init.xavier_normal_(layer.weight, gain=math.sqrt(2))
+            nn.init.xavier_normal_(weight, gain=math.sqrt(2))
         elif init == "kaiming":
-            nn.init.kaiming_normal_(layer.weight, a=0, mode="fan_in")
+            nn.init.kaiming_normal_(weight, a=0, mode="fan_in")
         elif init == "orthogonal":
-            nn.init.orthogonal_(layer.weight, gain=math.sqrt(2))
+            nn.init.orthogonal_(weight, gain=math.sqrt(2))
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
 

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastunit.common.choices import ACTIVATIONS, NORMS, PAD_TYPES, Activation, Norm, PadType
+from fastunit.common.choices import ACTIVATIONS, PAD_TYPES, Activation, Norm, PadType
 from fastunit.kernels import norm_act
 from fastunit.kernels.common import checks
+from fastunit.kernels.conv.block import apply
 from fastunit.kernels.conv.phases import upsampling
 from fastunit.kernels.conv.plan import Kind, Plan
 from fastunit.models.chain import Chain, Operation
-from fastunit.models.norms import LayerNorm, RowNorm
+from fastunit.models.norms import AdaptiveInstanceNorm2d, LayerNorm, RowNorm, SpectralNorm
 from fastunit.models.unfused import intact, run_modules, say_plain, untouched
 
 LRELU_SLOPE = 0.2
@@ -47,10 +48,10 @@ class _Block(nn.Module):
 
     def __init__(self, channels: int, norm: Norm, activation: Activation) -> None:
         super().__init__()
-        checks.choice("norm", norm, NORMS)
+        checks.choice("norm", norm, ("none", *self.NORMS, "sn"))
         checks.choice("activation", activation, ACTIVATIONS)
         self.norm_name, self.activ_name = norm, activation
-        self.norm = None if norm == "none" else self.NORMS[norm](channels)
+        self.norm = self.NORMS[norm](channels) if norm in self.NORMS else None
         if activation == "lrelu":
             self.activation = nn.LeakyReLU(LRELU_SLOPE)
         else:
@@ -96,7 +97,8 @@ class Conv2dBlock(_Block):
         kernel_size: height and width of the filters, in pixels.
         stride: of the convolution, both axes.
         padding: pixels added on each side.
-        norm: "none", "bn", "in" or "ln".
+        norm: "none", "bn", "in", "ln", "adain" (scale and shift of each sample are assigned to
+            `norm` before a call) or "sn" (`SpectralNorm` of the filters).
         activation: "relu", "lrelu" (slope 0.2), "prelu", "selu", "tanh" or "none".
         pad_type: what the added pixels hold: "zero", "reflect" or "replicate".
 
@@ -109,7 +111,10 @@ class Conv2dBlock(_Block):
             call: the image's shape or dtype does not fit.
     """
 
-    NORMS: ClassVar = {"bn": nn.BatchNorm2d, "in": nn.InstanceNorm2d, "ln": LayerNorm}
+    NORMS: ClassVar = {
+        "bn": nn.BatchNorm2d, "in": nn.InstanceNorm2d, "ln": LayerNorm,
+        "adain": AdaptiveInstanceNorm2d,
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -127,14 +132,20 @@ class Conv2dBlock(_Block):
         self.stride, self.padding = stride, padding
         self.pad_type: PadType = pad_type
         self.pad = _PADS[pad_type](padding)
-        self.conv = nn.Conv2d(input_dim, output_dim, kernel_size, stride)
+        conv = nn.Conv2d(input_dim, output_dim, kernel_size, stride)
+        self.conv: Any = SpectralNorm(conv) if norm == "sn" else conv
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if not self.fuses:
-            say_plain(type(self).__name__)
+            if self.norm_name != "sn":
+                say_plain(type(self).__name__)
             y = self._run_modules(x)
             return y if residual is None else y + residual
         operation = self.operation()
+        if self.norm_name == "adain":
+            gamma, beta = self.norm.rows(len(x))
+            w, b = self.conv.weight, self.conv.bias
+            return apply(operation.plan, x, w, b, gamma, beta, self._prelu, residual)
         if self.norm_name != "bn":
             return operation(x, residual, self._prelu)
         y = self.norm(operation(x))
@@ -157,16 +168,19 @@ class Conv2dBlock(_Block):
     def per_sample(self) -> bool:
         """Whether groups of samples can have different weights; not with PReLU's one slope."""
         ours = type(self) in (Conv2dBlock, UpsampleConv2dBlock) and untouched(self, type(self))
-        return ours and self.norm_name != "bn" and self.activ_name != "prelu" and self.fuses
+        alike = self.norm_name not in ("bn", "adain") and self.activ_name != "prelu"
+        return ours and alike and self.fuses
 
     def _run_modules(self, x: Tensor) -> Tensor:
         return self._run_norm_act(self.conv(self.pad(x)))
 
     def operation(self) -> Operation:
         """Return the fused operation: all but batch norm and what follows it."""
-        norm, act = (
-            ("none", "none") if self.norm_name == "bn" else (self.norm_name, self.activ_name)
-        )
+        norm, act = self.norm_name, self.activ_name
+        if norm == "bn":
+            norm, act = "none", "none"
+        elif norm == "adain":
+            norm = "in"
         eps = 0.0 if norm == "none" else self.norm.eps
         slope = self.activation.negative_slope if act == "lrelu" else 0.0
         plan = Plan(
@@ -236,7 +250,7 @@ class LinearBlock(_Block):
     Args:
         input_dim: features in.
         output_dim: features out.
-        norm: "none", "bn", "in" or "ln".
+        norm: "none", "bn", "in", "ln" or "sn".
         activation: "relu", "lrelu" (slope 0.2), "prelu", "selu", "tanh" or "none".
 
     Raises:
@@ -249,7 +263,8 @@ class LinearBlock(_Block):
         self, input_dim: int, output_dim: int, norm: Norm = "none", activation: Activation = "relu"
     ) -> None:
         super().__init__(output_dim, norm, activation)
-        self.fc = nn.Linear(input_dim, output_dim)
+        fc = nn.Linear(input_dim, output_dim)
+        self.fc = SpectralNorm(fc) if norm == "sn" else fc
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.fc(x)

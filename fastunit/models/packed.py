@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from fastunit.kernels.common import eager, runtime
 from fastunit.kernels.conv.layouts import Direct, Filters
 from fastunit.kernels.conv.packed import Block, PackedFilters, aten_filters
-from fastunit.models.chain import Operation, Store
+from fastunit.models.chain import Operation, Snapshot, Store
 from fastunit.models.grouped import stacked
-from fastunit.models.layers import UpsampleConv2dBlock
 
 Gradients = Callable[..., Tensor | None]
 
@@ -32,6 +31,8 @@ class NetworkFilters:
 
     def __init__(self, a: nn.Module, b: nn.Module, store: Store) -> None:
         self._networks, self._store = (a, b), store
+        self._operations: tuple[list[Operation], list[Operation]] = [], []
+        self._snapshots: list[Snapshot] = []  # of when these were found
         self._packed: PackedFilters | None = None
         self._stacks: dict[tuple[int, ...], Tensor] = {}  # by the parameters' identities
         self._copies: list[tuple[Tensor, Tensor]] = []  # where to, what
@@ -53,7 +54,14 @@ class NetworkFilters:
         like = runtime.autocast(weight[:0])
         impl = runtime.choose_impl("auto", like)
         every = impl == "triton" or like.dtype != weight.dtype
-        layers = list(_layers(*self._networks, grouped, every))
+        if not self._snapshots or not all(each.is_current() for each in self._snapshots):
+            self._snapshots = [Snapshot(network) for network in self._networks]
+            self._operations = _operations(self._networks[0]), _operations(self._networks[1])
+        layers = [
+            of
+            for of in _layers(*self._operations, grouped)
+            if every or of[0].plan.kind == "upsample"
+        ]
         if not layers or impl == "plain":
             return False
         blocks, of_layers = [_block(of) for of in layers], aten_filters
@@ -124,10 +132,9 @@ class NetworkFilters:
 
 
 def _layers(
-    a: nn.Module, b: nn.Module, grouped: bool, every: bool
+    mine: list[Operation], others: list[Operation], grouped: bool
 ) -> Iterator[tuple[Operation, ...]]:
     """Yield the layers of both networks, two together where they can be grouped."""
-    mine, others = _operations(a, every), _operations(b, every)
     if not grouped or len(mine) != len(others):
         yield from ((each,) for each in {each.conv: each for each in [*mine, *others]}.values())
         return
@@ -140,14 +147,12 @@ def _layers(
             yield from ((each,) for each in pair)
 
 
-def _operations(network: nn.Module, every: bool) -> list[Operation]:
-    """Return the layers that can take filters, all or only upsampling's, in the modules' order."""
+def _operations(network: nn.Module) -> list[Operation]:
+    """Return the layers that can take filters, in the order of the network's modules."""
     found: dict[nn.Module, Operation] = {}
     for module in network.modules():
-        layers: Any = (every and getattr(module, "halves", None)) or (module,)
+        layers: Any = getattr(module, "halves", None) or (module,)
         for layer in layers:
-            if not every and not isinstance(layer, UpsampleConv2dBlock):
-                continue  # asking a layer takes longer than a small one's convolution
             if getattr(layer, "per_sample", False):
                 operation = layer.operation()
                 found[operation.conv] = operation

@@ -1,4 +1,4 @@
-"""UNIT and PaperUNIT: both domains' generators and discriminators, of either release."""
+"""UNIT, PaperUNIT and MUNIT: both domains' generators and discriminators."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from fastunit.config import Config
+from fastunit.config import Config, MunitConfig
 from fastunit.config.schema2017 import DisOptions, ResGenOptions, SharedDisOptions
 from fastunit.models import unit2017
 from fastunit.models.discriminator import Discriminator
 from fastunit.models.domain_pair import GeneratorPair, TrainablePair
 from fastunit.models.init import copy_matching, initialise
+from fastunit.models.styled_pair import MUNIT
 from fastunit.models.unit2017 import COCOResGen
 from fastunit.models.unit2017_discriminators import PairDiscriminator
 from fastunit.models.unit2018 import MsImageDis, VAEGen
@@ -21,6 +22,8 @@ from fastunit.models.vae import VAE, start_sigma
 
 def networks(config: Config) -> TrainablePair:
     """Return new initialized networks of the kind that ``config.network`` selects."""
+    if isinstance(config, MunitConfig):
+        return MUNIT(config)
     return PaperUNIT(config) if config.network == "paper" else UNIT(config)
 
 

@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import nn
 
-from fastunit.common.choices import LATENTS, Activation, Latent, PadType
+from fastunit.common.choices import LATENTS, Activation, Latent, Norm, PadType
 from fastunit.config import DiscriminatorConfig, GeneratorConfig
 from fastunit.config.fields import Options, build
 from fastunit.kernels.common import checks
@@ -46,7 +46,10 @@ class ContentEncoder(Chain):
 
 
 class Decoder(Chain):
-    """Codes [N, dim, P, Q] to images [N, output_dim, P * 2^n, Q * 2^n] in [-1, 1]."""
+    """Codes [N, dim, P, Q] to images [N, output_dim, P * 2^n, Q * 2^n] in [-1, 1].
+
+    `res_norm` is the norm of the residual blocks; MUNIT's is "adain".
+    """
 
     def __init__(
         self,
@@ -56,9 +59,10 @@ class Decoder(Chain):
         output_dim: int,
         activ: Activation,
         pad_type: PadType,
+        res_norm: Norm = "in",
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = [ResBlocks(n_res, dim, "in", activ, pad_type)]
+        layers: list[nn.Module] = [ResBlocks(n_res, dim, res_norm, activ, pad_type)]
         for _ in range(n_upsample):
             # The release has an upsampling module without parameters before each 5x5 block. Here
             # the block upsamples itself; a placeholder keeps the state_dict keys.
@@ -97,8 +101,8 @@ class VAEGen(VAE):
     def __init__(
         self, input_dim: int, params: Mapping | GeneratorConfig, latent: Latent = "unit"
     ) -> None:
-        options = _section(GeneratorConfig, params, "gen")
-        _positive("input_dim", input_dim)
+        options = section(GeneratorConfig, params, "gen")
+        positive("input_dim", input_dim)
         checks.choice("latent", latent, LATENTS)
         count, blocks = options.n_downsample, options.n_res
         style = options.activ, options.pad_type
@@ -125,8 +129,8 @@ class MsImageDis(Discriminator):
     """
 
     def __init__(self, input_dim: int, params: Mapping | DiscriminatorConfig) -> None:
-        options = _section(DiscriminatorConfig, params, "dis")
-        _positive("input_dim", input_dim)
+        options = section(DiscriminatorConfig, params, "dis")
+        positive("input_dim", input_dim)
         super().__init__(
             [_patch_net(input_dim, options) for _ in range(options.num_scales)],
             input_dim=input_dim,
@@ -145,10 +149,12 @@ def _patch_net(input_dim: int, options: DiscriminatorConfig) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _section(cls: type[Options], params: Mapping | Options, name: str) -> Options:
+def section(cls: type[Options], params: Mapping | Options, name: str) -> Options:
+    """Return a section's options from a mapping or from such options, checked."""
     return build(cls, asdict(params) if isinstance(params, cls) else params, name)
 
 
-def _positive(name: str, value: int) -> None:
+def positive(name: str, value: int) -> None:
+    """Raise ValueError unless a value is a whole number above 0."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r} must be a whole number of at least 1")

@@ -1,4 +1,4 @@
-"""The variational autoencoder of an image domain, and sampling of its codes."""
+"""The generator of an image domain: UNIT's variational autoencoder, and sampling of its codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,44 @@ from torch import Tensor, nn
 from fastunit.kernels import reparameterize
 
 
-class VAE(nn.Module):
+class Generator(nn.Module):
+    """One domain's encoder, and its decoder `dec`.
+
+    Attributes:
+        input_dim: channels of the images.
+        multiple: the number that height and width must be multiples of.
+    """
+
+    dec: nn.Module
+    input_dim: int
+    multiple: int
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The network from images to codes."""
+        raise NotImplementedError
+
+    def code(self, images: Tensor) -> Tensor:
+        """Return the code [N, C, P, Q] of images [N, input_dim, H, W]; raises as `check`."""
+        self.check(images)
+        return self.encoder(images)
+
+    def decode(self, hidden: Tensor) -> Tensor:
+        """Return images [N, input_dim, H, W] in [-1, 1] for codes [N, C, P, Q]."""
+        return self.dec(hidden)
+
+    def check(self, images: Tensor) -> None:
+        """Raise ValueError if the images' channels or size do not fit the encoder."""
+        check_image(images, self.input_dim)
+        height, width = images.shape[2:]
+        if height % self.multiple or width % self.multiple:
+            raise ValueError(
+                f"an image of {height}x{width} cannot be halved {self.multiple.bit_length() - 1} "
+                f"times; height and width must be multiples of {self.multiple}"
+            )
+
+
+class VAE(Generator):
     """One domain's encoder and decoder; the posterior is N(hidden, sigma^2).
 
     Args:
@@ -34,6 +71,10 @@ class VAE(nn.Module):
         super().__init__()
         self.enc, self.dec, self.sigma = enc, dec, sigma
         self.input_dim, self.multiple = input_dim, multiple
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.enc
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images, as in the 2018 release.
@@ -66,25 +107,6 @@ class VAE(nn.Module):
                 `fastunit.models.vae.sample`.
         """
         return sample(hidden, self.sigma, noise)
-
-    def code(self, images: Tensor) -> Tensor:
-        """Return the code's mean [N, C, P, Q] without drawing noise; otherwise as `encode`."""
-        self.check(images)
-        return self.enc(images)
-
-    def check(self, images: Tensor) -> None:
-        """Raise ValueError if the images' channels or size do not fit the encoder."""
-        check_image(images, self.input_dim)
-        height, width = images.shape[2:]
-        if height % self.multiple or width % self.multiple:
-            raise ValueError(
-                f"an image of {height}x{width} cannot be halved {self.multiple.bit_length() - 1} "
-                f"times; height and width must be multiples of {self.multiple}"
-            )
-
-    def decode(self, hidden: Tensor) -> Tensor:
-        """Return images [N, input_dim, H, W] in [-1, 1] for codes [N, C, P, Q]."""
-        return self.dec(hidden)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the reconstruction (from a noisy code in training mode) and the code's mean."""

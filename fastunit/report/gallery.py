@@ -50,8 +50,8 @@ class Gallery:
             if not self._last.done() and keep is None:
                 return
             self._finish(self._last)
-        with evaluating(pair):
-            rows = {k: to_pixels(v) for k, v in sample_rows(pair, *self._shown).items()}
+        with evaluating(pair), torch.no_grad():
+            rows = {k: to_pixels(v) for k, v in pair.sample_rows(*self._shown).items()}
         rows, ready = _on_host(rows)
         self._last = self._thread.submit(self._write, rows, ready, iteration, keep)
 
@@ -103,23 +103,6 @@ def page(run_dir: Path, settings: Config, iteration: int, result: dict[str, Any]
     title = f"{run_dir.name}, iteration {iteration}"
     text, total = config.dump_yaml(settings), settings.max_iter
     write_page(run_dir, title, text, result, iteration=iteration, total=total)
-
-
-@torch.no_grad()
-def sample_rows(pair: DomainPair, x_a: Tensor, x_b: Tensor) -> dict[str, Tensor]:
-    """Return a sample grid's rows by label: [N, C, H, W] in [-1, 1], without noise."""
-    z_a, z_b = pair.gen_a.code(x_a), pair.gen_b.code(x_b)
-    x_ab, x_ba = pair.gen_b.decode(z_a), pair.gen_a.decode(z_b)
-    return {
-        "input a": x_a,
-        "reconstruction a": pair.gen_a.decode(z_a),
-        "a to b": x_ab,
-        "a to b to a": pair.gen_a.decode(pair.gen_b.code(x_ab)),
-        "input b": x_b,
-        "reconstruction b": pair.gen_b.decode(z_b),
-        "b to a": x_ba,
-        "b to a to b": pair.gen_b.decode(pair.gen_a.code(x_ba)),
-    }
 
 
 def _on_host(

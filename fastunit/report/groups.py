@@ -19,6 +19,8 @@ LOSSES = (
     Group("reconstruction (L1)", "reconstruction", ("reconstruction_a", "reconstruction_b")),
     Group("cycle (L1)", "cycle", ("cycle_a", "cycle_b")),
     Group("identity (L1)", "identity", ("identity_a", "identity_b")),
+    Group("style codes (L1)", "style", ("style_a", "style_b")),
+    Group("content codes (L1)", "content", ("content_a", "content_b")),
     Group("KL of the codes", "kl", ("kl_a", "kl_b", "cycle_kl_a", "cycle_kl_b")),
     Group("totals", "totals", ("generator_total", "discriminator_total")),
     Group("perceptual", "perceptual", ("perceptual_a", "perceptual_b")),

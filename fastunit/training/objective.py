@@ -42,9 +42,24 @@ LOSSES = {
     "cycle_kl_b": "equation 3: as kl_a, of b translated to a",
     "identity_a": "mean absolute difference of a and a translated from b to a",
     "identity_b": "mean absolute difference of b and b translated from a to b",
+    "style_a": "MUNIT: mean absolute difference of b translated to a's style and the one drawn",
+    "style_b": "MUNIT: likewise of a translated to b",
+    "content_a": "MUNIT: mean absolute difference of a's content and that of a translated to b",
+    "content_b": "MUNIT: likewise of b",
     "perceptual_a": "VGG16 feature distance of b translated to a from b",
     "perceptual_b": "VGG16 feature distance of a translated to b from a",
     "generator_total": "weighted sum, minimized by the generators",
+}
+WEIGHTS = {  # the configuration's key for each kind of the generators' losses
+    "adversarial": "gan_w",
+    "reconstruction": "recon_x_w",
+    "kl": "recon_kl_w",
+    "cycle": "recon_x_cyc_w",
+    "cycle_kl": "recon_kl_cyc_w",
+    "identity": "identity_w",
+    "style": "recon_s_w",
+    "content": "recon_c_w",
+    "perceptual": "vgg_w",
 }
 DISCRIMINATOR_NOISE = ("a", "b")
 GENERATOR_NOISE = ("a", "b", "ba", "ab")
@@ -56,7 +71,8 @@ class Batch(NamedTuple):
     x_a: images of domain a, [N, C, H, W] in [-1, 1].
     x_b: images of domain b; N, C, H and W may differ from x_a's.
     noise: standard normal noise of the codes' shapes, keys "a", "b" (codes of the images), "ba",
-        "ab" (codes of the translations, which the generators' losses use); None draws it.
+        "ab" (codes of the translations, which the generators' losses use); None draws it. That of
+        MUNIT: see `munit_objective`.
     """
 
     x_a: Tensor
@@ -150,16 +166,23 @@ def discriminator_losses(
     Raises:
         ValueError: a key of noise is missing.
     """
-    x_a, x_b, _ = batch
     if decoded is None:
         noise = checked(batch.noise, DISCRIMINATOR_NOISE)
         with torch.no_grad():
-            mu_a, mu_b = unit.encode(x_a, x_b)
+            mu_a, mu_b = unit.encode(batch.x_a, batch.x_b)
             z_a, _ = unit.gen_a.sample(mu_a, noise["a"])
             z_b, _ = unit.gen_b.sample(mu_b, noise["b"])
-            x_ba, x_ab = unit.decode(z_b, z_a)
+            fakes = unit.decode(z_b, z_a)
     else:
-        x_ba, x_ab = decoded.x_ba.detach(), decoded.x_ab.detach()
+        fakes = decoded.x_ba.detach(), decoded.x_ab.detach()
+    return losses_of_fakes(unit, batch, fakes, config, call)
+
+
+def losses_of_fakes(
+    unit: TrainablePair, batch: Batch, fakes: tuple[Tensor, Tensor], config: Config, call: Call
+) -> Losses:
+    """Return the discriminators' losses for the translations `fakes`, x_ba and x_ab."""
+    (x_a, x_b, _), (x_ba, x_ab) = batch, fakes
     dis_a, dis_b = unit.dis_a, unit.dis_b
     if dis_a.can_join(x_ba, x_a) and dis_b.can_join(x_ab, x_b):
         outputs = unit.discriminate(torch.cat([x_ba, x_a]), torch.cat([x_ab, x_b]))
@@ -243,10 +266,10 @@ def generator_losses(
         assert perceptual is not None
         distances = perceptual.pair((x_ba, x_ab), (x_b, x_a))
         losses["perceptual_a"], losses["perceptual_b"] = distances
-    return call(_generator_terms, unit, *outputs, differences, losses, config)
+    return call(generator_terms, unit, *outputs, differences, losses, config)
 
 
-def _generator_terms(
+def generator_terms(
     unit: TrainablePair,
     outputs_a: Sequence[Tensor],
     outputs_b: Sequence[Tensor],
@@ -267,16 +290,9 @@ def _generator_terms(
 
 def weighted(losses: Losses, config: Config) -> Tensor:
     """Return the weighted sum of the generators' losses."""
-    weights = {
-        "adversarial": config.gan_w,
-        "reconstruction": config.recon_x_w,
-        "kl": config.recon_kl_w,
-        "cycle": config.recon_x_cyc_w,
-        "cycle_kl": config.recon_kl_cyc_w,
-        "identity": config.identity_w,
-        "perceptual": config.vgg_w,
-    }
-    return total(weights[name.rpartition("_")[0]] * loss for name, loss in losses.items())
+    return total(
+        getattr(config, WEIGHTS[name.rpartition("_")[0]]) * loss for name, loss in losses.items()
+    )
 
 
 def _l1(output: Tensor, target: Tensor) -> Tensor:

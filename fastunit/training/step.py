@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,28 +17,21 @@ from torch.optim.lr_scheduler import StepLR
 from fastunit.common import precision
 from fastunit.common.choices import Precision
 from fastunit.common.errors import ConfigError
-from fastunit.config import Config
+from fastunit.config import Config, MunitConfig
 from fastunit.models.domain_pair import TrainablePair
 from fastunit.models.grouped import GroupedExecution
 from fastunit.models.packed import NetworkFilters
 from fastunit.models.perceptual import Perceptual
-from fastunit.training import lr_schedule, optim
+from fastunit.training import lr_schedule, munit_objective, objective, optim
 from fastunit.training.compilation import Compiled
 from fastunit.training.cuda_graph import GraphedStep
 from fastunit.training.ema import Average
 from fastunit.training.gradients import FlatGradients
-from fastunit.training.objective import (
-    Batch,
-    Decoded,
-    Losses,
-    Noise,
-    decode_both,
-    discriminator_losses,
-    generator_losses,
-)
+from fastunit.training.objective import Batch, Decoded, Losses, Noise
 from fastunit.training.optim import adam, make_capturable, reset_execution
 
 Objective = Callable[[Batch], Losses]
+AnyDecoded = Decoded | munit_objective.Decoded
 _SWITCH = {"auto": None, "on": True, "off": False}
 
 
@@ -69,6 +63,9 @@ class TrainStep:
     ) -> None:
         self.unit, self.config, self.average = unit, config, average
         self.perceptual: Any = perceptual  # users of `compat` may have a module of their own
+        self._objective: ModuleType = objective
+        if isinstance(config, MunitConfig):
+            self._objective = munit_objective
         self._execution = unit.execution = GroupedExecution(
             _SWITCH[config.pair_domains], config.checkpoint_activations
         )
@@ -97,7 +94,7 @@ class TrainStep:
         Args:
             x_a: images of domain a, [N, C, H, W] in [-1, 1].
             x_b: images of domain b; N, C, H and W may differ from x_a's.
-            noise: standard normal noise, as in `objective.generator_losses`; None draws it.
+            noise: standard normal noise, as in `objective.Batch`; None draws it.
 
         Returns:
             The losses of `objective.LOSSES` with a weight above 0, detached scalars.
@@ -119,7 +116,7 @@ class TrainStep:
             decoded = None
             if self.config.share_fakes and self.config.accumulate == 1:
                 with self._precision():
-                    decoded = decode_both(self.unit, batch)
+                    decoded = self._objective.decode_both(self.unit, batch)
             losses = self.descend(
                 self.dis_opt, "discriminator_total", self._discriminator_losses(decoded), batch
             )
@@ -138,7 +135,7 @@ class TrainStep:
         x_a: Tensor,
         x_b: Tensor,
         noise: Noise | None = None,
-        decoded: Decoded | None = None,
+        decoded: AnyDecoded | None = None,
     ) -> Losses:
         """Update the discriminators; arguments as in `objective.discriminator_losses`."""
         self._check_whole(decoded)
@@ -151,7 +148,7 @@ class TrainStep:
         x_a: Tensor,
         x_b: Tensor,
         noise: Noise | None = None,
-        decoded: Decoded | None = None,
+        decoded: AnyDecoded | None = None,
     ) -> Losses:
         """Update the generators; arguments as in `objective.generator_losses`."""
         self._check_whole(decoded)
@@ -159,19 +156,20 @@ class TrainStep:
         with self._filters(), frozen(self.unit.discriminators()):
             return self.descend(self.gen_opt, "generator_total", losses, batch)
 
-    def _check_whole(self, decoded: Decoded | None) -> None:
+    def _check_whole(self, decoded: AnyDecoded | None) -> None:
         if decoded is not None and self.config.accumulate > 1:
             raise ValueError("decoded belongs to a whole batch; leave it out with accumulate > 1")
 
-    def _discriminator_losses(self, decoded: Decoded | None) -> Objective:
+    def _discriminator_losses(self, decoded: AnyDecoded | None) -> Objective:
         return partial(
-            discriminator_losses, self.unit, config=self.config, decoded=decoded, call=self.compiled
-        )
+            self._objective.discriminator_losses, self.unit, config=self.config, decoded=decoded,
+            call=self.compiled,
+        )  # fmt: skip
 
-    def _generator_losses(self, decoded: Decoded | None) -> Objective:
+    def _generator_losses(self, decoded: AnyDecoded | None) -> Objective:
         return partial(
-            generator_losses, self.unit, config=self.config, perceptual=self.perceptual,
-            decoded=decoded, call=self.compiled,
+            self._objective.generator_losses, self.unit, config=self.config,
+            perceptual=self.perceptual, decoded=decoded, call=self.compiled,
         )  # fmt: skip
 
     def descend(self, optimizer: Optimizer, total: str, losses: Objective, batch: Batch) -> Losses:

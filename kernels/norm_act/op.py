@@ -34,6 +34,7 @@ from fastunit.kernels.norm_act.aten import (
 )
 from fastunit.kernels.norm_act.launch import norm_act_backward_triton, norm_act_triton
 from fastunit.kernels.norm_act.plain import norm_act_plain, pays
+from fastunit.kernels.norm_act.rows import Rows
 
 __all__ = [
     "NormActGradients",
@@ -286,8 +287,10 @@ def _bprop(
     """Return dx, dresidual, dgamma, dbeta and dslope; None where there is none."""
     saved = (mean, rstd, gamma, beta, slope, options)
     wanted: dict[str, Any] = {"residual": residual, "sums": sums}
+    rows = None
     if impl == "triton":
-        found = norm_act_backward_triton(dense(dy), _pixels(x), *saved, **wanted)
+        rows = Rows.like(beta, gamma, None) if sums else None
+        found = norm_act_backward_triton(dense(dy), _pixels(x), *saved, **wanted, rows=rows)
         dx = channels_last(found.dx)
         dresidual = None if found.dresidual is None else channels_last(found.dresidual)
     else:
@@ -297,8 +300,12 @@ def _bprop(
         if dresidual is not None:
             dresidual = owned(dresidual, memory_format(x), dy, dx)
     sums_of = ((found.dgamma, gamma), (found.dbeta, beta), (found.dslope, slope))
-    parameters = (None if g is None or p is None else per_row(g, p) for g, p in sums_of)
-    return dx, dresidual, *parameters
+    dgamma, dbeta, dslope = (None if g is None or p is None else per_row(g, p) for g, p in sums_of)
+    if rows is not None and gamma is not None and rows.gamma is not None:
+        dgamma = rows.gamma.view(gamma.shape)
+    if rows is not None and beta is not None and rows.beta is not None:
+        dbeta = rows.beta.view(beta.shape)
+    return dx, dresidual, dgamma, dbeta, dslope
 
 
 def _filled(tensors: Iterable[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:

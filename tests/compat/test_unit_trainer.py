@@ -275,7 +275,7 @@ def test_unknown_keys_are_left_out_with_a_warning(config):
         ({"lr_policy": "exp"}, "lr_policy='exp' must be one of step, constant"),
         ({"init": "he"}, "init='he' must be one of gaussian, xavier"),
         ({"gen": {"dims": 4}}, "gen.dims' in section gen; did you mean gen.dim?"),
-        ({"dis": {"norm": "sn"}}, "dis.norm='sn' must be one of none, bn, in, ln"),
+        ({"dis": {"norm": "adain"}}, "dis.norm='adain' must be one of none, bn, in, ln, sn"),
         ({"vgg_w": 1}, "vgg_model_path is not set"),
         ({"vgg_w": 1, "vgg_model_path": "."}, "vgg16.weight is missing: put the release's"),
         ({"share": {"enc": 2}}, "share.enc=2 is more than the gen.n_res=1"),

@@ -258,7 +258,7 @@ def test_layer_norm():
         (lambda: Conv2dBlock(3, 4, 3, 1, norm="batch"), ("norm='batch'", "none, bn, in, ln")),
         (lambda: Conv2dBlock(3, 4, 3, 1, activation="elu"), ("activation='elu'", "relu, lrelu, p")),
         (lambda: Conv2dBlock(3, 4, 3, 1, pad_type="same"), ("pad_type='same'", "zero, reflect, r")),
-        (lambda: LinearBlock(3, 4, norm="sn"), ("norm='sn'", "none, bn, in, ln")),
+        (lambda: LinearBlock(3, 4, norm="adain"), ("norm='adain'", "none, bn, in, ln, sn")),
         (lambda: LinearBlock(3, 4, activation="x"), ("activation='x'", "relu, lrelu, prelu")),
         (lambda: ResBlocks(1, 4, pad_type="cyclic"), ("pad_type='cyclic'", "replicate")),
     ],

@@ -16,7 +16,6 @@ from fastunit.compat import UNIT_Trainer
 from fastunit.config import from_dict, to_dict
 from fastunit.models.domain_pair import evaluating
 from fastunit.models.unit import PaperUNIT, networks
-from fastunit.report import gallery
 from fastunit.training import checkpoint, memory
 from fastunit.training.objective import Batch, discriminator_losses, generator_losses
 from fastunit.training.state import TrainState
@@ -179,7 +178,7 @@ def test_what_is_looked_at_is_without_dropout(tiny, tmp_path):
     x = torch.rand(2, 3, 16, 16)
     state = torch.get_rng_state()
     with evaluating(session.generator_pair):
-        rows = gallery.sample_rows(session.generator_pair, x, x)
+        rows = session.generator_pair.sample_rows(x, x)
     assert torch.equal(torch.get_rng_state(), state) and session.unit.gen.training
     pair, _ = checkpoint.load_generators(session.save(tmp_path))
     torch.testing.assert_close(pair.translate(x, "a2b"), rows["a to b"])
@@ -263,8 +262,14 @@ def test_what_does_not_fit_the_paper_is_refused(tiny):
         ({"paper": {"dis": {"n_front_layer": 2}}}, "n_front_layer=2 is not for COCOMsDis"),
         (shared_dis(n_layer=4), "paper.dis.n_layer=4 is not for COCOSharedDis"),
         (shared_dis(n_shared_layer=2), "n_shared_layer, together=5 halves crops of 16"),
-        ({"gen": {"dim": 7}}, "section gen is for network=release, but network=paper; leave"),
-        ({"dis": {"dim": 7}}, "section dis is for network=release, but network=paper; leave"),
+        (
+            {"gen": {"dim": 7}},
+            "section gen is for network=release or munit, but network=paper; leave",
+        ),
+        (
+            {"dis": {"dim": 7}},
+            "section dis is for network=release or munit, but network=paper; leave",
+        ),
         ({"network": "release"}, "section paper is for network=paper, but network=release"),
         ({"paper": {"gen": {"n_gen_front_blk": 2}}}, "n_gen_front_blk=2 must be .*front_blk=3"),
     ):

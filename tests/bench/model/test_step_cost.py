@@ -54,7 +54,7 @@ def test_known_kernels_are_in_known_groups(report):
 def test_each_kernel_has_its_resources(report):
     product = next(row for row in report["kernels"] if row["name"] == "conv_gemm_kernel")
     assert product["registers"] > 0 and product["shared"] > 0 and product["resident"] > 0
-    assert product["waves"] == product["programs"] / product["resident"] / 132
+    assert product["waves"] * product["resident"] * 132 == pytest.approx(product["programs"])
     assert product["area"] > 0 and product["tile"].count("x") == 2
 
 

@@ -278,7 +278,7 @@ class UNIT_Trainer(nn.Module):
     def resume(
         self, checkpoint_dir: str | Path, hyperparameters: Mapping[str, Any] | None = None
     ) -> int:
-        """Load the newest files that `save`, or the release, wrote.
+        """Load the newest files that `save`, or the release, wrote, and print their iteration.
 
         As in the release, the optimizers continue with the state in optimizer.pt, learning rates
         included, and the schedules are rebuilt from `hyperparameters` at that iteration. An
@@ -310,6 +310,7 @@ class UNIT_Trainer(nn.Module):
             if scheduler is not None:
                 scheduler.last_epoch = iteration
                 scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+        print(f"Resume from iteration {iteration}")  # as the release does
         return iteration
 
     def __compute_kl(self, mu: Tensor) -> Tensor:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import html
+import importlib
 import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -249,11 +249,11 @@ def load_inception(model_path: str | Path) -> nn.Module:
         CheckpointError: the file cannot be read.
     """
     try:
-        inception_v3 = import_module("torchvision.models").inception_v3
+        models: Any = importlib.import_module("torchvision.models")
     except ImportError as error:
         raise ConfigError("Inception scores need torchvision: pip install torchvision") from error
     state = files.read(Path(model_path))
-    network: Any = inception_v3(weights=None, init_weights=False, transform_input=True)
+    network = models.inception_v3(weights=None, init_weights=False, transform_input=True)
     network.aux_logits = False
     network.fc = nn.Linear(network.fc.in_features, len(state["fc.weight"]))
     network.load_state_dict(state)

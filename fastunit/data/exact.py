@@ -196,7 +196,7 @@ def _tiff(data: bytes, reading: Reading) -> np.ndarray:
         ) from error
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            pages = [file.pages[0]]
+            pages: list[Any] = [file.pages[0]]
             if pages[0].samplesperpixel == 1 and len(file.pages) == reading.channels:
                 pages = list(file.pages)
             planes = [_page(page, reading.limits) for page in pages]

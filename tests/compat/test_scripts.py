@@ -49,8 +49,6 @@ shown = [torch.stack([each.dataset[i] for i in range(2)]).cuda() for each in (te
 writer = tensorboardX.SummaryWriter("logs")
 checkpoints, images = prepare_sub_folder("outputs")
 start = iterations = trainer.resume(checkpoints, hyperparameters=config) if options.resume else 0
-if start:
-    print("Resume from iteration %d" % start)
 while iterations < start + config["max_iter"]:
     for a, b in zip(train_a, train_b):
         trainer.update_learning_rate()

@@ -94,8 +94,9 @@ def _tile(word: str) -> int | str:
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Translate an image, or all images in a folder, to the other domain.",
-        epilog="JPEG is written with quality 95; PNG, BMP, TIFF and WebP are lossless. Exit code: "
+        description="Translate an image or a video, or all in a folder, to the other domain.",
+        epilog="JPEG is written with quality 95, videos nearly without loss; other formats are "
+        "lossless. Exit code: "
         "0, all translated; 1, some could not be translated and are listed; 2, other errors; 3, a "
         "file cannot be written.",
     )
@@ -103,9 +104,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "checkpoint", type=Path, help="a checkpoint, a run's folder, or a release's gen_*.pt"
     )
-    parser.add_argument("input", type=Path, help="an image, or a folder, searched recursively")
     parser.add_argument(
-        "output", type=Path, help="a folder (subfolders and names are kept), or an image"
+        "input", type=Path, help="an image, a video, or a folder, searched recursively"
+    )
+    parser.add_argument(
+        "output", type=Path, help="a folder (subfolders and names are kept), or a file"
     )
     parser.add_argument(
         "--direction", choices=DIRECTIONS, required=True, help="a2b: from domain a to b; or b2a"

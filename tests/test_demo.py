@@ -21,6 +21,7 @@ from PIL import Image
 
 import fastunit
 from fastunit import demo
+from fastunit.common.errors import UserError
 from fastunit.inference.demo import Server
 from tests.support.doubles import raising
 
@@ -147,6 +148,12 @@ def test_a_taken_port_and_a_missing_checkpoint_are_one_message(model, capsys):
         assert "choose another --port" in capsys.readouterr().err
     assert demo.main(["nowhere", "--device", "cpu"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_networks_of_five_channels_have_no_page(tmp_path, save_networks, serve):
+    wide = save_networks(tmp_path / "run", input_dim_b=5)
+    with pytest.raises(UserError, match="of 1 or 3 channels, and domain b has 5; use fastunit"):
+        serve(checkpoint=wide)
 
 
 def test_ctrl_c_ends_it(model, monkeypatch, capsys):

@@ -13,6 +13,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -208,15 +209,15 @@ def _tiff(data: bytes, reading: Reading) -> np.ndarray:
         raise DataError(f"cannot be read as TIFF: {said}"[:300]) from error
 
 
-def _page(page: object, limits: Limits) -> np.ndarray:
-    tags = page.tags  # type: ignore[attr-defined]
-    limits.check_size(page.imagewidth, page.imagelength)  # type: ignore[attr-defined]
-    if int(page.photometric) == 0:  # type: ignore[attr-defined]
+def _page(page: Any, limits: Limits) -> np.ndarray:
+    tags = page.tags
+    limits.check_size(page.imagewidth, page.imagelength)
+    if int(page.photometric) == 0:
         raise DataError("TIFF whose zero is white; save it with zero for black")
     if 274 in tags and int(tags[274].value) != 1:
         raise DataError("TIFF that is to be turned; save it upright")
-    values = page.asarray(maxworkers=1)  # type: ignore[attr-defined]
-    if page.axes == "SYX":  # type: ignore[attr-defined]
+    values = page.asarray(maxworkers=1)
+    if page.axes == "SYX":
         values = np.moveaxis(values, 0, 2)
     values = values.reshape(*values.shape, *[1] * (3 - values.ndim))
     if values.ndim != 3 or values.dtype.kind not in "uif":

@@ -171,6 +171,11 @@ def from_image(image: Image.Image, reading: Reading) -> np.ndarray:
         raise DataError(f"damaged or truncated: {error}") from error
 
 
+def of_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Return uint8 [H, W, 1 or 3] as gray (1) or RGB (3)."""
+    return _pixels(to_image(pixels), channels)
+
+
 def to_image(pixels: np.ndarray) -> Image.Image:
     """Return uint8 [H, W, 1 or 3] as an image of mode L or RGB."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

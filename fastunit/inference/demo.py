@@ -46,6 +46,7 @@ class Server(ThreadingHTTPServer):
         limits: of files and images.
 
     Raises:
+        UserError: the networks have other than 1 or 3 channels.
         OSError: the port is taken.
     """
 
@@ -59,6 +60,12 @@ class Server(ThreadingHTTPServer):
         examples: Sequence[Path],
         limits: Limits,
     ) -> None:
+        for name in ("a", "b"):
+            if (channels := translator.config.domain(name).channels) not in (1, 3):
+                raise UserError(
+                    f"the page shows images of 1 or 3 channels, and domain {name} has {channels}; "
+                    "use fastunit translate"
+                )
         super().__init__(address, _Handler)
         self._translator, self._lock = translator, Lock()
         self.page, self.examples, self.limits = page, examples, limits

@@ -1,4 +1,4 @@
-"""Translation of image files; reading ahead and writing happen in threads."""
+"""Translation of image and video files; reading ahead and writing happen in threads."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from fastunit.common.errors import DataError, StorageError
 from fastunit.data import decoding, deep_files, exact, image_io
 from fastunit.data.deep_files import Bits
 from fastunit.data.picture import Picture, Wanted
+from fastunit.inference import video
 from fastunit.inference.plan import Job
 from fastunit.inference.translator import Tile, Translator, eight_bits, finite, of_memory
 
@@ -88,11 +89,15 @@ class FileTranslator:
             StorageError: an output, or a temporary file of a large picture, cannot be written.
             CheckpointError: a translation is not finite.
         """
+        videos = [job for job in jobs if job.is_video]
+        jobs = [job for job in jobs if not job.is_video]
         for job in jobs:
             deep_files.check(job.target, self._bits, self._channels)
+        if videos:
+            self._check_videos()
         pool = ThreadPoolExecutor(THREADS)
         try:
-            with tqdm(total=len(jobs), desc="translating", unit="image") as bar:
+            with tqdm(total=len(jobs) + len(videos), desc="translating", unit="image") as bar:
                 for batch in self._batches(self._read_ahead(jobs, pool, bar)):
                     outputs = self._outputs([picture.pixels for _, picture in batch])
                     for (job, picture), pixels in zip(batch, outputs, strict=True):
@@ -103,6 +108,8 @@ class FileTranslator:
                         self._writes.append((job, pool.submit(self._write, result, job.target)))
                     self._finish_writes(bar, leave=self._ahead())
                 self._finish_writes(bar, leave=0)
+                for job in videos:
+                    self._video(job, bar)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             decoding.stop()  # else its threads wait for files, for `data.max_seconds` at most
@@ -136,6 +143,40 @@ class FileTranslator:
             ]
         middle = len(images) // 2
         return self._outputs(images[:middle]) + self._outputs(images[middle:])
+
+    def _check_videos(self) -> None:
+        video.require()
+        if self._reading.exact or self._channels not in (1, 3) or self._bits != 8:
+            raise DataError(
+                "videos have 8 bits and three colours; these networks, or --bits, need more: take "
+                "the frames as image files, as docs/translate.md shows"
+            )
+
+    def _video(self, job: Job, bar: tqdm) -> None:
+        limits, batch = self._reading.limits, self._batch_size
+        try:
+            video.translate(job.source, job.target, self._frames, batch=batch, limits=limits)
+        except DataError as error:
+            self._fail(job, error, bar)
+        except OSError as error:
+            raise StorageError(f"cannot write {job.target}: {error.strerror}") from error
+        else:
+            bar.update()
+
+    def _frames(self, frames: list[np.ndarray]) -> list[np.ndarray]:
+        """Translate frames, uint8 [H, W, 3], to the same kind."""
+        pictures = [Picture(image_io.of_channels(x, self._reading.channels)) for x in frames]
+        if self._size is not None:
+            pictures = [_resized(each, self._size, self._reading.limits) for each in pictures]
+        images = [picture.pixels for picture in pictures]
+        most = min(self._batch_size, self._at_once(*images[0].shape[:2]))
+        results: list[np.ndarray] = []
+        for start in range(0, len(images), most):
+            for y in self._outputs(images[start : start + most]):
+                if isinstance(y, DataError):
+                    raise y
+                results.append(image_io.of_channels(y, 3))
+        return results
 
     def _read_ahead(
         self, jobs: Sequence[Job], pool: ThreadPoolExecutor, bar: tqdm

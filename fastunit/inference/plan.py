@@ -10,14 +10,20 @@ from pathlib import Path
 
 from fastunit.common.errors import DataError
 from fastunit.data.discovery import EXTENSIONS, image_files
+from fastunit.inference.video import VIDEOS
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image to translate: the input file, and the file of the translation."""
+    """One image or video to translate: the input file, and the file of the translation."""
 
     source: Path
     target: Path
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is a video."""
+        return _is_video(self.source)
 
 
 def plan(source: Path, output: Path, extension: str | None = None) -> list[Job]:
@@ -25,7 +31,7 @@ def plan(source: Path, output: Path, extension: str | None = None) -> list[Job]:
 
     A folder's tree and names are kept under `output`. A file goes into `output` under its own
     name if `output` is a folder, else to the path `output`, in the format of its extension. With
-    `extension`, such as ".png", names in folders get that one in place of their own.
+    `extension`, such as ".png", names of images in folders get that one in place of their own.
 
     Raises:
         DataError: there is no input, the output's extension is not an image format's, or an
@@ -46,7 +52,7 @@ def _folder_jobs(folder: Path, output: Path, extension: str | None) -> list[Job]
         raise DataError(f"OUTPUT {output} is a file, but INPUT {folder} is a folder")
     jobs = [
         Job(file, output / _renamed(file.relative_to(folder), extension))
-        for file in image_files(folder)
+        for file in image_files(folder, (*EXTENSIONS, *VIDEOS))
     ]
     sources: dict[Path, Path] = {}
     for job in jobs:
@@ -69,20 +75,25 @@ def _folder_jobs(folder: Path, output: Path, extension: str | None) -> list[Job]
 def _file_job(file: Path, output: Path, extension: str | None) -> Job:
     if not os.path.isdir(output):
         target = output
-        if extension and target.suffix.lower() != extension:
+        if extension and not _is_video(file) and target.suffix.lower() != extension:
             raise DataError(f"OUTPUT {output} must end in {extension}, as --format says")
     else:
         target = output / _renamed(Path(file.name), extension)
-    if target.suffix.lower() not in EXTENSIONS:
+    known, kind = (VIDEOS, "a video") if _is_video(file) else (EXTENSIONS, "an image")
+    if target.suffix.lower() not in known:
         raise DataError(
-            f"cannot tell an image format from the name of {target}: it must be an existing "
-            f"folder or end in one of {' '.join(EXTENSIONS)}"
+            f"cannot tell {kind} format from the name of {target}: it must be an existing "
+            f"folder or end in one of {' '.join(known)}"
         )
     return Job(file, target)
 
 
 def _renamed(path: Path, extension: str | None) -> Path:
-    return path.with_suffix(extension) if extension else path
+    return path.with_suffix(extension) if extension and not _is_video(path) else path
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEOS
 
 
 def _protect_inputs(jobs: Sequence[Job]) -> None:

@@ -47,7 +47,9 @@ def test_folders_are_searched_recursively_in_sorted_order(tmp_path):
         "g.npy",
         "ä ü.jpg",
     ]
-    put(*(tmp_path / "trainA" / name for name in names), tmp_path / "trainB/1.png")
+    pictures = [name for name in names if not name.endswith(".npy")]
+    put(*(tmp_path / "trainA" / name for name in pictures), tmp_path / "trainB/1.png")
+    (tmp_path / "trainA/g.npy").touch()
     found = find_domains(root_config(tmp_path))
     assert found.train_a == tuple(sorted(tmp_path / "trainA" / name for name in names))
     assert found.train_b == (tmp_path / "trainB/1.png",)

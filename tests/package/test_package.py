@@ -21,7 +21,7 @@ from tests.support.checkout import ROOT
 from tests.support.processes import python
 
 EXTRAS = (
-    *("translate", "train", "evaluate", "inception", "export", "video", "digits"),
+    *("translate", "train", "evaluate", "inception", "export", "tiff", "video", "digits"),
     *("docs", "test", "bench", "dev"),
 )
 

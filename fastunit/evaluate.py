@@ -43,7 +43,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--version", action="version", version=cli.VERSION)
     add("checkpoint", type=Path, help="a checkpoint, a run's folder, or a release's gen_*.pt")
-    add("--data", metavar="DIR", help="folder with testA and testB (default: the run's own data)")
+    add(
+        "--data",
+        metavar="DIR",
+        help="folder with testA and testB to measure, and trainA and trainB, which give the floor "
+        "and the baselines (default: the run's own data)",
+    )
     add(
         "--output",
         metavar="DIR",

@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +249,7 @@ def load_inception(model_path: str | Path) -> nn.Module:
         CheckpointError: the file cannot be read.
     """
     try:
-        from torchvision.models import inception_v3
+        inception_v3 = import_module("torchvision.models").inception_v3
     except ImportError as error:
         raise ConfigError("Inception scores need torchvision: pip install torchvision") from error
     state = files.read(Path(model_path))

@@ -64,7 +64,8 @@ class FileTranslator:
             DataError: 16 bits cannot hold the range of the target domain.
         """
         _, target = translator.networks.along(direction)
-        self._channels, self._bits = target.input_dim, bits
+        self._channels = target.input_dim
+        self._bits: Bits = bits
         self._range = translator.config.domain(direction[-1]).value_range
         deep_files.values_of(np.zeros((0, 0, 0), np.float32), bits, self._range)
         self._translator, self._batch_size, self._size = translator, batch_size, size

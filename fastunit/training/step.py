@@ -63,9 +63,6 @@ class TrainStep:
     ) -> None:
         self.unit, self.config, self.average = unit, config, average
         self.perceptual: Any = perceptual  # users of `compat` may have a module of their own
-        self._objective: ModuleType = objective
-        if isinstance(config, MunitConfig):
-            self._objective = munit_objective
         self._execution = unit.execution = GroupedExecution(
             _SWITCH[config.pair_domains], config.checkpoint_activations
         )
@@ -108,6 +105,10 @@ class TrainStep:
         if self._graphed is not None and noise is None:
             return self._graphed(x_a, x_b)
         return self.updates(Batch(x_a, x_b, noise))
+
+    @property
+    def _objective(self) -> ModuleType:
+        return munit_objective if isinstance(self.config, MunitConfig) else objective
 
     def updates(self, batch: Batch) -> Losses:
         """Take a step as a call does, but for the schedules and the CUDA graph."""

@@ -94,6 +94,8 @@ def test_alpha_that_the_format_cannot_hold_is_that_pictures_error(model, tmp_pat
 def test_values_of_a_range_come_back_in_the_range_of_the_other_domain(
     tmp_path, save_networks, bits, suffix
 ):
+    if suffix == ".tif":
+        pytest.importorskip("tifffile")
     ranges = {"data": {"range_a": [-1, 3], "range_b": [100, 4000]}}
     model = save_networks(tmp_path / "run", input_dim_a=1, input_dim_b=1, **ranges)
     x = np.random.default_rng(0).uniform(-1, 3, (9, 14)).astype(np.float32)

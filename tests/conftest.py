@@ -46,13 +46,17 @@ Golden = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have pytest-xdist keep the order of files below, and Ctrl-C reach child processes."""
+    """Have pytest-xdist keep the order of files below, and signals reach child processes."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
-    # A shell has what it starts in the background ignore Ctrl-C, and child processes inherit that:
-    # tests that send it to one would wait for ever.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What a shell starts in the background, or nohup starts, ignores signals, and child processes
+    # inherit that: tests that send one would wait for ever.
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

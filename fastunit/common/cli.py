@@ -67,7 +67,7 @@ def guard(main: Callable[[], int], extra: str = "train") -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (UserError, OSError) as error:
-        say(f"error: {error}", sys.stderr)
+        say(f"error: {_reason(error)}", sys.stderr)
         storage = isinstance(error, (StorageError, OSError))
         return STORAGE_ERROR if storage else USAGE_ERROR
     except waiting.Interrupted as error:
@@ -76,6 +76,13 @@ def guard(main: Callable[[], int], extra: str = "train") -> int:
     except KeyboardInterrupt:
         say("interrupted", sys.stderr)
         return INTERRUPTED
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's text; of an OSError the file and the reason, without Python's notation."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def say(line: str, stream: TextIO | None = None) -> None:

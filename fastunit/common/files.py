@@ -56,7 +56,7 @@ def atomic(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     except OSError as error:
         if error.errno is not None and str(error.filename or temporary) == str(temporary):
-            error.filename, error.filename2 = str(path), None
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         with suppress(OSError):

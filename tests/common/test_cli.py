@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import signal
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from fastunit.common import cli, waiting
+from fastunit.common import cli, files, waiting
 from fastunit.common.errors import ConfigError, StorageError, UserError
 from tests.support.doubles import raising
 
@@ -30,6 +31,16 @@ def test_guard_prints_a_user_error_alone(capsys):
 def test_guard_turns_a_file_that_cannot_be_written_into_3(kind, capsys):
     assert cli.guard(raising(kind("cannot write x: disk full"))) == 3
     assert capsys.readouterr() == ("", "error: cannot write x: disk full\n")
+
+
+def test_guard_says_what_the_disk_says_in_words(tmp_path, capsys):
+    def full():
+        with files.atomic(tmp_path / "config.yaml") as temporary:
+            raise OSError(errno.ENOSPC, "No space left on device", str(temporary))
+
+    assert cli.guard(full) == 3
+    said = f"error: {tmp_path / 'config.yaml'}: No space left on device\n"
+    assert capsys.readouterr() == ("", said)
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])

@@ -9,6 +9,7 @@ start, and bits: the end must be that of an uninterrupted training.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import re
@@ -129,8 +130,14 @@ def litter(run: Path) -> list[str]:
     return found + [str(path) for path in parts if path.name.partition("_")[2] not in whole]
 
 
-def run(rounds: int, seed: int, iterations: int = 60) -> tuple[int, list[str]]:
-    """Kill a training `rounds` times or more; return the number of kills and what went wrong."""
+def run(
+    rounds: int, seed: int, iterations: int = 60, minutes: float = math.inf
+) -> tuple[int, list[str]]:
+    """Kill a training `rounds` times or more; return the number of kills and what went wrong.
+
+    After `minutes` no other training begins to be killed.
+    """
+    end = time.monotonic() + 60 * minutes
     rng, kills, trainings = random.Random(seed), 0, 0
     wrong: list[str] = []
     with TemporaryDirectory() as name:
@@ -144,7 +151,7 @@ def run(rounds: int, seed: int, iterations: int = 60) -> tuple[int, list[str]]:
             return 0, [err[-2000:]]
         length = time.monotonic() - begun
         expected = _bits(folder / "whole", iterations)
-        while kills < rounds:
+        while kills < rounds and time.monotonic() < end:
             trainings, code = trainings + 1, -9
             output = folder / f"run{trainings}"
             while code:
@@ -152,7 +159,7 @@ def run(rounds: int, seed: int, iterations: int = 60) -> tuple[int, list[str]]:
                 words = [*arguments, "--output", str(output), *resume]
                 calls = rng.randrange(1, 300) if rng.random() < 0.5 else 0
                 seconds = FOREVER if calls else rng.random() * length
-                if kills >= rounds:
+                if kills >= rounds or time.monotonic() > end:
                     calls, seconds = 0, FOREVER
                 after = rng.random() < 0.5
                 code, err = train_in_child(folder, words, calls=calls, after=after, seconds=seconds)
@@ -180,9 +187,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.hostile.kills")
     parser.add_argument("--rounds", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end after these")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    kills, wrong = run(args.rounds, args.seed)
+    kills, wrong = run(args.rounds, args.seed, minutes=args.minutes)
     print("\n".join(wrong[:20]))
     print(f"{kills} kills, {len(wrong)} problems")
     return 1 if wrong else 0

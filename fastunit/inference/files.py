@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from fastunit.common.choices import Direction
@@ -26,6 +27,8 @@ THREADS = min(4, os.cpu_count() or 1)
 class FileTranslator:
     """Translates image files in one direction, in batches of consecutive images of equal size.
 
+    With styles, each image is translated with each of them, into its job's files in turn.
+
     Attributes:
         failed: the sources that could not be read or written, with the reasons.
     """
@@ -38,6 +41,7 @@ class FileTranslator:
         batch_size: int,
         max_pixels: int | None = None,
         size: int | None = None,
+        styles: Tensor | None = None,
     ) -> None:
         """Prepare to translate.
 
@@ -47,6 +51,8 @@ class FileTranslator:
             batch_size: maximal number of images at a time.
             max_pixels: of the largest image that is read; None: the configuration's limit.
             size: pixels of the shorter side that images are resized to first; None: not resized.
+            styles: style codes [K, style_dim] of the target domain, each for a translation of its
+                own; None: one translation, of the mean style where there are styles.
 
         Raises:
             CheckpointError: the networks' channels are neither 1 nor 3.
@@ -60,11 +66,9 @@ class FileTranslator:
                 )
         self._translator, self._batch_size, self._size = translator, batch_size, size
         self._direction: Direction = direction
-        self._reading = image_io.reading_of(translator.config, direction[0])
-        if max_pixels is not None:
-            limits = replace(self._reading.limits, pixels=max_pixels, key="--max-pixels")
-            self._reading = replace(self._reading, limits=limits)
-        self._writes: deque[tuple[Job, Future[None]]] = deque()
+        self._reading = _reading(translator, direction[0], max_pixels)
+        self._styles = [None] if styles is None else list(styles)
+        self._writes: deque[tuple[Job, Path, Future[None]]] = deque()
         self.failed: dict[Path, str] = {}
 
     def run(self, jobs: Sequence[Job]) -> None:
@@ -78,21 +82,29 @@ class FileTranslator:
         try:
             with tqdm(total=len(jobs), desc="translating", unit="image") as bar:
                 for batch, images in self._batches(self._read_ahead(jobs, pool, bar)):
-                    for job, pixels in zip(batch, self._outputs(images), strict=True):
-                        if isinstance(pixels, DataError):
-                            self._fail(job, pixels, bar)
-                            continue
-                        self._writes.append((job, pool.submit(image_io.write, pixels, job.target)))
-                    self._finish_writes(bar, leave=2 * self._batch_size)
-                self._finish_writes(bar, leave=0)
+                    for number, style in enumerate(self._styles):
+                        for job, pixels in zip(batch, self._outputs(images, style), strict=True):
+                            if isinstance(pixels, DataError):
+                                self._fail(job, pixels)
+                                continue
+                            target = job.targets[number]
+                            write = pool.submit(image_io.write, pixels, target)
+                            self._writes.append((job, target, write))
+                        self._finish_writes(leave=2 * self._batch_size)
+                    bar.update(len(batch))
+                self._finish_writes(leave=0)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _outputs(self, images: list[np.ndarray]) -> list[np.ndarray | DataError]:
+    def _outputs(
+        self, images: list[np.ndarray], style: Tensor | None
+    ) -> list[np.ndarray | DataError]:
         """Return the translations; where memory is too small, in halves down to single images."""
+        options = {} if style is None else {"style": style}
         try:
             with torch.inference_mode():
-                return list(self._translator.translate(np.stack(images), self._direction))
+                batch = np.stack(images)
+                return list(self._translator.translate(batch, self._direction, **options))
         except (MemoryError, RuntimeError) as error:
             if not of_memory(error):
                 raise
@@ -104,7 +116,7 @@ class FileTranslator:
                 DataError(f"{device} has too little memory for {width}x{height} pixels; {advice}")
             ]
         middle = len(images) // 2
-        return self._outputs(images[:middle]) + self._outputs(images[middle:])
+        return self._outputs(images[:middle], style) + self._outputs(images[middle:], style)
 
     def _read_ahead(
         self, jobs: Sequence[Job], pool: ThreadPoolExecutor, bar: tqdm
@@ -121,11 +133,11 @@ class FileTranslator:
             try:
                 yield job, read.result()
             except DataError as error:
-                self._fail(job, error, bar)
+                self._fail(job, error)
+                bar.update()
 
     def _read(self, file: Path) -> np.ndarray:
-        pixels = decoding.decode(file, self._reading)
-        return pixels if self._size is None else _resized(pixels, self._size, self._reading.limits)
+        return _decoded(file, self._reading, self._size)
 
     def _batches(
         self, images: Iterator[tuple[Job, np.ndarray]]
@@ -140,22 +152,61 @@ class FileTranslator:
         if batch:
             yield [job for job, _ in batch], [image for _, image in batch]
 
-    def _finish_writes(self, bar: tqdm, *, leave: int) -> None:
+    def _finish_writes(self, *, leave: int) -> None:
         """Wait until at most `leave` writes are pending."""
         while len(self._writes) > leave:
-            job, write = self._writes.popleft()
+            job, target, write = self._writes.popleft()
             try:
                 write.result()
             except DataError as error:
-                self._fail(job, error, bar)
+                self._fail(job, error)
             except OSError as error:  # disk full or no permission: the next would fail too
-                raise StorageError(f"cannot write {job.target}: {error.strerror}") from error
-            else:
-                bar.update()
+                raise StorageError(f"cannot write {target}: {error.strerror}") from error
 
-    def _fail(self, job: Job, error: DataError, bar: tqdm) -> None:
+    def _fail(self, job: Job, error: DataError) -> None:
         self.failed[job.source] = str(error)
-        bar.update()
+
+
+def style_of(
+    file: Path,
+    translator: Translator,
+    direction: Direction,
+    *,
+    max_pixels: int | None = None,
+    size: int | None = None,
+) -> Tensor:
+    """Return the style code of an image of the target domain, [1, style_dim].
+
+    Args:
+        file: the image.
+        translator: the networks.
+        direction: "a2b" or "b2a".
+        max_pixels: as `FileTranslator`'s.
+        size: as `FileTranslator`'s.
+
+    Raises:
+        UserError: the networks have no styles.
+        DataError: the file cannot be used, or is too small.
+    """
+    domain = direction[-1]
+    try:
+        pixels = _decoded(file, _reading(translator, domain, max_pixels), size)
+        return translator.style_of(pixels, domain)
+    except DataError as error:
+        raise DataError(f"--style {file}: {error}") from error
+
+
+def _reading(translator: Translator, domain: str, max_pixels: int | None) -> image_io.Reading:
+    reading = image_io.reading_of(translator.config, domain)
+    if max_pixels is None:
+        return reading
+    limits = replace(reading.limits, pixels=max_pixels, key="--max-pixels")
+    return replace(reading, limits=limits)
+
+
+def _decoded(file: Path, reading: image_io.Reading, size: int | None) -> np.ndarray:
+    pixels = decoding.decode(file, reading)
+    return pixels if size is None else _resized(pixels, size, reading.limits)
 
 
 def _resized(pixels: np.ndarray, size: int, limits: image_io.Limits) -> np.ndarray:

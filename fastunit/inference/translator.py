@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -12,11 +14,12 @@ from torch import Tensor
 from fastunit.common import devices
 from fastunit.common import precision as precisions
 from fastunit.common.choices import Direction, Precision
-from fastunit.common.errors import CheckpointError, DataError
+from fastunit.common.errors import CheckpointError, DataError, UserError
 from fastunit.config import Config
 from fastunit.inference.exported import ExportedNetworks
 from fastunit.models.domain_pair import DomainPair, evaluating
 from fastunit.models.layers import moved
+from fastunit.models.styled_pair import StyledPair
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,7 +63,14 @@ class Translator:
         self.networks = moved(networks, self.device).eval()
         self.config = config
 
-    def translate(self, x: ImageLike, direction: Direction, *, grad: bool = False) -> ImageLike:
+    def translate(
+        self,
+        x: ImageLike,
+        direction: Direction,
+        *,
+        style: Tensor | None = None,
+        grad: bool = False,
+    ) -> ImageLike:
         """Translate one image, or a batch, to the other domain, without noise.
 
         Any height and width: images are extended to a size that the networks accept by
@@ -76,6 +86,9 @@ class Translator:
                 converts a file: rotated by its EXIF orientation, alpha dropped, converted to the
                 domain's channels; 16 bits scaled to 8, by the domain's `data.range_*` if set.
             direction: "a2b" or "b2a".
+            style: for MUNIT (network=munit), style codes of the target domain, from
+                `random_styles` or `style_of`: one, [style_dim], for all images, or one for each,
+                [N, style_dim]. None: the mean of their prior, 0.
             grad: record the graph for backward. `x` must then be a floating tensor; gradients
                 reach it and the networks' parameters.
 
@@ -85,47 +98,65 @@ class Translator:
             image one of mode L or RGB. uint8 values are rounded to nearest.
 
         Raises:
-            UserError: an unknown direction.
-            DataError: x has an unsupported type, dtype or shape, or no pixels.
+            UserError: an unknown direction, or a style for networks that have none.
+            DataError: x has an unsupported type, dtype or shape, or no pixels; or the styles do
+                not fit.
             CheckpointError: the translation of an array, image or uint8 tensor is not finite.
             torch.OutOfMemoryError: the GPU's memory is too small for the batch.
         """
         source, target = (each.input_dim for each in self.networks.along(direction))
         if grad and not (isinstance(x, Tensor) and x.is_floating_point()):
             raise DataError(f"grad=True needs a tensor of a floating dtype, not {_kind(x)}")
-        if isinstance(x, Tensor):
-            return self._tensor(x, direction, source, grad)
-        if isinstance(x, np.ndarray):
-            return self._array(x, direction, source)
         if _is_image(x):
-            return self._image(x, direction, source, target)
-        raise DataError(
-            f"cannot translate {_kind(x)}; give a tensor, a NumPy array or a Pillow image"
-        )
+            return self._image(x, direction, style, source, target)
+        batch = _batch(x, source)
+        y = self._run(batch, direction, style, grad)
+        if isinstance(x, Tensor):
+            y = y.to(x.device, x.dtype).contiguous(memory_format=_memory_format(batch))
+        else:
+            y = y.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return cast(ImageLike, y if batch.dim() == len(x.shape) else y[0])
 
-    def _tensor(self, x: Tensor, direction: Direction, channels: int, grad: bool) -> Tensor:
-        if not (x.is_floating_point() or x.dtype == torch.uint8):
-            raise DataError(f"a tensor must be floating, in [-1, 1], or uint8, not {x.dtype}")
-        _check_shape(x, "CHW", channels)
-        batch = x if x.dim() == 4 else x[None]
-        y = self._run(batch, direction, grad)
-        y = y.to(x.device, x.dtype).contiguous(memory_format=_memory_format(batch))
-        return y if x.dim() == 4 else y[0]
+    def random_styles(self, count: int, seed: int = 0) -> Tensor:
+        """Return style codes of either domain from their prior N(0, 1), [count, style_dim].
 
-    def _array(self, x: np.ndarray, direction: Direction, channels: int) -> np.ndarray:
-        if x.dtype != np.uint8:
-            raise DataError(
-                f"an array must be uint8, not {x.dtype}; values in [-1, 1] go in a tensor"
-            )
-        _check_shape(x, "HWC", channels)
-        # A copy: PyTorch accepts no negative strides, and warns of read-only memory.
-        batch = torch.from_numpy(np.array(x if x.ndim == 4 else x[None], order="C"))
-        # NHWC permuted to NCHW is channels_last; nothing is copied.
-        y = self._run(batch.permute(0, 3, 1, 2), direction, grad=False)
-        found = y.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        return found if x.ndim == 4 else found[0]
+        A seed's first codes are the same for any count and on any device.
 
-    def _image(self, x: Image, direction: Direction, source: int, target: int) -> Image:
+        Raises:
+            UserError: the networks have no styles.
+        """
+        return self._styled().random_styles(count, seed)
+
+    def style_of(self, x: Tensor | np.ndarray | Image, domain: str) -> Tensor:
+        """Return the style codes of images, [N, style_dim]; N is 1 for a single image.
+
+        Args:
+            x: images of the domain, as in `translate`, of at least 16 pixels a side.
+            domain: "a" or "b". Translations to that domain take the codes.
+
+        Raises:
+            UserError: the networks have no styles, or an unknown domain.
+            DataError: x has an unsupported type, dtype or shape, or is too small.
+        """
+        pair = self._styled()
+        if domain not in ("a", "b"):
+            raise UserError(f"domain={domain!r} must be one of a, b")
+        generator = pair.gen_a if domain == "a" else pair.gen_b
+        batch = _batch(self._pixels(x, domain) if _is_image(x) else x, generator.input_dim)
+        with torch.no_grad(), self._computing():
+            try:
+                return generator.style(self._images(batch)).flatten(1).to(self._dtype)
+            except ValueError as error:
+                raise DataError(str(error)) from error
+
+    def _styled(self) -> StyledPair:
+        if isinstance(self.networks, StyledPair):
+            return self.networks
+        raise UserError("these networks have no styles; styles are those of MUNIT (network=munit)")
+
+    def _image(
+        self, x: Any, direction: Direction, style: Tensor | None, source: int, target: int
+    ) -> Any:
         from fastunit.data import image_io  # needs Pillow, which tensors and arrays do not
 
         if not {source, target} <= {1, 3}:
@@ -133,29 +164,76 @@ class Translator:
                 f"the networks translate {source} channels to {target}, but Pillow images are "
                 "gray (1) or RGB (3); give a tensor or an array"
             )
-        reading = image_io.reading_of(self.config, direction[0])
-        return image_io.to_image(
-            self._array(image_io.from_image(x, reading), direction, channels=source)
-        )
+        pixels = self._pixels(x, direction[0])
+        return image_io.to_image(self.translate(pixels, direction, style=style))
 
-    def _run(self, x: Tensor, direction: Direction, grad: bool) -> Tensor:
+    def _pixels(self, x: Any, domain: str) -> np.ndarray:
+        from fastunit.data import image_io
+
+        return image_io.from_image(x, image_io.reading_of(self.config, domain))
+
+    def _run(self, x: Tensor, direction: Direction, style: Tensor | None, grad: bool) -> Tensor:
         """Translate [N, C, H, W]; the result is uint8 for uint8, else of the compute dtype."""
-        dtype = next(self.networks.parameters()).dtype
-        with (
-            torch.set_grad_enabled(grad),
-            evaluating(self.networks),
-            devices.current(self.device),
-            precisions.autocast(self.precision, self.device),
-        ):
-            images = x.to(self.device).to(dtype).contiguous(memory_format=torch.channels_last)
+        options = {} if style is None else {"style": self._style(style, len(x))}
+        with torch.set_grad_enabled(grad), self._computing():
+            y = self.networks.translate(self._images(x), direction, **options)
             if x.dtype != torch.uint8:
-                return self.networks.translate(images, direction)
-            y = self.networks.translate(images / 127.5 - 1, direction).to(dtype)
+                return y
+            y = y.to(self._dtype)
             if not y.isfinite().all():
                 raise CheckpointError(
                     "the translation is not finite: the networks' weights are damaged, or too large"
                 )
             return ((y + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+    def _style(self, style: Tensor, count: int) -> Tensor:
+        """Return style codes as the generators take them, checked."""
+        size = self._styled().gen_a.style_dim
+        codes = style[None] if style.dim() == 1 else style
+        if codes.dim() != 2 or codes.shape[1] != size or len(codes) not in (1, count):
+            raise DataError(
+                f"a style of shape {tuple(style.shape)} does not fit; give [{size}] or "
+                f"[{count}, {size}]"
+            )
+        return codes.to(self.device, self._dtype)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Evaluate the networks on the device and in the precision inside the block."""
+        with (
+            evaluating(self.networks),
+            devices.current(self.device),
+            precisions.autocast(self.precision, self.device),
+        ):
+            yield
+
+    def _images(self, x: Tensor) -> Tensor:
+        """Return images [N, C, H, W] as the networks take them, from those or uint8."""
+        images = x.to(self.device).to(self._dtype).contiguous(memory_format=torch.channels_last)
+        return images / 127.5 - 1 if x.dtype == torch.uint8 else images
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.networks.parameters()).dtype
+
+
+def _batch(x: object, channels: int) -> Tensor:
+    """Return a tensor's or array's images as [N, C, H, W], unconverted."""
+    if isinstance(x, Tensor):
+        if not (x.is_floating_point() or x.dtype == torch.uint8):
+            raise DataError(f"a tensor must be floating, in [-1, 1], or uint8, not {x.dtype}")
+        _check_shape(x, "CHW", channels)
+        return x if x.dim() == 4 else x[None]
+    if not isinstance(x, np.ndarray):
+        raise DataError(
+            f"cannot translate {_kind(x)}; give a tensor, a NumPy array or a Pillow image"
+        )
+    if x.dtype != np.uint8:
+        raise DataError(f"an array must be uint8, not {x.dtype}; values in [-1, 1] go in a tensor")
+    _check_shape(x, "HWC", channels)
+    # A copy: PyTorch accepts no negative strides, and warns of read-only memory.
+    batch = torch.from_numpy(np.array(x if x.ndim == 4 else x[None], order="C"))
+    return batch.permute(0, 3, 1, 2)  # channels_last; nothing is copied
 
 
 def _check_shape(x: Tensor | np.ndarray, layout: str, channels: int) -> None:

@@ -22,8 +22,8 @@ SHOWN_STYLES = 2  # random styles of a sample grid
 class StyledPair(DomainPair):
     """Both domains' generators of MUNIT. `encode` returns the content codes."""
 
-    gen_a: AdaINGen  # pyright: ignore[reportIncompatibleVariableOverride]
-    gen_b: AdaINGen  # pyright: ignore[reportIncompatibleVariableOverride]
+    gen_a: AdaINGen
+    gen_b: AdaINGen
 
     def __init__(self, gen_a: AdaINGen, gen_b: AdaINGen) -> None:
         super().__init__()
@@ -65,14 +65,10 @@ class StyledPair(DomainPair):
         hidden = source.code(extended(x, source.multiple))
         return target.decode(hidden, style)[..., :height, :width]
 
-    def along(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, direction: Direction
-    ) -> tuple[AdaINGen, AdaINGen]:
+    def along(self, direction: Direction) -> tuple[AdaINGen, AdaINGen]:
         return super().along(direction)  # pyright: ignore[reportReturnType]
 
-    def _sides(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Tensor, direction: Direction
-    ) -> tuple[AdaINGen, AdaINGen]:
+    def _sides(self, x: Tensor, direction: Direction) -> tuple[AdaINGen, AdaINGen]:
         return super()._sides(x, direction)  # pyright: ignore[reportReturnType]
 
     def random_styles(self, count: int, seed: int) -> Tensor:

@@ -63,9 +63,6 @@ class TrainStep:
     ) -> None:
         self.unit, self.config, self.average = unit, config, average
         self.perceptual: Any = perceptual  # users of `compat` may have a module of their own
-        self._objective: ModuleType = objective
-        if isinstance(config, MunitConfig):
-            self._objective = munit_objective
         self._execution = unit.execution = GroupedExecution(
             _SWITCH[config.pair_domains], config.checkpoint_activations
         )
@@ -158,6 +155,10 @@ class TrainStep:
     def _check_whole(self, decoded: AnyDecoded | None) -> None:
         if decoded is not None and self.config.accumulate > 1:
             raise ValueError("decoded belongs to a whole batch; leave it out with accumulate > 1")
+
+    @property
+    def _objective(self) -> ModuleType:
+        return munit_objective if isinstance(self.config, MunitConfig) else objective
 
     def _discriminator_losses(self, decoded: AnyDecoded | None) -> Objective:
         return partial(

@@ -100,11 +100,10 @@ class FileTranslator:
         self, images: list[np.ndarray], style: Tensor | None
     ) -> list[np.ndarray | DataError]:
         """Return the translations; where memory is too small, in halves down to single images."""
-        options = {} if style is None else {"style": style}
         try:
             with torch.inference_mode():
                 batch = np.stack(images)
-                return list(self._translator.translate(batch, self._direction, **options))
+                return list(self._translator.translate(batch, self._direction, style=style))
         except (MemoryError, RuntimeError) as error:
             if not of_memory(error):
                 raise

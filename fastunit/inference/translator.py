@@ -115,7 +115,7 @@ class Translator:
             y = y.to(x.device, x.dtype).contiguous(memory_format=_memory_format(batch))
         else:
             y = y.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        return cast(ImageLike, y if batch.dim() == len(x.shape) else y[0])
+        return cast(ImageLike, y if cast(Any, x).ndim == batch.dim() else y[0])
 
     def random_styles(self, count: int, seed: int = 0) -> Tensor:
         """Return style codes of either domain from their prior N(0, 1), [count, style_dim].

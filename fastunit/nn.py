@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from fastunit.kernels import conv_norm_act, instance_norm_act
@@ -138,8 +137,8 @@ class AdaINConv2d(nn.Conv2d):
         act: "none", "relu", "lrelu", "selu" or "tanh".
         slope: negative slope of lrelu.
 
-    Input [N, C, H, W]; gamma and beta, scale and shift of each sample, [N, K] or [N * K]; residual
-    of the result's shape, added last.
+    Input [N, C, H, W] or [C, H, W]; gamma and beta, scale and shift of each sample, [N, K] or
+    [N * K]; residual of the result's shape, added last.
 
     Raises:
         ValueError: padding_mode is none of these; from a call: shapes do not fit.
@@ -173,12 +172,22 @@ class AdaINConv2d(nn.Conv2d):
     def forward(
         self, input: Tensor, gamma: Tensor, beta: Tensor, residual: Tensor | None = None
     ) -> Tensor:
-        rows = len(input), self.out_channels
+        rows = len(input) if input.dim() == 4 else 1, self.out_channels
         options: dict[str, Any] = {
-            "pad_mode": _PADDING_MODES[self.padding_mode], "act": self.act, "slope": self.slope,
+            "stride": self.stride, "padding": self.padding, "act": self.act, "slope": self.slope,
+            "pad_mode": _PADDING_MODES[self.padding_mode], "residual": residual,
         }  # fmt: skip
         return conv_norm_act(
-            input, self.weight, self.bias, stride=self.stride[0], padding=int(self.padding[0]),
-            norm="in", gamma=torch.reshape(gamma, rows), beta=torch.reshape(beta, rows),
-            eps=self.eps, residual=residual, **options,
+            input, self.weight, self.bias, norm="in", gamma=_rows("gamma", gamma, rows),
+            beta=_rows("beta", beta, rows), eps=self.eps, **options,
         )  # fmt: skip
+
+
+def _rows(name: str, value: Tensor, rows: tuple[int, int]) -> Tensor:
+    """Return a parameter of each sample's channels as [N, K]."""
+    samples, channels = rows
+    if value.numel() != samples * channels:
+        raise ValueError(
+            f"{name} must be of shape {rows} or {(samples * channels,)}, not {tuple(value.shape)}"
+        )
+    return value.reshape(rows)

@@ -114,12 +114,13 @@ def _configure(args: argparse.Namespace, run: Run) -> Config:
 def _check_demo_settings(settings: Config, args: argparse.Namespace) -> None:
     """Raise ConfigError if large images would be trained on with the demo's settings by default."""
     from fastunit.data import discovery, sizes
+    from fastunit.data.file_list import Files
 
     chosen = ("crop_image_", "new_size")
     if any(text.startswith(chosen) for text in args.overrides):
         return
     found = discovery.find_domains(settings)
-    side = sizes.shorter_side((*found.train_a, *found.train_b))
+    side = sizes.shorter_side(Files(Files(found.train_a).names + Files(found.train_b).names))
     if side >= DEMO_IMAGES:
         crop = "x".join(map(str, settings.crop))
         raise ConfigError(

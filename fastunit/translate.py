@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 from fastunit import config
 from fastunit.common import cli, text
-from fastunit.common.choices import DIRECTIONS, PRECISIONS
+from fastunit.common.choices import DIRECTIONS, PRECISIONS, PROFILES
 from fastunit.common.errors import UserError
 
 if TYPE_CHECKING:
     from fastunit.inference.plan import Job
 
-FORMATS = ("png", "jpg", "webp", "tif", "bmp")
 RANDOM = "random"
+FORMATS = ("png", "jpg", "webp", "tif", "bmp", "npy")
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.translate") -> int:
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.tran
 
 def _translate(args: argparse.Namespace) -> int:
     # Not at the top: --help needs neither PyTorch nor the extra.
+    from fastunit.data.picture import Wanted
     from fastunit.inference.files import FileTranslator, style_of
     from fastunit.inference.plan import plan
     from fastunit.training.loading import load
@@ -48,7 +49,8 @@ def _translate(args: argparse.Namespace) -> int:
         reference=args.style if isinstance(args.style, Path) else None,
     )  # fmt: skip
     given = config.load(args.config) if args.config else None
-    translator = load(args.checkpoint, device, args.precision, config=given)
+    limit = args.memory and int(args.memory * 2**30)
+    translator = load(args.checkpoint, device, args.precision, config=given, memory=limit)
     reading = {"max_pixels": args.max_pixels, "size": args.size}
     styles = None
     if args.style == RANDOM:
@@ -56,7 +58,14 @@ def _translate(args: argparse.Namespace) -> int:
     elif args.style:
         styles = style_of(args.style, translator, args.direction, **reading)
     files = FileTranslator(
-        translator, args.direction, batch_size=args.batch_size, styles=styles, **reading
+        translator,
+        args.direction,
+        **reading,
+        batch_size=args.batch_size,
+        styles=styles,
+        tile=args.tile,
+        wanted=Wanted(args.profile, args.keep_alpha, args.keep_exif),
+        bits=args.bits,
     )
     start = time.perf_counter()
     try:
@@ -68,7 +77,7 @@ def _translate(args: argparse.Namespace) -> int:
         f"translated {done} of {len(jobs)} images {args.direction} in {seconds:.1f} s "
         f"({done / seconds:.1f} images/s) to {_place(jobs, args.output)}"
     )
-    _print_ranges(translator.config, args.direction)
+    _print_ranges(translator.config, args.direction, args.bits)
     return 1 if files.failed else 0
 
 
@@ -95,18 +104,18 @@ def _style(text: str) -> str | Path:
     return text if text == RANDOM else Path(text)
 
 
-def _print_ranges(settings: config.Config, direction: str) -> None:
-    """Print what 0..255 means in domains trained with a range of 16-bit values."""
+def _print_ranges(settings: config.Config, direction: str, bits: int) -> None:
+    """Print what the values mean in domains trained with a range of values."""
     source, target = (settings.domain(name) for name in (direction[0], direction[-1]))
     if source.value_range:
         low, high = source.value_range
-        print(f"read 16-bit values {low}..{high} as 0..255 (data.range_{source.name})")
+        print(f"read values {low:.9g}..{high:.9g} as black and white (data.range_{source.name})")
     if target.value_range:
         low, high = target.value_range
-        print(
-            f"wrote 8 bits: a level v of 0..255 stands for {low} + v * {(high - low) / 255:g} "
-            f"(data.range_{target.name})"
-        )
+        said = f"values {low:.9g}..{high:.9g} of black and white"
+        if bits == 8:
+            said = f"8 bits: a level v of 0..255 stands for {low:.9g} + v * {(high - low) / 255:g}"
+        print(f"wrote {said} (data.range_{target.name})")
 
 
 def _report(failed: dict[Path, str]) -> None:
@@ -114,6 +123,10 @@ def _report(failed: dict[Path, str]) -> None:
         print(f"{len(failed)} images could not be translated:", file=sys.stderr)
     for file, reason in failed.items():
         cli.say(f"  {text.name(file)}: {reason}", sys.stderr)
+
+
+def _tile(word: str) -> int | str:
+    return word if word in ("auto", "off") else cli.positive(word)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -139,7 +152,22 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--batch-size",
         type=cli.positive,
         default=8,
-        help="largest batch size (default: %(default)s)",
+        help="largest batch size (default: %(default)s); smaller where memory is short",
+    )
+    parser.add_argument(
+        "--tile",
+        type=_tile,
+        default="auto",
+        metavar="auto|off|N",
+        help="rows of a large image that are worked on at a time, with the same result and no "
+        "seams; auto (the default): where the whole image would need more than the memory",
+    )
+    parser.add_argument(
+        "--memory",
+        type=cli.positive_number,
+        metavar="GIB",
+        help="memory that translation may use; of the CPU, that of this process (default: four "
+        "fifths of what is free)",
     )
     parser.add_argument(
         "--max-pixels",
@@ -157,6 +185,29 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--format",
         choices=FORMATS,
         help="format of the results in a folder (default: that of each input)",
+    )
+    parser.add_argument(
+        "--bits",
+        type=int,
+        choices=(8, 16, 32),
+        default=8,
+        help="bits of the results' values: 8 (the default), 16 (PNG, TIFF, npy) or 32 for floating "
+        "numbers (TIFF, npy), in the range of values of the training, if it has one",
+    )
+    parser.add_argument(
+        "--profile",
+        choices=PROFILES,
+        default="convert",
+        help="colour profiles (ICC) of the images: convert to sRGB (the default), keep the values "
+        "and the profile, or ignore",
+    )
+    parser.add_argument(
+        "--keep-alpha", action="store_true", help="give the results the transparency of the images"
+    )
+    parser.add_argument(
+        "--keep-exif",
+        action="store_true",
+        help="give the results the EXIF data of the images, without thumbnails",
     )
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda or cuda:N")
     parser.add_argument(

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,13 @@ Golden = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have pytest-xdist keep the order of files below, not that of their numbers of tests."""
+    """Have pytest-xdist keep the order of files below, and Ctrl-C reach child processes."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+    # A shell has what it starts in the background ignore Ctrl-C, and child processes inherit that:
+    # tests that send it to one would wait for ever.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -129,16 +134,22 @@ def make_step(tiny: dict[str, Any]) -> Callable[..., TrainStep]:
 
 @pytest.fixture(scope="session")
 def as_trained() -> Callable[..., np.ndarray]:
-    """Return a function that reads a file by the training pipeline: uint8 [H, W, channels]."""
+    """Return a function that reads a file by the training pipeline: uint8 [H, W, channels].
+
+    With `exact`, float32 in [-1, 1].
+    """
     from fastunit.data.pipeline import iter_images
 
-    def read(file: Path, channels: int, threads: int = 1, **options: object) -> np.ndarray:
+    def read(
+        file: Path, channels: int, threads: int = 1, exact: bool = False, **options: object
+    ) -> np.ndarray:
         framing = {"batch_size": 1, "crop": None, "new_size": None}
         device = torch.device("cpu")
         (image,) = iter_images(
             [file], channels=channels, device=device, threads=threads, **framing, **options
         )
-        return ((image[0].permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
+        pixels = image[0].permute(1, 2, 0)
+        return pixels.numpy() if exact else ((pixels + 1) * 127.5).round().to(torch.uint8).numpy()
 
     return read
 

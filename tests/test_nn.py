@@ -102,3 +102,14 @@ def test_adain(form):
     torch.testing.assert_close(mine(X, *given), torch.tanh(y))
     with pytest.raises(ValueError, match="padding_mode='circular' must be one of zeros, reflect"):
         AdaINConv2d(3, 4, 3, padding_mode="circular")
+
+
+def test_what_adain_does_not_take_is_named():
+    x, ones = X.float(), torch.ones(2, 4)
+    one = AdaINConv2d(3, 4, 3)
+    torch.testing.assert_close(one(x[0], ones[0], ones[0]), one(x[:1], ones[:1], ones[:1])[0])
+    with pytest.raises(ValueError, match=r"beta must be of shape \(2, 4\) or \(8,\), not \(5,\)"):
+        one(x, ones, torch.ones(5))
+    for options in ({"stride": (2, 1)}, {"padding": (0, 1)}):
+        with pytest.raises(ValueError, match="must be the same for both axes"):
+            AdaINConv2d(3, 4, 3, **options)(x, ones, ones)

@@ -186,8 +186,12 @@ def small(photos: Path) -> None:
     [
         (broken, (), "1.png: not an image"),
         (small, ("--set", "new_size=null"), "1.png: too small: 30x9"),
-        (None, ("--set", "input_dim_a=4"), "input_dim is 4; images are read with 1"),
-        (None, ("--set", "data.range_b=[0,99]"), "not of 16 bits, as data.range_b=[0, 99]"),
+        (None, ("--set", "input_dim_a=4"), "4 channels are read from TIFF and .npy files alone"),
+        (
+            None,
+            ("--set", "data.range_b=[0,99]"),
+            "not of 16 bits or floating, as data.range_b=",
+        ),
         (None, ("--set", "crop_image_width=64"), "for a crop of 64x16 (width x height)"),
     ],
 )

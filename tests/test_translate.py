@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ import torch
 from PIL import Image
 
 from fastunit import config
-from fastunit.data import image_io
+from fastunit.data import decoding, image_io
 from fastunit.models.domain_pair import GeneratorPair
 from fastunit.training import checkpoint
 from fastunit.translate import main
@@ -208,6 +211,25 @@ def test_ctrl_c_ends_with_130(tmp_path, model, monkeypatch):
     monkeypatch.setattr(GeneratorPair, "translate", raising(KeyboardInterrupt()))
     assert translate(model, tmp_path / "x.png", tmp_path / "y.png") == 130
     assert not (tmp_path / "y.png").exists()
+
+
+def test_ctrl_c_is_not_kept_waiting_by_a_file(tmp_path, model, monkeypatch):
+    """One whose decoding takes `data.max_seconds`, as a dead mount makes it."""
+    put(tmp_path / "x.png")
+    decoding.stop()
+    decoding.measure(tmp_path / "x.png", image_io.Reading())
+    (worker,) = decoding._idle
+    begun, picture = [], decoding.picture
+
+    def stuck(*arguments):
+        os.kill(worker._process.pid, signal.SIGSTOP)
+        begun.append(time.monotonic())
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        return picture(*arguments)
+
+    monkeypatch.setattr(decoding, "picture", stuck)
+    assert translate(model, tmp_path / "x.png", tmp_path / "y.png") == 130
+    assert time.monotonic() - begun[0] < 5 and not (tmp_path / "y.png").exists()
 
 
 def test_the_command_shows_no_traceback(tmp_path, model):

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from fastunit.common.errors import DataError
-from fastunit.data import decoding, image_io
+from fastunit.data import decoding
+from fastunit.data.picture import Picture
 from fastunit.inference.translator import Translator
 from fastunit.translate import main
 from tests.support.files import cut, flip_byte, tree, with_nan
@@ -92,16 +93,16 @@ def test_bad_images_are_listed_at_the_end_and_the_others_done(tmp_path, model, c
 
 def test_an_image_without_permission(tmp_path, model, monkeypatch, capsys):
     put(tmp_path / "in/a.png", tmp_path / "in/secret.png")
-    secret, decode = tmp_path / "in/secret.png", decoding.decode
+    secret, read = tmp_path / "in/secret.png", decoding.picture
     secret.chmod(0)
     if os.access(secret, os.R_OK):  # root reads everything: do as the kernel does for others
 
-        def refuse(file: Path, reading: image_io.Reading) -> np.ndarray:
+        def refuse(file: Path, *words: object) -> Picture:
             if file == secret:
                 raise DataError("Permission denied")
-            return decode(file, reading)
+            return read(file, *words)
 
-        monkeypatch.setattr(decoding, "decode", refuse)
+        monkeypatch.setattr(decoding, "picture", refuse)
     assert translate(model, tmp_path / "in", tmp_path / "out") == 1
     assert f"{secret}: Permission denied" in capsys.readouterr().err
     assert (tmp_path / "out/a.png").is_file()
@@ -260,7 +261,7 @@ def test_networks_of_four_channels_are_refused(tmp_path, save_networks, capsys):
     put(tmp_path / "in/x.png")
     wide = save_networks(tmp_path / "run", input_dim_b=4)
     arguments = [wide, tmp_path / "in", tmp_path / "out", "--device", "cpu"]
-    assert "images of 4 channels" in refusal(arguments, tmp_path, capsys)
+    assert "x.png: .png cannot hold 4 channels; choose" in refusal(arguments, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from multiprocessing import Process
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +22,7 @@ from PIL import Image
 from fastunit.data import decoding, validation
 from fastunit.data.discovery import image_files
 from fastunit.data.image_io import Reading
-from fastunit.data.index import Index, key_of
+from fastunit.data.index import Index, state_of
 from fastunit.data.validation import SizeRule
 
 FOLDER = 10_000  # links in a folder
@@ -37,12 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with TemporaryDirectory() as name:
         root, index = Path(name, "images"), Path(name, "index")
         make(root, args.count)
-        files = image_files(root)
-        with Index(index, validation._index_version()) as entries:
-            known, folders = decoding.measure(files[0], Reading()), {}
-            for file in files:
-                entries.add(key_of(file, validation._mode(Reading()), folders), known)
-        del files
+        process = Process(target=fill, args=(root, index))  # whose memory does not count here
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        validation._index_version()  # imports DALI
         before, times = memory(), [clocks()]
         files = image_files(root)
         times.append(clocks())
@@ -68,6 +68,15 @@ def make(root: Path, count: int) -> None:
         if index % FOLDER == 0:
             folder.mkdir()
         os.link(source, f"{folder}/{index:09}.png")
+
+
+def fill(root: Path, index: Path) -> None:
+    """Write what a complete check would have recorded."""
+    files, mode = image_files(root), validation._mode(Reading())
+    known = decoding.measure(files[0], Reading())
+    with Index(index, validation._index_version()) as entries:
+        for file in files.names:
+            entries.add(mode, file, state_of(file), known)
 
 
 def clocks() -> tuple[float, float]:

@@ -27,7 +27,7 @@ TABLE = (
     ("fills, zero bias gradients, sums", r" at kernels/(common/frame\.py:empty|.*parameter_grad)"),
     ("fills, zero bias gradients, sums", r" at kernels/norm_act/aten\.py:per_row"),
     ("fills, zero bias gradients, sums", r" at kernels/conv/direct\.py|gradients\.py:zero"),
-    (WEIGHTS, r"^(pack|split_reduce)_kernel | at kernels/conv/columns\.py:column_filters"),
+    (WEIGHTS, r"^(pack|split_reduce)_kernel"),
     (WEIGHTS, r"packed\.py"),
     (WEIGHTS, r" at kernels/conv/(gemm|phases|geometry)\.py|laid_out_as|grouped\.py:_stack"),
     (WEIGHTS, r" at kernels/common/weight"),

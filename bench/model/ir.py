@@ -1,8 +1,10 @@
 """What a program of a Triton kernel loads, stores and multiplies, read from its Triton IR.
 
-The numbers are upper bounds: masked elements count as moved, both branches of a condition as
-taken. Trip counts of loops are those of the first program (program id 0) for the launch's
-arguments; a loop whose bounds cannot be known beforehand, as they are loaded, counts once.
+The numbers are upper bounds: masked elements count as moved. Trip counts of loops are those of the
+first program (program id 0) for the launch's arguments; a loop whose bounds cannot be known
+beforehand, as they are loaded, counts once. A branch is taken if its condition is a function of the
+launch's arguments that holds; one that asks whether a counter in memory has reached n, by the last
+of n + 1 programs; any other by all programs.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ _SHAPE = re.compile(r"tensor<((?:\d+x)*)(!tt\.ptr<[a-z]+\d+\w*>|[a-z]+\d+\w*)")
 _POINTER = re.compile(r"!tt\.ptr<([a-z]+)(\d+)")
 _LOOP = re.compile(r"(%\S+) = (%\S+) to (%\S+) step (%\S+)")
 _ITER = re.compile(r"(%[\w$]+) = (%[\w$]+(?:#\d+)?)")
+_PROGRAM = "program id"  # of which numbers are known, if it is
 _FLOW = ("addptr", "splat", "broadcast", "expand_dims", "bitcast", "reshape", "trans",
     "make_tensor_descriptor", "convert_layout", "make_tensor_ptr", "advance")  # fmt: skip
 
@@ -60,8 +63,22 @@ _COMPARISONS: dict[str, Callable[[int, int], bool]] = {
 }
 
 
+class Loop(NamedTuple):
+    first: str
+    last: str
+    step: str
+
+
+class Branch(NamedTuple):
+    condition: str
+    holds: bool  # else the branch of the condition that does not
+
+
+Blocks = tuple[Loop | Branch, ...]
+
+
 class Access(NamedTuple):
-    """A load, a store, or a product, and the loops around it.
+    """A load, a store, or a product, and the loops and branches around it.
 
     `argument` is the pointer's argument by name, None where it cannot be told (a pointer that was
     loaded). `amount` is bytes, or FLOPs of a "dot", whose `area` is the accumulators'.
@@ -70,7 +87,7 @@ class Access(NamedTuple):
     kind: str
     argument: str | None
     amount: int
-    loops: tuple[tuple[str, str, str], ...]
+    blocks: Blocks
     area: int = 0
 
 
@@ -91,36 +108,36 @@ class Kernel:
         self.accesses: list[Access] = []
         self._definitions: dict[str, tuple[str, str]] = {}
         self._roots: dict[str, str] = {}
-        blocks: list[tuple[str, str, str] | None] = []
+        blocks: list[Loop | Branch | None] = []
         for raw in text.splitlines():
             line = _LOCATION.sub("", raw).strip()
             if line.startswith("#"):
                 continue
-            if line.startswith("}") and blocks:
-                blocks.pop()
+            closed = blocks.pop() if line.startswith("}") and blocks else None
             if line.startswith("tt.func"):
                 self._signature(line)
                 blocks.append(None)
             elif found := _ASSIGN.match(line):
                 self._operation(line, *found.groups(), tuple(b for b in blocks if b))
                 if line.endswith("{"):
-                    bounds = _LOOP.search(line) if found[2] == "scf.for" else None
-                    blocks.append((bounds[2], bounds[3], bounds[4]) if bounds else None)
+                    blocks.append(_block(found[2], line))
             elif line.endswith("{"):
-                blocks.append(None)
+                blocks.append(closed._replace(holds=False) if isinstance(closed, Branch) else None)
 
     def count(self, scalars: Mapping[str, object], grid: Sequence[int]) -> Counts:
         """Return what a launch with these scalar arguments and this grid does."""
-        known: dict[str, int | None] = {
+        uniform: dict[str, int | None] = {
             f"%{name}": int(value) for name, value in scalars.items() if isinstance(value, int)
         }
-        found, programs = Counts(), math.prod(grid)
+        known = uniform | {_PROGRAM: 0}
+        found = Counts()
         for access in self.accesses:
-            times = programs
-            for bounds in access.loops:
-                first, last, step = (self._value(name, known, grid) for name in bounds)
-                if first is not None and last is not None and step:
-                    times *= max(0, -(-(last - first) // step))
+            times = math.prod(grid)
+            for block in access.blocks:
+                if isinstance(block, Loop):
+                    times *= self._trips(block, known, grid)
+                else:
+                    times = self._taken(block, times, uniform, grid)
             if access.kind == "dot":
                 found.flops += times * access.amount
                 found.area = max(found.area, access.area)
@@ -129,13 +146,34 @@ class Kernel:
                 moved[access.argument] += times * access.amount
         return found
 
+    def _trips(self, loop: Loop, known: dict[str, int | None], grid: Sequence[int]) -> int:
+        first, last, step = (self._value(name, known, grid) for name in loop)
+        if first is None or last is None or not step:
+            return 1
+        return max(0, -(-(last - first) // step))
+
+    def _taken(
+        self, branch: Branch, times: int, uniform: dict[str, int | None], grid: Sequence[int]
+    ) -> int:
+        """Return how many of `times` visits take a branch."""
+        condition = self._value(branch.condition, uniform, grid)
+        if condition is not None:
+            return times if bool(condition) == branch.holds else 0
+        op, rest = self._definitions.get(branch.condition, ("", ""))
+        compared = _VALUE.findall(rest) if rest.startswith("eq") else []
+        counters = [v for v in compared if self._definitions.get(v, ("",))[0] == "tt.atomic_rmw"]
+        limits = [self._value(v, uniform, grid) for v in compared if v not in counters]
+        if op != "arith.cmpi" or len(counters) != 1 or limits[0] is None or not branch.holds:
+            return times
+        return -(-times // (limits[0] + 1))
+
     def _signature(self, line: str) -> None:
         for name in re.findall(r"%([\w$]+): !tt\.ptr", line):
             self._roots[f"%{name}"] = name
         for name in re.findall(r"%([\w$]+): !tt\.tensordesc", line):
             self._roots[f"%{name}"] = name
 
-    def _operation(self, line: str, result: str | None, op: str, rest: str, loops: tuple) -> None:
+    def _operation(self, line: str, result: str | None, op: str, rest: str, blocks: Blocks) -> None:
         operands = _VALUE.findall(rest)
         root = next((self._roots[v] for v in operands if v in self._roots), None)
         short = op.rpartition(".")[2]
@@ -148,16 +186,16 @@ class Kernel:
         elif short in _FLOW or (short == "select" and "!tt.ptr" in rest):
             if result and root and ("!tt." in rest):
                 self._roots[result] = root
-        elif result and op.startswith(("arith.", "tt.get_")):
+        elif result and op.startswith(("arith.", "tt.get_", "tt.atomic")):
             self._definitions[result] = (op, rest)
         if op == "tt.dot":
             (m, k), _, (_, n) = (_shape(t)[:2] for t in _types(rest)[:3])
-            self.accesses.append(Access("dot", None, 2 * m * k * n, loops, m * n))
+            self.accesses.append(Access("dot", None, 2 * m * k * n, blocks, m * n))
         elif op.startswith("tt.atomic"):
             amount = _moved(rest)
-            self.accesses += [Access(kind, root, amount, loops) for kind in ("load", "store")]
+            self.accesses += [Access(kind, root, amount, blocks) for kind in ("load", "store")]
         elif op.startswith("tt.") and (kind := _kind(short)):
-            self.accesses.append(Access(kind, root, _moved(rest), loops))
+            self.accesses.append(Access(kind, root, _moved(rest), blocks))
 
     def _value(self, name: str, known: dict[str, int | None], grid: Sequence[int]) -> int | None:
         if name not in known:
@@ -171,7 +209,7 @@ class Kernel:
         op, rest = self._definitions.get(name, ("", ""))
         short = op.rpartition(".")[2]
         if op == "tt.get_program_id":
-            return 0
+            return known.get(_PROGRAM)
         if op == "tt.get_num_programs":
             axis = "xyz".index(rest[0])
             return grid[axis] if axis < len(grid) else 1
@@ -190,6 +228,15 @@ class Kernel:
             compare = _COMPARISONS.get(rest.split(",")[0].strip())
             return None if compare is None else int(compare(*numbers))
         return _OPERATIONS[short](*numbers) if short in _OPERATIONS else None
+
+
+def _block(operation: str, line: str) -> Loop | Branch | None:
+    """Return the loop or the branch that a line begins."""
+    if operation == "scf.for" and (bounds := _LOOP.search(line)):
+        return Loop(bounds[2], bounds[3], bounds[4])
+    if operation == "scf.if" and (condition := _VALUE.search(line.partition("scf.if")[2])):
+        return Branch(condition[0], True)
+    return None
 
 
 def _kind(operation: str) -> str | None:

@@ -17,8 +17,10 @@ Init = Literal["gaussian", "xavier", "kaiming", "orthogonal", "default"]
 InitB = Literal["own", "copy"]
 LRPolicy = Literal["step", "constant", "linear", "cosine"]
 BuiltinData = Literal["none", "scenes", "scene_maps"]
+ImageLoader = Literal["auto", "dali", "pillow"]
 SaveError = Literal["stop", "retry"]
 StallAction = Literal["warn", "exit"]
+Profile = Literal["convert", "keep", "ignore"]
 TestCrop = Literal["center", "full"]
 Direction = Literal["a2b", "b2a"]
 
@@ -27,4 +29,5 @@ PAD_TYPES = get_args(PadType)
 PRECISIONS = get_args(Precision)
 LATENTS = get_args(Latent)
 INITS = get_args(Init)
+PROFILES = get_args(Profile)
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -121,6 +122,17 @@ def positive(text: str) -> int:
     """As `count`, for numbers of at least 1."""
     if (number := count(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return number
+
+
+def positive_number(text: str) -> float:
+    """Return a number above 0, for arguments of a parser."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0, such as 2 or 0.5")
     return number
 
 

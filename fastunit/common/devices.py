@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 
 import torch
 
 from fastunit.common.errors import UserError
+
+_GROUP = Path("/sys/fs/cgroup")
 
 
 def choose(device: torch.device | str | None = None, label: str = "device=") -> torch.device:
@@ -40,3 +43,28 @@ def choose(device: torch.device | str | None = None, label: str = "device=") -> 
 def current(device: torch.device) -> AbstractContextManager[object]:
     """Return a context in which a GPU is CUDA's current device; a null context for the CPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that this process can still allocate on a device.
+
+    On a GPU what PyTorch keeps for reuse counts as free; on the CPU what Linux can free without
+    swapping, within the limit of the control group; 2 GiB where it does not say.
+    """
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    free = [proc_bytes("/proc/meminfo", "MemAvailable")]
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        limit, used = ((_GROUP / name).read_text() for name in ("memory.max", "memory.current"))
+        free.append(max(0, int(limit) - int(used)))
+    return min((count for count in free if count is not None), default=2**31)
+
+
+def proc_bytes(file: str, field: str) -> int | None:
+    """Return a field of /proc/meminfo or /proc/self/status in bytes; None if it is not there."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path(file).read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    return None

@@ -203,8 +203,21 @@ def read(path: Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from error
     except Exception as error:  # on damaged files the unpickler raises many kinds of exceptions
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise CheckpointError(f"checkpoint {path} is damaged or unreadable: {reason}") from error
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or unreadable: {_unreadable(error)}"
+        ) from error
+
+
+def _unreadable(error: Exception) -> str:
+    """Return the reason of torch.load's error, without its advice to let files run code."""
+    said = str(error).strip()
+    if found := re.search(r"GLOBAL (\S+)", said):
+        return (
+            f"it contains {found[1]}; only tensors, numbers and texts are read, which run no code"
+        )
+    if isinstance(error, RuntimeError) and said:
+        return said.splitlines()[0]
+    return "torch.save did not write it"
 
 
 def sealed(path: Path) -> bool:

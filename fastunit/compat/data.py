@@ -10,10 +10,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from fastunit.common.errors import DataError
-from fastunit.data.discovery import EXTENSIONS, image_files
+from fastunit.data.discovery import IMAGES, image_files
 
 Transform = Callable[[Any], Any]
-IMG_EXTENSIONS = [form for each in EXTENSIONS for form in (each, each.upper())]
+IMG_EXTENSIONS = [form for each in IMAGES for form in (each, each.upper())]
 
 
 def default_loader(path: str | Path) -> Image.Image:
@@ -24,7 +24,7 @@ def default_loader(path: str | Path) -> Image.Image:
 
 def is_image_file(filename: str) -> bool:
     """Return whether a name has the extension of an image."""
-    return filename.lower().endswith(EXTENSIONS)
+    return filename.lower().endswith(IMAGES)
 
 
 def make_dataset(dir: str | Path) -> list[str]:
@@ -35,7 +35,7 @@ def make_dataset(dir: str | Path) -> list[str]:
     """
     if not Path(dir).is_dir():
         raise DataError(f"{dir} is not a folder of images")
-    return [str(path) for path in image_files(Path(dir))]
+    return [str(path) for path in image_files(Path(dir), IMAGES)]
 
 
 def default_flist_reader(flist: str | Path) -> list[str]:
@@ -58,7 +58,7 @@ class _Files(Dataset):
         self.imgs = list(paths)
         self.transform, self.loader = transform, loader
         if not self.imgs:
-            raise DataError(f"{source} names no images ({', '.join(EXTENSIONS)})")
+            raise DataError(f"{source} names no images ({', '.join(IMAGES)})")
 
     def __getitem__(self, index: int) -> Any:
         image = self.loader(self.imgs[index])

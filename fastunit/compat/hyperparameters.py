@@ -54,7 +54,8 @@ def changed(settings: Config, hyperparameters: Mapping[str, Any] | None, keys: t
     """Return settings with the values of `keys` from hyperparameters, checked."""
     hyperparameters = hyperparameters or {}
     given = {key: hyperparameters[key] for key in keys if key in hyperparameters}
-    if not given:
+    own = (type(v) in (int, float) and v == getattr(settings, k) for k, v in given.items())
+    if all(own):  # as usual, in every update
         return settings
     checked = build(type(settings), given, "")
     return replace(settings, **{key: getattr(checked, key) for key in given})

@@ -23,6 +23,7 @@ from fastunit.compat.hyperparameters import NETWORKS, SCHEDULE, changed
 from fastunit.config import Config
 from fastunit.models.discriminator import Discriminator, widened
 from fastunit.models.domain_pair import TrainablePair
+from fastunit.models.layers import moved
 from fastunit.models.perceptual import Perceptual, as_vgg_takes, load_perceptual
 from fastunit.models.unit import networks
 from fastunit.training import lr_schedule, optim, overrides, release_files
@@ -58,7 +59,7 @@ class ReleaseTrainer(nn.Module):
 
     def __init__(self, settings: Config) -> None:
         super().__init__()
-        unit = networks(settings)
+        unit = moved(networks(settings))  # channels_last, in which convolutions are faster
         for name in NETWORKS:
             setattr(self, name, getattr(unit, name))
         path = settings.vgg_model_path
@@ -127,6 +128,38 @@ class ReleaseTrainer(nn.Module):
             losses = self._plain(*how, x_a, x_b, noise)
         else:
             losses = step.gen_update(x_a, x_b, noise)
+        self._publish(losses, of_discriminators=False)
+
+    def update(
+        self,
+        x_a: Tensor,
+        x_b: Tensor,
+        hyperparameters: Mapping[str, Any] | None = None,
+        noise: Noise | None = None,
+    ) -> None:
+        """Update both, as `dis_update` and then `gen_update` do, in less time.
+
+        One forward pass of the generators, with the same noise, serves both updates, unless the
+        mapping has `share_fakes: false`; the release draws other noise for the second. The updates
+        are called one after the other where they are overridden, or anything else is replaced.
+
+        Args:
+            x_a: as in `dis_update`.
+            x_b: as in `dis_update`.
+            hyperparameters: as in `dis_update`.
+            noise: as in `gen_update`.
+
+        Raises:
+            ValueError: as `gen_update`.
+        """
+        step = self._ready(hyperparameters)
+        if overrides.replaced(self, _UPDATES) or self._changes():
+            given = {} if noise is None else {"noise": noise}
+            self.dis_update(x_a, x_b, hyperparameters, **given)
+            self.gen_update(x_a, x_b, hyperparameters, **given)
+            return
+        losses = step.updates(Batch(x_a, x_b, noise))
+        self._publish(losses, of_discriminators=True)
         self._publish(losses, of_discriminators=False)
 
     def update_learning_rate(self) -> None:
@@ -279,6 +312,9 @@ class ReleaseTrainer(nn.Module):
         for name, attribute in self.KINDS.items():
             if name.startswith("discriminator_") == of_discriminators:
                 setattr(self, attribute, losses.get(name, 0))
+
+
+_UPDATES = {name: vars(ReleaseTrainer)[name] for name in ("dis_update", "gen_update")}
 
 
 def _vgg(path: str | Path | None) -> nn.Module:

@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,28 @@ def load_vgg16(model_dir: str | Path) -> Vgg16:
     network = Vgg16()
     network.load_state_dict(files.read(path))
     return network
+
+
+def load_inception(model_path: str | Path) -> nn.Module:
+    """Return torchvision's Inception v3 with the weights of a file, for the release's scores.
+
+    Args:
+        model_path: a state_dict; its `fc.weight` says how many classes there are.
+
+    Raises:
+        ConfigError: torchvision is not installed.
+        CheckpointError: the file cannot be read.
+    """
+    try:
+        inception_v3 = import_module("torchvision.models").inception_v3
+    except ImportError as error:
+        raise ConfigError("Inception scores need torchvision: pip install torchvision") from error
+    state = files.read(Path(model_path))
+    network: Any = inception_v3(weights=None, init_weights=False, transform_input=True)
+    network.aux_logits = False
+    network.fc = nn.Linear(network.fc.in_features, len(state["fc.weight"]))
+    network.load_state_dict(state)
+    return network.requires_grad_(False)
 
 
 def vgg_preprocess(batch: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ WIDEST = 8192  # channels of a layer: a 3x3 convolution of as many has 2.4 GB of
 def check(config: Config) -> None:
     """Raise ConfigError for keys that contradict each other."""
     _check_data(config)
+    _check_stopping(config)
     _check_network(config)
     _check_sharing(config)
     _check_widths(config)
@@ -49,9 +50,20 @@ def _check_data(config: Config) -> None:
             f"data.builtin={config.data.builtin} and {', '.join(given)} are both given; "
             "use --data DIR, or set data.builtin=none"
         )
-    for key in ("range_a", "range_b"):
+    for key in ("value_range", "range_a", "range_b"):
         if config.data.builtin != "none" and getattr(config.data, key):
-            raise ConfigError(f"data.{key} is for files of 16 bits, not for the demo; leave it out")
+            raise ConfigError(
+                f"data.{key} is for files of 16 bits and floating numbers, not for the demo; "
+                "leave it out"
+            )
+
+
+def _check_stopping(config: Config) -> None:
+    if config.patience and not config.evaluate_every:
+        raise ConfigError(
+            f"patience={config.patience} counts the measurements of evaluate_every, which is 0; "
+            "set evaluate_every, or leave patience out"
+        )
 
 
 def _check_network(config: Config) -> None:

@@ -15,6 +15,7 @@ from fastunit.common.choices import (
     BuiltinData,
     DiscriminatorNorm,
     GanType,
+    ImageLoader,
     Init,
     InitB,
     Latent,
@@ -77,17 +78,29 @@ class DataConfig:
         "center",
         "part of a test image that is evaluated: its centre crop or all of it",
     )
+    loader: ImageLoader = key(
+        "auto",
+        "what reads images: NVIDIA DALI, or Pillow, which gives the same images up to one level; "
+        "auto: DALI where it is installed",
+    )
     flip: bool = key(True, "mirror half of the training images left to right")
     max_pixels: int = key(2**26, "largest image that is read, in pixels", low=1, high=2**32)
     max_bytes: int = key(2**28, "largest image file that is read, in bytes", low=1, high=2**40)
     max_seconds: float = key(
         30.0, "longest time that reading and checking one image may take", low=0.1, high=86400.0
     )
-    range_a: tuple[int, int] | None = key(
-        None, "[low, high]: domain a's 16-bit values that become 0 and 255", low=0, high=65535
+    value_range: tuple[float, float] | None = key(
+        None,
+        "[low, high]: values of 16-bit and floating files, in both domains, that become black and "
+        "white; None: those of the file's type, of floating numbers 0 and 1",
+        low=-1e9,
+        high=1e9,
     )
-    range_b: tuple[int, int] | None = key(
-        None, "[low, high]: domain b's 16-bit values that become 0 and 255", low=0, high=65535
+    range_a: tuple[float, float] | None = key(
+        None, "data.value_range of domain a alone", low=-1e9, high=1e9
+    )
+    range_b: tuple[float, float] | None = key(
+        None, "data.value_range of domain b alone", low=-1e9, high=1e9
     )
 
 
@@ -108,13 +121,13 @@ class Domain:
     """How one domain's images are read.
 
     `new_size` is the shorter side after resizing, None: not resized. `value_range` holds the
-    16-bit values that become 0 and 255, None: 0 and 65535.
+    values of 16-bit and floating files that become -1 and 1, None: those of the file's type.
     """
 
     name: str
     channels: int
     new_size: int | None
-    value_range: tuple[int, int] | None
+    value_range: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -142,6 +155,12 @@ class Config:
         0,
         "iterations between measurements on held-out training images, by which checkpoints/best.pt "
         "is chosen; 0: none",
+        low=0,
+    )
+    patience: int = key(
+        0,
+        "measurements of evaluate_every in a row without a better one after which training stops; "
+        "0: never",
         low=0,
     )
     stall_after: float = key(
@@ -276,7 +295,7 @@ class Config:
         """Return the settings of domain "a" or "b" alone."""
         own = getattr(self, f"new_size_{name}")
         new_size = own if own is not None else self.new_size
-        value_range = getattr(self.data, f"range_{name}")
+        value_range = getattr(self.data, f"range_{name}") or self.data.value_range
         return Domain(name, getattr(self, f"input_dim_{name}"), new_size, value_range)
 
     def given_data(self) -> list[str]:
@@ -285,7 +304,7 @@ class Config:
 
     @property
     def threads(self) -> int:
-        """Decoding threads per domain, at least 1: DALI never decodes in the calling thread."""
+        """Decoding threads per domain, at least 1: none decodes in the calling thread."""
         return max(1, self.num_workers)
 
     @property

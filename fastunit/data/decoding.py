@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
 import select
 import signal
@@ -25,10 +26,12 @@ import numpy as np
 from fastunit.common.errors import DataError
 from fastunit.data.image_io import Reading
 from fastunit.data.image_worker import DIGEST
+from fastunit.data.picture import Picture, Wanted
 from fastunit.data.value_ranges import Values
 
 _START = 120.0  # seconds that a process may take to start, on a busy machine with a slow disk
 _STEP = 0.2  # seconds between looks whether the wait is still wanted
+_MOST_BESIDE = 2**26  # bytes of a profile or of EXIF data
 _LONGEST = 65536  # bytes of an answer without pixels
 
 
@@ -51,13 +54,33 @@ def measure(file: Path, reading: Reading) -> Decoded:
 
 
 def decode(file: Path, reading: Reading) -> np.ndarray:
-    """Return a file's pixels, uint8 [H, W, channels], as `image_io.decode` does.
+    """Return a file's pixels as training sees them, uint8 or float32 [H, W, channels].
 
     Raises:
         DataError: the file cannot be used; with the reason, without its name.
     """
-    decoded, pixels = _ask(file, reading, pixels=True)
-    return np.frombuffer(pixels, np.uint8).reshape(decoded.height, decoded.width, -1)
+    return _picture(*_ask(file, reading, pixels=True), reading.channels).pixels
+
+
+def picture(file: Path, reading: Reading, wanted: Wanted) -> Picture:
+    """Return a file's pixels and what is wanted beside them, as `picture.read` does.
+
+    Raises:
+        DataError: the file cannot be used; with the reason, without its name.
+    """
+    return _picture(*_ask(file, reading, pixels=True, wanted=wanted), reading.channels)
+
+
+def _picture(decoded: Decoded, parts: list[bytes], channels: int) -> Picture:
+    pixels, alpha, profile, exif = parts
+    shape = decoded.height, decoded.width
+    dtype = np.uint8 if len(pixels) == channels * math.prod(shape) else np.float32
+    return Picture(
+        np.frombuffer(pixels, dtype).reshape(*shape, channels),
+        np.frombuffer(alpha, np.uint8).reshape(shape) if alpha else None,
+        profile,
+        exif,
+    )
 
 
 class _Lost(Exception):
@@ -81,28 +104,36 @@ class _Worker:
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         self._buffer = bytearray()
-        self._ended = False
+        self._ended, self._starved_before = False, 0.0
+
+    def start(self) -> None:
+        """Wait until it can decode; raises DataError if it never can."""
+        assert self._process.stderr
         try:
             ready = self._line(time.monotonic() + _START) == b"ready"
         except _Lost:
             ready = False
+        except TimeoutError as error:
+            raise DataError(
+                f"the process that decodes images has not started within {_START:g} s"
+            ) from error
         if not ready:
             self.kill()
             said = self._process.stderr.read().decode(errors="replace").strip()
             last = said.splitlines()[-1] if said else "it said nothing"
             raise DataError(f"the process that decodes images does not start: {last}")
 
-    def ask(self, request: bytes, seconds: float, pixels: int) -> tuple[Decoded | str, bytes]:
-        """Return what is known of a file, or why it cannot be used, and its pixels."""
-        end = time.monotonic() + seconds
+    def ask(
+        self, request: bytes, seconds: float, channels: int
+    ) -> tuple[Decoded | str, list[bytes]]:
+        """Return what is known of a file, or why it cannot be used, and its parts if asked for."""
+        end, self._starved_before = time.monotonic() + seconds, self._starved()
         try:
             os.write(self._in, request)
         except OSError as error:
             raise _Lost("") from error  # it had ended before
-        found = _checked(self._line(end))
-        if isinstance(found, str) or not pixels:
-            return found, b""
-        return found, self._take(found.height * found.width * pixels, end)
+        found, lengths = _checked(self._line(end), channels)
+        return found, [self._take(length, end) for length in lengths]
 
     @property
     def alive(self) -> bool:
@@ -124,6 +155,13 @@ class _Worker:
                 if pipe:
                     pipe.close()
 
+    def _starved(self) -> float:
+        """Return the seconds that the process has waited for a processor: no file's fault."""
+        with suppress(OSError, ValueError, IndexError):
+            file = Path(f"/proc/{self._process.pid}/schedstat")
+            return int(file.read_text(encoding="ascii").split()[1]) / 1e9
+        return 0.0
+
     def _line(self, end: float) -> bytes:
         while b"\n" not in self._buffer:
             if len(self._buffer) > _LONGEST:
@@ -144,7 +182,8 @@ class _Worker:
         while not select.select([self._out], [], [], _STEP)[0]:
             if self._ended:
                 raise _Lost("the check was ended")
-            if time.monotonic() > end:
+            late = time.monotonic() - end
+            if late > 0 and late > self._starved() - self._starved_before:
                 raise TimeoutError
         data = os.read(self._out, 2**20)
         if not data:
@@ -162,20 +201,28 @@ def _death(code: int | None) -> str:
     return f"damaged: decoding it ended the process that tried, {how}"
 
 
-def _checked(line: bytes) -> Decoded | str:
-    """Return an answer; a process that a file has taken over may say anything."""
+def _checked(line: bytes, wanted: int) -> tuple[Decoded | str, list[int]]:
+    """Return an answer and its parts' lengths; a process that a file took over may say anything."""
     try:
         answer = json.loads(line)
         if "error" in answer:
-            return str(answer["error"])[:1000]
+            return str(answer["error"])[:1000], []
         height, width, channels = (int(side) for side in answer["shape"])
         digest = bytes.fromhex(answer["digest"])
         values = answer["values"] and Values(*(int(value) for value in answer["values"]))
-        if min(height, width) < 1 or channels not in (1, 3) or len(digest) != DIGEST:
+        if min(height, width) < 1 or channels != wanted or len(digest) != DIGEST:
             raise ValueError
+        lengths = [int(length) for length in answer["parts"]]
+        if lengths:
+            pixels, alpha, profile, exif = lengths
+            area = height * width
+            if pixels not in (area * channels, 4 * area * channels) or alpha not in (0, area):
+                raise ValueError
+            if min(profile, exif) < 0 or max(profile, exif) > _MOST_BESIDE:
+                raise ValueError
     except (ValueError, TypeError, KeyError) as error:
         raise _Lost("the process that decoded it gave no valid answer") from error
-    return Decoded(height, width, digest, values)
+    return Decoded(height, width, digest, values), lengths
 
 
 _idle: list[_Worker] = []
@@ -183,7 +230,9 @@ _busy: set[_Worker] = set()
 _lock = threading.Lock()
 
 
-def _ask(file: Path, reading: Reading, *, pixels: bool) -> tuple[Decoded, bytes]:
+def _ask(
+    file: Path, reading: Reading, *, pixels: bool, wanted: Wanted | None = None
+) -> tuple[Decoded, list[bytes]]:
     limits = reading.limits
     request = {
         "path": os.fsencode(file.absolute()).hex(),
@@ -191,13 +240,15 @@ def _ask(file: Path, reading: Reading, *, pixels: bool) -> tuple[Decoded, bytes]
         "range": reading.value_range,
         "key": reading.key,
         "limits": asdict(limits),
+        "loader": reading.loader,
         "pixels": pixels,
+        "wanted": wanted and asdict(wanted),
     }
     line = json.dumps(request).encode() + b"\n"
-    for attempt in (1, 2):  # an idle process may just have ended
-        worker = _take_worker()
+    for new in (False, True):  # idle processes may just have ended
+        worker = _take_worker(new)
         try:
-            found, data = worker.ask(line, limits.seconds, reading.channels if pixels else 0)
+            found, data = worker.ask(line, limits.seconds, reading.channels)
         except TimeoutError as error:
             _discard(worker)
             raise DataError(
@@ -205,7 +256,7 @@ def _ask(file: Path, reading: Reading, *, pixels: bool) -> tuple[Decoded, bytes]
             ) from error
         except _Lost as error:
             _discard(worker)
-            if str(error) or attempt == 2:
+            if str(error) or new:
                 raise DataError(str(error) or "the process that decodes images ends") from error
             continue
         except BaseException:
@@ -222,9 +273,10 @@ def _ask(file: Path, reading: Reading, *, pixels: bool) -> tuple[Decoded, bytes]
     raise AssertionError
 
 
-def _take_worker() -> _Worker:
+def _take_worker(new: bool) -> _Worker:
+    """Return an idle process, if there is one and no `new` one is asked for."""
     with _lock:
-        while _idle:
+        while _idle and not new:
             worker = _idle.pop()
             if worker.alive:
                 _busy.add(worker)
@@ -237,7 +289,12 @@ def _take_worker() -> _Worker:
             f"the process that decodes images does not start: {error.strerror}"
         ) from error
     with _lock:
-        _busy.add(worker)
+        _busy.add(worker)  # before it has started, so that `stop` ends it too
+    try:
+        worker.start()
+    except BaseException:
+        _discard(worker)
+        raise
     return worker
 
 

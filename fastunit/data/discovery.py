@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastunit.common import regular
 from fastunit.common.errors import DataError
+from fastunit.data.file_list import Files
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+EXTENSIONS = (*IMAGES, ".npy")
 SPLITS = {"train_a": "trainA", "train_b": "trainB", "test_a": "testA", "test_b": "testB"}
 _LONGEST = 2**30  # bytes of a list file
 _logger = logging.getLogger(__name__)
@@ -22,10 +24,10 @@ _logger = logging.getLogger(__name__)
 class Domains:
     """The image files of a run, in a fixed order; the test sets may be empty."""
 
-    train_a: tuple[Path, ...]
-    train_b: tuple[Path, ...]
-    test_a: tuple[Path, ...]
-    test_b: tuple[Path, ...]
+    train_a: Sequence[Path]
+    train_b: Sequence[Path]
+    test_a: Sequence[Path]
+    test_b: Sequence[Path]
 
 
 def find_domains(config: Any) -> Domains:
@@ -55,7 +57,7 @@ def find_domains(config: Any) -> Domains:
     )
 
 
-def image_files(folder: Path) -> tuple[Path, ...]:
+def image_files(folder: Path, extensions: Sequence[str] = EXTENSIONS) -> Files:
     """Return the image files under ``folder``, by extension, sorted by path; links are followed.
 
     Hidden files and folders are ignored; a folder reached twice through links is read once. Files
@@ -66,10 +68,10 @@ def image_files(folder: Path) -> tuple[Path, ...]:
     """
     images: list[str] = []
     others: list[str] = []
-    for file in _visible_files(folder):  # text: a million Paths take many seconds to sort
-        image = os.path.splitext(file)[1].lower() in EXTENSIONS
+    for file in _visible_files(os.fspath(folder)):
+        image = file[file.rfind(".") :].lower() in extensions
         (images if image else others).append(file)
-    known = " ".join(EXTENSIONS)
+    known = " ".join(extensions)
     if not images:
         example = f" such as {os.path.basename(others[0])}" if others else ""
         holds = f"; it holds {len(others)} other files{example}" if others else ""
@@ -79,15 +81,14 @@ def image_files(folder: Path) -> tuple[Path, ...]:
             "%s: ignored %d files such as %s (images are %s)",
             *(folder, len(others), os.path.basename(others[0]), known),
         )
-    images.sort(key=lambda file: file.split(os.sep))  # as Paths are sorted
-    return tuple(map(Path, images))
+    return Files(images)
 
 
 def _folder_and_list(config: Any, split: str) -> tuple[str | None, str | None]:
     return getattr(config, f"data_folder_{split}"), getattr(config, f"data_list_{split}")
 
 
-def _from_root(root: Path) -> dict[str, tuple[Path, ...]]:
+def _from_root(root: Path) -> dict[str, Sequence[Path]]:
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(f"data_root {root} {what}; it must be a folder with trainA and trainB")
@@ -101,7 +102,7 @@ def _from_root(root: Path) -> dict[str, tuple[Path, ...]]:
     return {s: image_files(root / n) if (root / n).is_dir() else () for s, n in SPLITS.items()}
 
 
-def _from_pair(split: str, folder: str | None, names: str | None) -> tuple[Path, ...]:
+def _from_pair(split: str, folder: str | None, names: str | None) -> Sequence[Path]:
     if not folder:
         if names:
             raise DataError(f"data_list_{split} ({names}) needs data_folder_{split} as well")
@@ -114,7 +115,7 @@ def _from_pair(split: str, folder: str | None, names: str | None) -> tuple[Path,
     return _read_list(Path(names).expanduser(), where) if names else image_files(where)
 
 
-def _read_list(path: Path, folder: Path) -> tuple[Path, ...]:
+def _read_list(path: Path, folder: Path) -> Files:
     try:
         lines = regular.read(path, _LONGEST).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -130,19 +131,40 @@ def _read_list(path: Path, folder: Path) -> tuple[Path, ...]:
             f"the list file {path} names {len(absent)} files that do not exist "
             f"(relative to {folder}): {', '.join(absent[:5])}{more}"
         )
-    return files
+    return Files(files)
 
 
-def _visible_files(folder: Path) -> Iterator[str]:
-    def fail(error: OSError) -> None:
+def _visible_files(root: str) -> Iterator[str]:
+    """Yield the paths of files below a folder in the order in which Paths are sorted."""
+    seen: set[str] = set()
+    open_folders = [iter(_entries(root, seen))]
+    while open_folders:
+        path, is_folder = next(open_folders[-1], (None, False))
+        if path is None:
+            open_folders.pop()
+        elif is_folder:
+            open_folders.append(iter(_entries(path, seen)))
+        else:
+            yield path
+
+
+def _entries(folder: str, seen: set[str]) -> list[tuple[str, bool]]:
+    """Return the sorted paths in a folder, and whether each is a folder; none if it was seen."""
+    real = os.path.realpath(folder)
+    if real in seen:  # a link back up, or a second way in
+        return []
+    seen.add(real)
+    start = "" if folder == "." else os.path.join(folder, "")
+    try:
+        with os.scandir(folder) as entries:
+            found = [(entry.name, _is_folder(entry)) for entry in entries if entry.name[0] != "."]
+    except OSError as error:
         raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+    return [(start + name, is_folder) for name, is_folder in sorted(found)]
 
-    seen = set()
-    for parent, subfolders, names in os.walk(folder, followlinks=True, onerror=fail):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link back up, or a second way in
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
-        yield from (os.path.join(parent, name) for name in sorted(names) if name[0] != ".")
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False

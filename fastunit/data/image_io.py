@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fastunit.common import extras, regular
+from fastunit.common import regular
+from fastunit.common.choices import ImageLoader
 from fastunit.common.errors import DataError
 from fastunit.common.files import atomic
+from fastunit.data import dali, profiles
 from fastunit.data.image_kinds import Kind, even_chunks, is_webp, kind_of, webp_size
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # Pillow would run a program for some (EPS)
@@ -30,6 +32,8 @@ _MODES = {1: "L", 3: "RGB"}
 _ROWS = 256  # compared at a time
 _JPEG = {"quality": 95, "subsampling": 0}
 _NEAREST = np.round(np.arange(65536) / 257).astype(np.uint8)  # 16 bits to 8
+_NAMES = {"alpha": "alpha", "exif": "EXIF data", "icc_profile": "ICC profile"}
+_CANNOT_HOLD = {".jpg": ("alpha",), ".jpeg": ("alpha",), ".bmp": tuple(_NAMES)}
 _OPTIONS = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": {"lossless": True}}
 
 
@@ -58,30 +62,31 @@ class Limits:
 class Reading:
     """How a domain's files are converted to 8-bit pixels.
 
-    `channels` is 1 or 3. `value_range` (low, high) maps 16-bit values to 0..255 linearly, clipped
-    and rounded; None is the full range, 0..65535. `key` names its configuration key in messages.
+    `value_range` (low, high) holds the values that become -1 and 1; with it, and for other than 1
+    or 3 channels, `exact` reads the files. `key` names its configuration key in messages. `loader`
+    is data.loader: with "pillow", or without DALI, Pillow alone decodes.
     """
 
     channels: int = 3
-    value_range: tuple[int, int] | None = None
+    value_range: tuple[float, float] | None = None
     key: str = "data.range_a or data.range_b"
     limits: Limits = field(default_factory=Limits)
+    loader: ImageLoader = "auto"
 
     def __hash__(self) -> int:
         return hash((self.channels, self.value_range))  # of a part: millions of files ask
 
-    def table(self) -> np.ndarray:
-        """Return the 8-bit value of each 16-bit value: uint8 [65536]."""
-        low, high = self.value_range or (0, 65535)
-        levels = np.clip((np.arange(65536) - low) / (high - low), 0, 1) * 255
-        return (levels + 0.5).astype(np.uint8)
+    @property
+    def exact(self) -> bool:
+        """Whether all files are read as float32, by `exact`."""
+        return self.value_range is not None or self.channels not in (1, 3)
 
 
 def reading_of(config: Any, domain: str) -> Reading:
     """Return how a configuration reads the files of domain "a" or "b"."""
     of, data = config.domain(domain), config.data
     limits = Limits(data.max_pixels, data.max_bytes, data.max_seconds)
-    return Reading(of.channels, of.value_range, f"data.range_{domain}", limits)
+    return Reading(of.channels, of.value_range, f"data.range_{domain}", limits, data.loader)
 
 
 def read(file: Path, channels: int) -> np.ndarray:
@@ -97,9 +102,9 @@ def read(file: Path, channels: int) -> np.ndarray:
 def decode(data: bytes, reading: Reading) -> np.ndarray:
     """Decode a file's bytes to uint8 [H, W, channels], with Pillow and DALI; both must agree.
 
-    The result is DALI's, bit-identical to training (except JPEGs decoded on a GPU). Without DALI
-    (which training needs) the result is Pillow's, which differs by at most one level, in the
-    luminance of colour images and in 16-bit colours.
+    The result is that of the loader that reads training images, to the bit (except JPEGs decoded on
+    a GPU): DALI's, or without DALI Pillow's, which differs by at most one level, in the luminance
+    of colour images and in 16-bit colours.
 
     Raises:
         DataError: the file cannot be decoded, or the decoders disagree; with the reason.
@@ -108,20 +113,27 @@ def decode(data: bytes, reading: Reading) -> np.ndarray:
     defined, name = _by_pillow(data, reading)
     if reading.value_range and not kind.deep:
         raise DataError(_not_deep(reading))
-    if not dali_installed():
-        if reading.value_range:
-            raise DataError(f"{reading.key} needs NVIDIA DALI: {extras.install('train')}")
+    if not dali.used(reading.loader):
         return defined
-    seen = _by_dali(for_loader(data, kind), reading.channels, name)
-    misread = DataError(f"the loader (DALI) misreads {name}; save it as PNG or JPEG")
-    if not _agree(seen, defined, kind):
-        raise misread
-    if not reading.value_range:
-        return seen
-    values = sixteen_bits(data, reading.channels)
-    if not _agree(_NEAREST[values], seen, kind):
-        raise misread
-    return reading.table()[values]
+    seen = dali.decode(for_loader(data, kind), reading.channels, name)
+    agree = _agree(seen, defined, kind)
+    if agree and kind.deep:
+        values = dali.decode(data, reading.channels, "16 bits", deep=True)
+        agree = _agree(_NEAREST[values], seen, kind)
+    if not agree:
+        raise DataError(f"the loader (DALI) misreads {name}; save it as PNG or JPEG")
+    return seen
+
+
+def sixteen_bits(data: bytes, reading: Reading) -> np.ndarray | None:
+    """Return a 16-bit file's values: uint16 [H, W, C]; None for those that only DALI decodes."""
+    if dali.used(reading.loader):
+        return dali.decode(data, reading.channels, "16 bits", deep=True)
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if not image.mode.startswith("I"):  # Pillow brings colours to 8 bits
+            return None
+        values = sixteen_bits_of(ImageOps.exif_transpose(image)).astype(np.uint16)
+    return np.repeat(values[..., None], reading.channels, axis=2)
 
 
 def for_loader(data: bytes, kind: Kind) -> bytes:
@@ -142,19 +154,19 @@ def for_loader(data: bytes, kind: Kind) -> bytes:
 def from_image(image: Image.Image, reading: Reading) -> np.ndarray:
     """Return a Pillow image's pixels, converted as those of a file: uint8 [H, W, channels].
 
-    Modes that start with I are taken as 16 bits. Pillow alone decodes, so pixels of a JPEG may
-    differ from `decode`'s by a few levels. The image is not modified.
+    Pixels with a colour profile are converted to sRGB. Pillow alone decodes, so pixels of a JPEG
+    may differ from `decode`'s by a few levels. The image is not modified.
 
     Raises:
         DataError: with the reason.
     """
     try:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):
-            upright = Image.fromarray(reading.table()[_sixteen_bits_of(upright)])
-        elif reading.value_range:
+        if reading.value_range:
             raise DataError(_not_deep(reading))
-        return _pixels(_eight_bits(upright), reading.channels)
+        pixels = _eight_bits(ImageOps.exif_transpose(image))
+        if profiles.applies(pixels):
+            pixels = profiles.to_srgb(pixels)
+        return _pixels(pixels, reading.channels, image.format)
     except OSError as error:  # Pillow opens files lazily: this one is only read now
         raise DataError(f"damaged or truncated: {error}") from error
 
@@ -164,33 +176,41 @@ def to_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def sixteen_bits(data: bytes, channels: int) -> np.ndarray:
-    """Return a 16-bit file's values as DALI decodes them: uint16 [H, W, C]."""
-    return _by_dali(data, channels, "16 bits", deep=True)
-
-
-def dali_installed() -> bool:
-    """Return whether DALI can be imported."""
-    try:
-        import nvidia.dali  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def write(pixels: np.ndarray, file: Path) -> None:
+def write(
+    pixels: np.ndarray,
+    file: Path,
+    *,
+    alpha: np.ndarray | None = None,
+    profile: bytes = b"",
+    exif: bytes = b"",
+) -> None:
     """Write uint8 [H, W, 1 or 3] atomically, in the format of the file's extension.
 
     JPEG has quality 95 and full colour resolution; all other formats are lossless.
 
+    Args:
+        pixels: the image.
+        file: its extension is the format.
+        alpha: uint8 [H, W].
+        profile: an ICC profile; b"": none.
+        exif: EXIF data; b"": none.
+
     Raises:
-        DataError: the format cannot hold the image (WebP: at most 16383 pixels a side).
+        DataError: the format cannot hold the image (WebP: at most 16383 pixels a side), or what is
+            given beside it.
         OSError: the file cannot be written.
     """
-    image = to_image(pixels)
+    image, suffix = to_image(pixels), file.suffix.lower()
+    beside = {"alpha": alpha is not None, "exif": exif, "icc_profile": profile}
+    for name in _CANNOT_HOLD.get(suffix, ()):
+        if beside[name]:
+            raise DataError(f"{suffix} holds no {_NAMES[name]}; choose --format png, tif or webp")
+    if alpha is not None:
+        image.putalpha(Image.fromarray(alpha))
+    options = {name: beside[name] for name in ("exif", "icc_profile") if beside[name]}
     try:
         with atomic(file) as temporary:
-            image.save(temporary, **_OPTIONS.get(file.suffix.lower(), {}))
+            image.save(temporary, **_OPTIONS.get(suffix, {}), **options)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -228,7 +248,8 @@ def _by_pillow(data: bytes, reading: Reading) -> tuple[np.ndarray, str]:
                 name += " with EXIF data"
             if channels == 1:
                 image.draft("L", image.size)  # for JPEG the stored luminance, as DALI does
-            return _pixels(_eight_bits(ImageOps.exif_transpose(image)), channels), name
+            upright = _eight_bits(ImageOps.exif_transpose(image))
+            return _pixels(upright, channels, image.format), name
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -241,17 +262,29 @@ def _by_pillow(data: bytes, reading: Reading) -> tuple[np.ndarray, str]:
         raise DataError(f"damaged or truncated: {error}") from error
 
 
-def _pixels(image: Image.Image, channels: int) -> np.ndarray:
-    """Return an 8-bit image as uint8 [H, W, channels], without alpha."""
+def _pixels(image: Image.Image, channels: int, file_format: str | None = None) -> np.ndarray:
+    """Return an 8-bit image, of a file of that format, as uint8 [H, W, channels], without alpha."""
     if image.mode != _MODES[channels]:
         # Through RGBA: Pillow warns if a palette's transparency is dropped directly.
-        image = image.convert("RGBA").convert(_MODES[channels])
+        image = image.convert("RGBA").convert("RGB")
+        if channels == 1:
+            if file_format == "PNG":
+                return _floored_luminance(np.asarray(image))
+            image = image.convert("L")
     values = np.asarray(image)
     return values.reshape(*values.shape[:2], channels)
 
 
-def _sixteen_bits_of(image: Image.Image) -> np.ndarray:
-    """Return the values of a 16-bit image, possibly in a wider dtype."""
+def _floored_luminance(colours: np.ndarray) -> np.ndarray:
+    """Return the luminance rounded down, as DALI does for PNG; Pillow and it round others."""
+    luminance = colours[..., 0] * np.int32(4899)
+    luminance += colours[..., 1] * np.int32(9617)
+    luminance += colours[..., 2] * np.int32(1868)
+    return (luminance >> 14).astype(np.uint8)[..., None]
+
+
+def sixteen_bits_of(image: Image.Image) -> np.ndarray:
+    """Return the values of a 16-bit image, [H, W], possibly in a wider dtype."""
     values = np.asarray(image)
     if values.size and not (values.min() >= 0 and values.max() <= 65535):
         raise DataError(f"values {values.min()}..{values.max()} are not of 16 bits (0..65535)")
@@ -259,50 +292,23 @@ def _sixteen_bits_of(image: Image.Image) -> np.ndarray:
 
 
 def _not_deep(reading: Reading) -> str:
+    low, high = reading.value_range or (0, 65535)
     return (
-        f"not of 16 bits, as {reading.key}={list(reading.value_range or ())} expects; save it with "
-        "16 bits, or train without that range"
+        f"not of 16 bits or floating, as {reading.key}=[{low:.9g}, {high:.9g}] expects; save it "
+        "with 16 bits, or train without that range"
     )
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Rescale modes of more than 8 bits, which Pillow's own conversions would clip."""
     if image.mode.startswith("I"):
-        return Image.fromarray(_NEAREST[_sixteen_bits_of(image)])
+        return Image.fromarray(_NEAREST[sixteen_bits_of(image)])
     if image.mode == "F":
         values = np.asarray(image)
         if not (values.min() >= 0 and values.max() <= 1):  # NaN fails too
             raise DataError(f"floating values {values.min()}..{values.max()} are not in 0..1")
         return Image.fromarray(np.round(values * 255).astype(np.uint8))
     return image
-
-
-def _by_dali(data: bytes, channels: int, name: str, *, deep: bool = False) -> np.ndarray:
-    """Return uint8 (uint16 where `deep`) [H, W, channels] as the training loader decodes it."""
-    import nvidia.dali.experimental.dynamic as dynamic
-    from nvidia.dali import types
-
-    encoded = np.frombuffer(data, np.uint8)
-    try:
-        tensor = dynamic.decoders.image(
-            encoded, device="cpu", **dali_options(channels, deep, types)
-        )
-        return np.asarray(tensor.cpu())
-    except MemoryError as error:
-        raise DataError("too little memory to decode it") from error
-    except RuntimeError as error:
-        raise DataError(
-            f"the loader (DALI) cannot decode {name}; save it as PNG or JPEG"
-        ) from error
-
-
-def dali_options(channels: int, deep: bool, types: Any) -> dict[str, Any]:
-    """Return the arguments of DALI's decoder, the same for training and for the check."""
-    return {
-        "output_type": types.RGB if channels == 3 else types.GRAY,
-        "dtype": types.UINT16 if deep else types.UINT8,
-        "jpeg_fancy_upsampling": True,  # as Pillow; on CPUs DALI always does
-    }
 
 
 def _agree(seen: np.ndarray, defined: np.ndarray, kind: Kind) -> bool:

@@ -42,7 +42,7 @@ def kind_of(data: bytes) -> Kind:
     """
     if data[:8] == _PNG:
         return Kind(deep=data[24:25] == b"\x10")
-    if data[:4] in _TIFF:
+    if is_tiff(data):
         return _tiff_kind(data)
     jpeg = data[:2] == b"\xff\xd8"
     if jpeg and (scans := data.count(b"\xff\xda")) > _MOST_SCANS:
@@ -53,6 +53,16 @@ def kind_of(data: bytes) -> Kind:
 def is_webp(data: bytes) -> bool:
     """Return whether a file begins as a WebP."""
     return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+
+
+def is_tiff(data: bytes) -> bool:
+    """Return whether a file begins as a TIFF."""
+    return data[:4] in _TIFF
+
+
+def floating(data: bytes) -> bool:
+    """Return whether a file is a TIFF of floating-point numbers."""
+    return is_tiff(data) and _tiff_header(data)(339, _UNSIGNED)[0] == _FLOAT
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
@@ -108,7 +118,7 @@ def _tiff_kind(data: bytes) -> Kind:
     if samples < colours or (samples > colours and photometric != _RGB):
         raise DataError(f"TIFF of {samples} samples per pixel, where {colours} are read; {_AGAIN}")
     if samples > 1 and bits[0] == 32:
-        raise DataError(f"TIFF of 32-bit colours; {_AGAIN}")
+        raise DataError(f"TIFF of 32-bit colours; {_AGAIN}, or state the range of its values")
     if samples > colours and header(338, 0)[0] == 1:
         raise DataError("TIFF whose colours are multiplied by alpha; save it without alpha")
     if bits[0] > 8 and photometric == _WHITE_IS_ZERO:

@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from fastunit.data.decoding import Decoded
 from fastunit.data.value_ranges import Values
@@ -28,16 +27,11 @@ _STATE = struct.Struct("<qqqQQ")
 _TABLE = """CREATE TABLE IF NOT EXISTS images (
     mode TEXT, folder BLOB, name BLOB, state BLOB, height INTEGER, width INTEGER, digest BLOB,
     low TEXT, PRIMARY KEY (mode, folder, name)) WITHOUT ROWID"""
+_QUERY = (
+    "SELECT name, state, height, width, digest, low FROM images "
+    "WHERE mode = ? AND folder = ? AND name BETWEEN ? AND ?"
+)
 _logger = logging.getLogger(__name__)
-
-
-class Key(NamedTuple):
-    """A file, and how it is read: `mode`; `state` changes when the file does."""
-
-    mode: str
-    folder: bytes
-    name: bytes
-    state: bytes
 
 
 class Index:
@@ -49,6 +43,7 @@ class Index:
     def __init__(self, path: Path, version: str) -> None:
         self._path, self._committed = path, time.monotonic()
         self._database: sqlite3.Connection | None = None
+        self._folders: dict[str, bytes] = {}  # real paths
         number = int.from_bytes(hashlib.sha256(version.encode()).digest()[:4], "big") >> 1
         for attempt in (1, 2):
             try:
@@ -76,20 +71,27 @@ class Index:
         database.commit()
         return database
 
-    def find(self, keys: Sequence[Key]) -> list[Decoded | None]:
-        """Return what is known of each file; None if nothing, or if it has changed."""
-        groups: dict[tuple[str, bytes], list[bytes]] = {}
-        for key in keys:
-            groups.setdefault((key.mode, key.folder), []).append(key.name)
-        known: dict[tuple[str, bytes, bytes], tuple] = {}
-        query = (
-            "SELECT name, state, height, width, digest, low FROM images "
-            "WHERE mode = ? AND folder = ? AND name BETWEEN ? AND ?"
-        )
-        for (mode, folder), names in groups.items():
-            for name, *rest in self._rows(query, (mode, folder, min(names), max(names))):
-                known[mode, folder, name] = tuple(rest)
-        return [_decoded(known.get((k.mode, k.folder, k.name)), k.state) for k in keys]
+    def find(self, mode: str, files: Sequence[str]) -> list[Decoded | None]:
+        """Return what is known of each file, read as `mode` says; None if nothing or it changed."""
+        places = []
+        parts: dict[str, list[bytes]] = {}
+        for file in files:
+            folder, name = _place(file)
+            places.append((folder, name))
+            parts.setdefault(folder, []).append(name)
+        known: dict[str, dict[bytes, tuple]] = {}
+        for folder, names in parts.items():
+            where = (mode, self._folder(folder), min(names), max(names))
+            known[folder] = {row[0]: row for row in self._rows(_QUERY, where)}
+        return [
+            _decoded(known[folder].get(name), file)
+            for file, (folder, name) in zip(files, places, strict=True)
+        ]
+
+    def _folder(self, folder: str) -> bytes:
+        if folder not in self._folders:
+            self._folders[folder] = os.fsencode(os.path.realpath(folder))
+        return self._folders[folder]
 
     def _rows(self, query: str, values: tuple) -> list[tuple]:
         if self._database is None:
@@ -100,12 +102,14 @@ class Index:
             self._lose(error)
             return []
 
-    def add(self, key: Key, found: Decoded) -> None:
-        """Record a good file."""
-        if self._database is None:
+    def add(self, mode: str, file: str, state: bytes, found: Decoded) -> None:
+        """Record a good file, with the `state_of` it before it was read."""
+        if self._database is None or not state:
             return
+        folder, name = _place(file)
         values = json.dumps(found.values) if found.values else None
-        row = (*key, found.height, found.width, found.digest, values)
+        row = (mode, self._folder(folder), name, state, found.height, found.width, found.digest)
+        row = (*row, values)
         try:
             self._database.execute("INSERT OR REPLACE INTO images VALUES (?,?,?,?,?,?,?,?)", row)
             if time.monotonic() - self._committed > _EVERY:
@@ -144,27 +148,29 @@ class Index:
         self._database = None
 
 
-def key_of(file: Path, mode: str, folders: dict[str, bytes]) -> Key:
-    """Return a file's key; `folders` keeps the real paths of folders between calls.
+def state_of(file: str) -> bytes:
+    """Return what changes when a file does; empty if it has no status.
 
-    The state has the status's size, times, device and inode: the time of change (ctime) cannot be
-    set, so that a file that was replaced has another state even with the old size and time.
+    It has the status's size, times, device and inode: the time of change (ctime) cannot be set, so
+    that a file that was replaced has another state even with the old size and time.
     """
-    folder, name = os.path.split(os.fspath(file))
-    if folder not in folders:
-        folders[folder] = os.fsencode(os.path.realpath(folder))
     try:
         status = os.stat(file)
     except OSError:
-        return Key(mode, folders[folder], os.fsencode(name), b"")
-    state = _STATE.pack(
+        return b""
+    return _STATE.pack(
         status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino
     )
-    return Key(mode, folders[folder], os.fsencode(name), state)
 
 
-def _decoded(row: tuple | None, state: bytes) -> Decoded | None:
-    if row is None or not state or row[0] != state:
+def _place(file: str) -> tuple[str, bytes]:
+    """Return a path's folder, with the separator, and the name."""
+    cut = file.rfind(os.sep) + 1
+    return file[:cut], os.fsencode(file[cut:])
+
+
+def _decoded(row: tuple | None, file: str) -> Decoded | None:
+    if row is None or row[1] != state_of(file):
         return None
-    _, height, width, digest, values = row
+    _, _, height, width, digest, values = row
     return Decoded(height, width, digest, Values(*json.loads(values)) if values else None)

@@ -18,7 +18,7 @@ _SIZES = struct.Struct("<II")
 _passed: dict[str, bytes] = {}  # path -> digest, height, width
 
 
-def add(file: Path, digest: bytes, height: int, width: int) -> None:
+def add(file: str | os.PathLike[str], digest: bytes, height: int, width: int) -> None:
     """Record a file that passed; its decoded size is in pixels."""
     _passed[os.fspath(file)] = digest + _SIZES.pack(height, width)
 

@@ -1,34 +1,37 @@
 """Check every image file before training starts.
 
 DALI cannot skip a bad image in a batch, so only checked files reach it: `image_io.decode` decodes
-each file completely with Pillow (which says what is wrong with it) and with DALI (which must
-agree), in a process of its own (`decoding`). Good files are recorded in `index` and not read again
-until they change, and in `passed`, with which training compares what it reads.
+each file completely with Pillow (which says what is wrong with it) and, where it reads the images,
+with DALI (which must agree), in a process of its own (`decoding`). Good files are recorded in
+`index` and not read again until they change, and in `passed`, with which training compares what it
+reads.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from fastunit.common import extras, progress, text, waiting
-from fastunit.common.errors import ConfigError, DataError
+from fastunit.common import progress, text, waiting
+from fastunit.common.errors import DataError
 from fastunit.common.files import cache_dir
-from fastunit.data import decoding, passed, value_ranges
+from fastunit.data import dali, decoding, passed, value_ranges
 from fastunit.data.decoding import Decoded
+from fastunit.data.file_list import Files
 from fastunit.data.image_io import Reading
-from fastunit.data.index import PART, Index, Key, key_of
+from fastunit.data.index import PART, Index, state_of
+from fastunit.data.value_ranges import Values
 
 INDEX = "images.sqlite3"  # in the cache folder
 _REMEDY = "Repair or remove them, or skip them with --set data.skip_bad=true"
-_DEFINITION = 3  # version of the decoding: increase with every change to image_io or image_kinds
+_DEFINITION = 5  # version of the decoding: increase with every change to image_io or image_kinds
 _AHEAD = 4  # files handed to each process before the first is done
 _logger = logging.getLogger(__name__)
 
@@ -53,7 +56,11 @@ class SizeRule:
         return int(np.float32(height) * scale + half), int(np.float32(width) * scale + half)
 
     def problem(self, height: int, width: int) -> str | None:
-        """Return why an image of this size is too small for the crop, or None if it is not."""
+        """Return why an image of this size is too large to be read, or too small for the crop."""
+        try:
+            self.reading.limits.check_size(width, height)
+        except DataError as error:
+            return str(error)
         if self.crop is None:
             return None
         new_height, new_width = self.resized(height, width)
@@ -73,7 +80,7 @@ def validate(
     workers: int,
     skip_bad: bool,
     index: Path | None = None,
-) -> tuple[Path, ...]:
+) -> Files:
     """Return the ``files`` that can be trained on; as `validate_all`, for a single group."""
     groups = {"files": (files, rule)}
     return validate_all(groups, workers=workers, skip_bad=skip_bad, index=index)["files"]
@@ -85,7 +92,7 @@ def validate_all(
     workers: int,
     skip_bad: bool,
     index: Path | None = None,
-) -> dict[str, tuple[Path, ...]]:
+) -> dict[str, Files]:
     """Return each group's files that can be trained on, in their order; reads all new files.
 
     One progress bar and one report cover all groups (domains, splits). Size rules are applied to
@@ -99,137 +106,127 @@ def validate_all(
         index: file in which good files are recorded; None: INDEX in the cache folder.
 
     Raises:
-        ConfigError: channels are neither 1 nor 3.
         DataError: files are bad and ``skip_bad`` is off (the message lists them with the reasons),
-            a group has no good file, or DALI is not installed.
+            a group has no good file, or data.loader=dali and DALI is not installed.
     """
-    for _, rule in groups.values():
-        check_channels(rule.reading.channels)
-    files = dict.fromkeys((file, rule.reading) for group, rule in groups.values() for file in group)
-    if not files:
-        return {name: () for name in groups}
-    require_dali()
-    found = _measure_all(list(files), workers, index or cache_dir() / INDEX)
-    good: dict[str, tuple[Path, ...]] = {}
-    bad: dict[Path, str] = {}
-    total = len({file for file, _ in files})
-    for name, (group, rule) in groups.items():
-        kept = []
-        for file in group:
-            measured = found[file, rule.reading]
-            reason = _verdict(measured, rule)
-            if isinstance(measured, str) or reason:
-                bad[file] = str(reason)
-                continue
-            kept.append(file)
-            passed.add(file, measured.digest, measured.height, measured.width)
-        good[name] = tuple(kept)
-    lost = [name for name, (group, _) in groups.items() if group and not good[name]]
+    checked = {name: _Group(Files(files), rule) for name, (files, rule) in groups.items()}
+    if not any(group.files for group in checked.values()):
+        return {name: group.files for name, group in checked.items()}
+    for group in checked.values():
+        dali.require(group.rule.reading.loader)
+    _check_all(list(checked.values()), workers, index or cache_dir() / INDEX)
+    good = {name: group.good() for name, group in checked.items()}
+    lost = [name for name, group in checked.items() if group.files and not good[name]]
     if lost:
-        raise DataError(_report(bad, total, f"No usable image is left in {', '.join(lost)}"))
-    if bad and not skip_bad:
-        raise DataError(_report(bad, total, _REMEDY))
-    if bad:
-        _logger.warning(_report(bad, total, "They are left out"))
+        raise DataError(_report(checked.values(), f"No usable image is left in {', '.join(lost)}"))
+    if any(group.bad for group in checked.values()):
+        if not skip_bad:
+            raise DataError(_report(checked.values(), _REMEDY))
+        _logger.warning(_report(checked.values(), "They are left out"))
     value_ranges.warn_of_few_levels(
-        (rule.reading, measured.values)
-        for name, (_, rule) in groups.items()
-        for file in good[name]
-        if isinstance(measured := found[file, rule.reading], Decoded)
+        (group.rule.reading, group.values) for group in checked.values()
     )
     return good
 
 
 def problem(file: Path, rule: SizeRule) -> str | None:
     """Read ``file`` and return the reason why it cannot be trained on, or None."""
-    return _verdict(_measure(file, rule.reading), rule)
+    found = _measure(file, rule.reading)
+    return found if isinstance(found, str) else rule.problem(found.height, found.width)
 
 
-def check_channels(channels: int) -> None:
-    """Raise ConfigError unless ``channels`` is 1 or 3."""
-    if channels not in (1, 3):
-        raise ConfigError(
-            f"input_dim is {channels}; images are read with 1 (grayscale) or 3 (RGB) channels"
-        )
+class _Group:
+    """Files that are read in one way, and the verdicts on them."""
+
+    def __init__(self, files: Files, rule: SizeRule) -> None:
+        self.files, self.rule = files, rule
+        self.new: list[str] = []  # files of which the index knows nothing
+        self.bad: dict[str, str] = {}  # file -> reason
+        self.values: Values | None = None  # of all good 16-bit files
+        self._sizes: dict[tuple[int, int], str | None] = {}  # of many images few are different
+
+    def judge(self, file: str, found: Decoded | str) -> None:
+        """Take what is known of a file: it is bad, or recorded in `passed`."""
+        if isinstance(found, str):
+            self.bad[file] = found
+            return
+        height, width, digest, values = found
+        size = height, width
+        if size not in self._sizes:
+            self._sizes[size] = self.rule.problem(height, width)
+        if reason := self._sizes[size]:
+            self.bad[file] = reason
+            return
+        passed.add(file, digest, height, width)
+        if values is not None:
+            self.values = value_ranges.merged([values, *filter(None, [self.values])])
+
+    def good(self) -> Files:
+        """Return the files that are not bad."""
+        if not self.bad:
+            return self.files
+        return Files(file for file in self.files.names if file not in self.bad)
 
 
-def require_dali() -> None:
-    """Raise DataError, with the remedy, if DALI is not installed."""
-    try:
-        import nvidia.dali  # noqa: F401
-    except ImportError as error:
-        raise DataError(
-            f"reading images needs NVIDIA DALI, which cannot be imported ({error}); "
-            f"install it with: {extras.install('train')}"
-        ) from error
-
-
-def _report(bad: dict[Path, str], total: int, remedy: str) -> str:
-    lines = [f"{len(bad)} of {total} image files cannot be used:"]
-    lines += [f"  {text.name(file)}: {reason}" for file, reason in list(bad.items())[:20]]
+def _report(groups: Iterable[_Group], remedy: str) -> str:
+    files = dict.fromkeys(file for group in groups for file in group.files.names)
+    found = {file: reason for group in groups for file, reason in group.bad.items()}
+    bad = [file for file in files if file in found]
+    lines = [f"{len(bad)} of {len(files)} image files cannot be used:"]
+    lines += [f"  {text.name(file)}: {found[file]}" for file in bad[:20]]
     lines += [f"  and {len(bad) - 20} more"] if len(bad) > 20 else []
     return "\n".join([*lines, remedy])
 
 
-_Found = Decoded | str  # a string: what is wrong with the file
-_Wanted = tuple[Path, Reading]
-
-
-def _verdict(found: _Found, rule: SizeRule) -> str | None:
-    return found if isinstance(found, str) else _size_problem(rule, found.height, found.width)
-
-
-@lru_cache(maxsize=10_000)  # of very many images few sizes are different
-def _size_problem(rule: SizeRule, height: int, width: int) -> str | None:
-    try:
-        rule.reading.limits.check_size(width, height)
-    except DataError as error:
-        return str(error)
-    return rule.problem(height, width)
-
-
-def _measure_all(files: Sequence[_Wanted], workers: int, index: Path) -> dict[_Wanted, _Found]:
-    """Return each file's measurement: from the index if unchanged, else by decoding it."""
-    found: dict[_Wanted, _Found] = {}
-    new: list[tuple[_Wanted, Key]] = []
-    folders: dict[str, bytes] = {}
+def _check_all(groups: Sequence[_Group], workers: int, index: Path) -> None:
+    """Judge all files: by the index if they are unchanged, else by decoding them."""
     with Index(index, _index_version()) as entries:
-        for start in range(0, len(files), PART):
-            part = files[start : start + PART]
-            keys = [key_of(file, _mode(reading), folders) for file, reading in part]
-            for wanted, key, known in zip(part, keys, entries.find(keys), strict=True):
-                if known is None:
-                    new.append((wanted, key))
-                else:
-                    found[wanted] = known
-        for (wanted, key), result in _measure_new(new, workers):
-            found[wanted] = result
+        for group in groups:
+            mode, names = _mode(group.rule.reading), group.files.names
+            for start in range(0, len(names), PART):
+                part = names[start : start + PART]
+                for file, known in zip(part, entries.find(mode, part), strict=True):
+                    if known is None:
+                        group.new.append(file)
+                    else:
+                        group.judge(file, known)
+        for new, state, result in _measure_new(groups, entries, workers):
+            new.group.judge(new.file, result)
             if not isinstance(result, str):  # bad files are read every time: chmod may fix one
-                entries.add(key, result)
-    return found
+                entries.add(new.mode, new.file, state, result)
+
+
+class _New(NamedTuple):
+    """A file to be decoded, for one of the groups that it is in."""
+
+    group: _Group
+    file: str
+    mode: str
 
 
 def _measure_new(
-    new: Sequence[tuple[_Wanted, Key]], workers: int
-) -> Iterator[tuple[tuple[_Wanted, Key], _Found]]:
+    groups: Sequence[_Group], entries: Index, workers: int
+) -> Iterator[tuple[_New, bytes, Decoded | str]]:
     """Decode files in processes, with a progress bar; they end early with an exception."""
-    if not new:
+    total = sum(len(group.new) for group in groups)
+    if not total:
         return
-    workers = max(1, min(workers, os.cpu_count() or 1, len(new)))
-    pool, todo = ThreadPoolExecutor(workers), iter(new)
-    pending: list[tuple[tuple[_Wanted, Key], Future[_Found]]] = []
+    workers = max(1, min(workers, os.cpu_count() or 1, total))
+    todo = (_New(group, file, _mode(group.rule.reading)) for group in groups for file in group.new)
+    pool = ThreadPoolExecutor(workers)
+    pending: list[tuple[_New, bytes, Future[Decoded | str]]] = []
     done = False
     try:
-        with progress.bar(desc="checking images", total=len(new), unit="image") as bar:
+        with progress.bar(desc="checking images", total=total, unit="image") as bar:
             while True:
-                while len(pending) < workers * _AHEAD and (item := next(todo, None)):
-                    pending.append((item, pool.submit(_measure, *item[0])))
+                while len(pending) < workers * _AHEAD and (new := next(todo, None)):
+                    pending.append((new, state_of(new.file), _submit(pool, new, entries)))
                 if not pending:
                     break
-                item, future = pending.pop(0)
-                with waiting.on(lambda item=item: f"the check of {text.name(item[0][0])}"):
+                new, state, future = pending.pop(0)
+                with waiting.on(lambda new=new: f"the check of {text.name(new.file)}"):
                     result = waiting.result(future)
-                yield item, result
+                yield new, state, result
                 bar.update()
         done = True
     finally:
@@ -239,19 +236,30 @@ def _measure_new(
         pool.shutdown()
 
 
+def _submit(pool: ThreadPoolExecutor, new: _New, entries: Index) -> Future[Decoded | str]:
+    """Decode a file, unless that was done meanwhile for another group."""
+    (known,) = entries.find(new.mode, [new.file])
+    if known is None:
+        return pool.submit(_measure, Path(new.file), new.group.rule.reading)
+    future: Future[Decoded | str] = Future()
+    future.set_result(known)
+    return future
+
+
 def _mode(reading: Reading) -> str:
-    return f"{reading.channels} {'16' if reading.value_range else '8'}"
+    """Return how files are read, as far as the result of their check depends on it."""
+    decoder = "" if dali.used(reading.loader) else " pillow"
+    return f"{reading.channels} {'16' if reading.value_range else '8'}{decoder}"
 
 
 def _index_version() -> str:
     """Return what the results depend on apart from the file: our version and both decoders'."""
     import PIL
-    from nvidia import dali
 
-    return f"{_DEFINITION} {PIL.__version__} {dali.__version__}"
+    return f"{_DEFINITION} {PIL.__version__} {dali.version()}"
 
 
-def _measure(file: Path, reading: Reading) -> _Found:
+def _measure(file: Path, reading: Reading) -> Decoded | str:
     """Decode ``file`` completely and measure it, or return what is wrong with it."""
     try:
         return decoding.measure(file, reading)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,12 @@ def used(values: np.ndarray) -> Values:
     return Values(*(int(end) for end in ends))
 
 
+def merged(parts: Sequence[Values]) -> Values:
+    """Return the range of all images together."""
+    leasts, lows, highs, largests = zip(*parts, strict=True)
+    return Values(min(leasts), min(lows), max(highs), max(largests))
+
+
 def warn_of_few_levels(files: Iterable[tuple[Reading, Values | None]]) -> None:
     """Warn, once per domain, if the values of all its files fall on few 8-bit levels.
 
@@ -39,8 +45,7 @@ def warn_of_few_levels(files: Iterable[tuple[Reading, Values | None]]) -> None:
         if values is not None:
             domains.setdefault(reading, []).append(values)
     for reading, parts in domains.items():
-        leasts, lows, highs, largests = zip(*parts, strict=True)
-        _warn(reading, Values(min(leasts), min(lows), max(highs), max(largests)))
+        _warn(reading, merged(parts))
 
 
 def _warn(reading: Reading, values: Values) -> None:

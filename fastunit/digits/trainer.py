@@ -115,6 +115,6 @@ def _draw_curves(folder: Path, names: dict[str, str]) -> None:
         axes.plot(steps, shares, marker=".", label=f"{names[domain]} ({key})")
     axes.set(xlabel="iteration", ylabel="accuracy on the test split")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower right")
     with files.atomic(folder / "curves.png") as temporary:
         figure.savefig(temporary, dpi=100)

@@ -23,14 +23,16 @@ def compile(module: GraphModule, example_inputs: list[Tensor], **options: Any) -
     Args:
         module: dynamo's graph, changed in place.
         example_inputs: as dynamo passes them.
-        **options: inductor's, from ``torch.compile(..., options=...)``.
+        **options: inductor's, from ``torch.compile(..., options=...)`` or ``mode=...``.
 
     Returns:
         The compiled function.
     """
+    from torch._inductor import list_mode_options
     from torch._inductor.compile_fx import compile_fx
 
-    settings = options.get("options")
+    mode = options.get("mode")
+    settings = options.get("options") if mode is None else list_mode_options(mode)
     return compile_fx(rewrite(module, Report()), example_inputs, config_patches=settings)
 
 

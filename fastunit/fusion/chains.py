@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch.fx import Graph, Node
 
 from fastunit.fusion import hazards
@@ -119,7 +120,7 @@ class Finder:
         sides, mode = tuple(call["pad"]), _PAD_MODES.get(call["mode"])
         amount = scalar(sides) if len(sides) == 4 else None
         own = chain.options["padding"]
-        if mode is None or amount is None or amount < 0 or not self._moves(pad, chain.last):
+        if mode is None or amount is None or amount < 0 or not self._replaces(pad, chain, call):
             return
         if call["value"] not in (None, 0, 0.0) or (own and mode != "zero"):
             return
@@ -139,7 +140,7 @@ class Finder:
         plain = not call["align_corners"] and not call["antialias"]
         if call["mode"] != "nearest" or any(each != 2 for each in factors) or not plain:
             return
-        if chain.options["stride"] != 1 or not self._moves(resize, chain.last):
+        if chain.options["stride"] != 1 or not self._replaces(resize, chain, call):
             return
         chain.kind = "upsample"
         chain.nodes.insert(0, resize)
@@ -192,6 +193,12 @@ class Finder:
     def _fits(self, chain: Chain, node: Node) -> bool:
         return alike(node, chain.last) and self._moves(chain.nodes[0], node, chain.nodes)
 
+    def _replaces(self, copy: Node, chain: Chain, call: Call) -> bool:
+        """Return whether the call may read, and keep for backward, what was copied before it."""
+        later = [each for each in self._hazards if self._place[each] > self._place[copy]]
+        changed = any(hazards.may_write(hazard, call["input"]) for hazard in later)
+        return not changed and self._moves(copy, chain.last)
+
     def _moves(self, first: Node, last: Node, inside: list[Node] | None = None) -> bool:
         """Return whether what happens at `first` may happen at `last`, where the call is."""
         begin, end = self._place[first], self._place[last]
@@ -231,8 +238,9 @@ def _check_tensors(node: Node, x: Any, w: Any, b: Any) -> tuple[int, int]:
         raise Unfit("tensors of unknown shape")
     if image.dim() != 4 or filters.dim() != 4:
         raise Unfit(f"an image of {image.dim()} dimensions, not [N, C, H, W]")
+    dtypes = result.dtype, torch.float32  # which autocast casts; other mixtures PyTorch refuses
     if not image.dtype.is_floating_point or any(
-        each is not None and each.dtype != image.dtype for each in (filters, bias)
+        each is not None and each.dtype not in dtypes for each in (filters, bias)
     ):
         raise Unfit(f"filters of {filters.dtype} on an image of {image.dtype}")
     rows, columns = filters.shape[2:]

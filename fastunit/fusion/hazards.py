@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from fastunit.fusion.operations import read
+from fastunit.fusion.operations import read, tensor
 
 _IN_PLACE = {
     operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv,
     operator.ifloordiv, operator.ipow, operator.iand, operator.ior, operator.ixor,
 }  # fmt: skip
+
+
+# Arguments of functions and methods that write to one of their arguments.
+_WRITTEN = ("input", "self", "out")
 
 
 def is_hazard(node: Node) -> bool:
@@ -23,19 +27,45 @@ def is_hazard(node: Node) -> bool:
     """
     if node.op not in ("call_function", "call_method"):
         return False
-    call = read(node)
-    if node.kwargs.get("inplace") or (call is not None and call.arguments.get("inplace")):
-        return True
-    if node.kwargs.get("out") is not None or node.target in _IN_PLACE:
-        return True
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if name.endswith("_") and not name.endswith("__"):
+    if _is_in_place(node):
         return True
     schema = getattr(node.target, "_schema", None)
     if schema is not None and schema.is_mutable:
         return True
     # Autocast; and what is called for what it does, as a switch of gradients.
-    return name.startswith(("_enter", "_exit")) or (not node.users and call is None)
+    switches = _name(node).startswith(("_enter", "_exit"))
+    return switches or (not node.users and read(node) is None)
+
+
+def _is_in_place(node: Node) -> bool:
+    call, name = read(node), _name(node)
+    return bool(
+        node.kwargs.get("inplace")
+        or (call is not None and call.arguments.get("inplace"))
+        or node.kwargs.get("out") is not None
+        or node.target in _IN_PLACE
+        or (name.endswith("_") and not name.endswith("__"))
+    )
+
+
+def _name(node: Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def may_write(hazard: Node, image: Any) -> bool:
+    """Return whether a node may write to the memory of an image.
+
+    An operation in place writes to its first argument, or to `out`; of others nothing is known.
+    """
+    known = [hazard.kwargs[name] for name in _WRITTEN if name in hazard.kwargs]
+    written = [*hazard.args[:1], *known] if _is_in_place(hazard) else hazard.all_input_nodes
+    memory = _memory(image)
+    return memory is None or any(_memory(node) == memory for node in written)
+
+
+def _memory(node: Any) -> int | None:
+    found = tensor(node)
+    return None if found is None else found.untyped_storage()._cdata
 
 
 def transforms(graph: Graph) -> bool:

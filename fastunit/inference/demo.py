@@ -23,7 +23,8 @@ from fastunit.common.choices import DIRECTIONS, Direction
 from fastunit.common.errors import DataError, StorageError, UserError
 from fastunit.data import decoding, image_io
 from fastunit.data.image_io import Limits
-from fastunit.inference.translator import Translator, of_memory
+from fastunit.data.picture import Wanted
+from fastunit.inference.translator import Translator, eight_bits, of_memory
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 _logger = logging.getLogger(__name__)
@@ -78,8 +79,8 @@ class Server(ThreadingHTTPServer):
                 cycle = None
         height, width = pixels.shape[:2]
         return {
-            "input": _data_url(pixels),
-            "translation": _data_url(y),
+            "input": _data_url(eight_bits(pixels)),
+            "translation": _data_url(eight_bits(y)),
             "cycle": None if cycle is None else _data_url(cycle),
             "text": f"{width}x{height} pixels, {seconds:.2f} s on {self._translator.device}",
         }
@@ -164,7 +165,7 @@ def _decoded(data: bytes, reading: image_io.Reading) -> np.ndarray:
         with tempfile.NamedTemporaryFile(prefix="fastunit-") as file:
             file.write(data)
             file.flush()
-            return decoding.decode(Path(file.name), reading)
+            return decoding.picture(Path(file.name), reading, Wanted()).pixels
     except OSError as error:
         raise StorageError(
             f"the image cannot be kept in {tempfile.gettempdir()}: {error}"

@@ -173,8 +173,8 @@ def _metadata(pair: DomainPair, config: Config, direction: Direction) -> dict[st
         "multiple": pair.along(direction)[0].multiple,
         "normalisation": "levels of 0..255 / 127.5 - 1",
         "layout": "NCHW, RGB",
-        "range_a": config.data.range_a,
-        "range_b": config.data.range_b,
+        "range_a": config.domain("a").value_range,
+        "range_b": config.domain("b").value_range,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,12 +17,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastunit.common.choices import Direction
-from fastunit.common.errors import CheckpointError, DataError, StorageError
-from fastunit.data import decoding, image_io
+from fastunit.common.errors import DataError, StorageError
+from fastunit.data import decoding, deep_files, exact, image_io
+from fastunit.data.deep_files import Bits
+from fastunit.data.picture import Picture, Wanted
 from fastunit.inference.plan import Job
-from fastunit.inference.translator import Translator, of_memory
+from fastunit.inference.translator import Tile, Translator, eight_bits, finite, of_memory
 
 THREADS = min(4, os.cpu_count() or 1)
+AHEAD = 2**28  # bytes of images that are read ahead, or wait to be written
 
 
 class FileTranslator:
@@ -41,6 +45,9 @@ class FileTranslator:
         batch_size: int,
         max_pixels: int | None = None,
         size: int | None = None,
+        tile: Tile = "auto",
+        wanted: Wanted | None = None,
+        bits: Bits = 8,
         styles: Tensor | None = None,
     ) -> None:
         """Prepare to translate.
@@ -48,24 +55,30 @@ class FileTranslator:
         Args:
             translator: the networks.
             direction: "a2b" or "b2a".
-            batch_size: maximal number of images at a time.
+            batch_size: maximal number of images at a time; fewer where memory is short.
             max_pixels: of the largest image that is read; None: the configuration's limit.
             size: pixels of the shorter side that images are resized to first; None: not resized.
+            tile: as in `Translator.translate`.
+            wanted: what is kept of the files beside their pixels, and what becomes of colour
+                profiles; None: only converted to sRGB.
+            bits: of the results' values: 8; 16, or 32 for floating numbers, in the range of the
+                target domain, or that of the type.
             styles: style codes [K, style_dim] of the target domain, each for a translation of its
                 own; None: one translation, of the mean style where there are styles.
 
         Raises:
-            CheckpointError: the networks' channels are neither 1 nor 3.
+            DataError: 16 bits cannot hold the range of the target domain.
         """
-        source, target = translator.networks.along(direction)
-        for generator in (source, target):
-            if generator.input_dim not in (1, 3):
-                raise CheckpointError(
-                    f"the networks take images of {generator.input_dim} channels; image files are "
-                    "translated with 1 (grayscale) or 3 (RGB)"
-                )
+        _, target = translator.networks.along(direction)
+        self._channels = target.input_dim
+        self._bits: Bits = bits
+        self._range = translator.config.domain(direction[-1]).value_range
+        deep_files.values_of(np.zeros((0, 0, 0), np.float32), bits, self._range)
         self._translator, self._batch_size, self._size = translator, batch_size, size
         self._direction: Direction = direction
+        self._tile: Tile = tile
+        self._wanted = wanted or Wanted()
+        self._bytes = AHEAD  # of the image that was read last
         self._reading = _reading(translator, direction[0], max_pixels)
         self._styles = [None] if styles is None else list(styles)
         self._writes: deque[tuple[Job, Path, Future[None]]] = deque()
@@ -75,26 +88,43 @@ class FileTranslator:
         """Translate all `jobs`; those that fail are added to `failed`.
 
         Raises:
-            StorageError: an output cannot be written to disk.
+            DataError: an output's format cannot hold the results.
+            StorageError: an output, or a temporary file of a large picture, cannot be written.
             CheckpointError: a translation is not finite.
         """
+        for target in (target for job in jobs for target in job.targets):
+            deep_files.check(target, self._bits, self._channels)
         pool = ThreadPoolExecutor(THREADS)
         try:
             with tqdm(total=len(jobs), desc="translating", unit="image") as bar:
-                for batch, images in self._batches(self._read_ahead(jobs, pool, bar)):
+                for batch in self._batches(self._read_ahead(jobs, pool, bar)):
                     for number, style in enumerate(self._styles):
-                        for job, pixels in zip(batch, self._outputs(images, style), strict=True):
-                            if isinstance(pixels, DataError):
-                                self._fail(job, pixels)
-                                continue
-                            target = job.targets[number]
-                            write = pool.submit(image_io.write, pixels, target)
-                            self._writes.append((job, target, write))
-                        self._finish_writes(leave=2 * self._batch_size)
+                        self._translate(batch, number, style, pool)
                     bar.update(len(batch))
                 self._finish_writes(leave=0)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            decoding.stop()  # else its threads wait for files, for `data.max_seconds` at most
+            raise
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown()
+
+    def _translate(
+        self,
+        batch: list[tuple[Job, Picture]],
+        number: int,
+        style: Tensor | None,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        """Translate a batch with a style, and write the results, of that number, in threads."""
+        outputs = self._outputs([picture.pixels for _, picture in batch], style)
+        for (job, picture), pixels in zip(batch, outputs, strict=True):
+            if isinstance(pixels, DataError):
+                self._fail(job, pixels)
+                continue
+            result, target = replace(picture, pixels=pixels), job.targets[number]
+            self._writes.append((job, target, pool.submit(self._write, result, target)))
+        self._finish_writes(leave=self._ahead())
 
     def _outputs(
         self, images: list[np.ndarray], style: Tensor | None
@@ -102,8 +132,16 @@ class FileTranslator:
         """Return the translations; where memory is too small, in halves down to single images."""
         try:
             with torch.inference_mode():
-                batch = np.stack(images)
-                return list(self._translator.translate(batch, self._direction, style=style))
+                x = np.stack(images)
+                if self._bits != 8 and x.dtype == np.uint8:
+                    x = x.astype(np.float32) / 127.5 - 1
+                y = self._translator.translate(x, self._direction, style=style, tile=self._tile)
+                return list(eight_bits(y) if self._bits == 8 else finite(y))
+        except OSError as error:
+            raise StorageError(
+                f"cannot keep the layers of a large picture in {tempfile.gettempdir()}: "
+                f"{error.strerror}; set TMPDIR to a folder with more space"
+            ) from error
         except (MemoryError, RuntimeError) as error:
             if not of_memory(error):
                 raise
@@ -119,37 +157,63 @@ class FileTranslator:
 
     def _read_ahead(
         self, jobs: Sequence[Job], pool: ThreadPoolExecutor, bar: tqdm
-    ) -> Iterator[tuple[Job, np.ndarray]]:
-        """Yield the readable images in order, reading two batches ahead."""
-        reads: deque[tuple[Job, Future[np.ndarray]]] = deque()
+    ) -> Iterator[tuple[Job, Picture]]:
+        """Yield the readable images in order, reading ahead."""
+        reads: deque[tuple[Job, Future[Picture]]] = deque()
         todo = iter(jobs)
         while True:
-            while len(reads) < 2 * self._batch_size and (job := next(todo, None)):
+            while len(reads) < self._ahead() and (job := next(todo, None)):
                 reads.append((job, pool.submit(self._read, job.source)))
             if not reads:
                 return
             job, read = reads.popleft()
             try:
-                yield job, read.result()
+                picture = read.result()
             except DataError as error:
                 self._fail(job, error)
                 bar.update()
+                continue
+            self._bytes = picture.pixels.nbytes
+            yield job, picture
 
-    def _read(self, file: Path) -> np.ndarray:
-        return _decoded(file, self._reading, self._size)
+    def _ahead(self) -> int:
+        """Return how many images are read ahead: two batches, of large ones fewer."""
+        return max(1, min(2 * self._batch_size, AHEAD // self._bytes))
+
+    def _read(self, file: Path) -> Picture:
+        return _picture(file, self._reading, self._wanted, self._size)
+
+    def _write(self, picture: Picture, file: Path) -> None:
+        values, suffix = picture.pixels, file.suffix.lower()
+        beside = {"alpha": picture.alpha, "profile": picture.profile, "exif": picture.exif}
+        if self._bits != 8:
+            values = deep_files.values_of(values, self._bits, self._range)
+        if self._bits == 8 and self._channels in (1, 3) and suffix != exact.ARRAY:
+            image_io.write(values, file, **beside)
+        else:
+            deep_files.write(values, file, **beside)
 
     def _batches(
-        self, images: Iterator[tuple[Job, np.ndarray]]
-    ) -> Iterator[tuple[list[Job], list[np.ndarray]]]:
-        """Group consecutive images of equal size, at most the batch size."""
-        batch: list[tuple[Job, np.ndarray]] = []
-        for job, image in images:
-            if batch and (len(batch) == self._batch_size or batch[0][1].shape != image.shape):
-                yield [job for job, _ in batch], [image for _, image in batch]
+        self, images: Iterator[tuple[Job, Picture]]
+    ) -> Iterator[list[tuple[Job, Picture]]]:
+        """Group consecutive images of equal size, at most the batch size, as memory allows."""
+        batch: list[tuple[Job, Picture]] = []
+        most, last = 1, None
+        for job, picture in images:
+            kind = picture.pixels.shape, picture.pixels.dtype
+            if batch and (len(batch) == most or kind != last):
+                yield batch
                 batch = []
-            batch.append((job, image))
+            if not batch:
+                most = self._at_once(*picture.pixels.shape[:2])
+            last = kind
+            batch.append((job, picture))
         if batch:
-            yield [job for job, _ in batch], [image for _, image in batch]
+            yield batch
+
+    def _at_once(self, height: int, width: int) -> int:
+        fitting = self._translator.memory.images(self._direction, height, width)
+        return self._batch_size if fitting is None else max(1, min(self._batch_size, fitting))
 
     def _finish_writes(self, *, leave: int) -> None:
         """Wait until at most `leave` writes are pending."""
@@ -189,8 +253,8 @@ def style_of(
     """
     domain = direction[-1]
     try:
-        pixels = _decoded(file, _reading(translator, domain, max_pixels), size)
-        return translator.style_of(pixels, domain)
+        found = _picture(file, _reading(translator, domain, max_pixels), Wanted(), size)
+        return translator.style_of(found.pixels, domain)
     except DataError as error:
         raise DataError(f"--style {file}: {error}") from error
 
@@ -203,20 +267,31 @@ def _reading(translator: Translator, domain: str, max_pixels: int | None) -> ima
     return replace(reading, limits=limits)
 
 
-def _decoded(file: Path, reading: image_io.Reading, size: int | None) -> np.ndarray:
-    pixels = decoding.decode(file, reading)
-    return pixels if size is None else _resized(pixels, size, reading.limits)
+def _picture(file: Path, reading: image_io.Reading, wanted: Wanted, size: int | None) -> Picture:
+    found = decoding.picture(file, reading, wanted)
+    return found if size is None else _resized(found, size, reading.limits)
 
 
-def _resized(pixels: np.ndarray, size: int, limits: image_io.Limits) -> np.ndarray:
-    """Return uint8 [H, W, C] with a shorter side of `size` pixels, antialiased bilinear.
+def _resized(picture: Picture, size: int, limits: image_io.Limits) -> Picture:
+    """Return a picture with a shorter side of `size` pixels, antialiased bilinear.
 
     Raises:
         DataError: it would have more pixels than the limit.
     """
-    height, width, channels = pixels.shape
+    height, width, channels = picture.pixels.shape
     scale = size / min(height, width)
     shape = (max(size, round(width * scale)), max(size, round(height * scale)))
     limits.check_size(*shape)
-    image = image_io.to_image(pixels).resize(shape, Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(shape[1], shape[0], channels)
+
+    def resized(values: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(values).resize(shape, Image.Resampling.BILINEAR))
+
+    if picture.pixels.dtype == np.uint8 and channels == 3:
+        pixels = resized(picture.pixels)
+    else:
+        pixels = np.stack([resized(plane) for plane in np.moveaxis(picture.pixels, 2, 0)], 2)
+    return replace(
+        picture,
+        pixels=pixels,
+        alpha=None if picture.alpha is None else resized(picture.alpha),
+    )

@@ -51,10 +51,10 @@ class Operation(NamedTuple):
         if filters is not None and filters.direct is not None:
             weight, *others = filters.direct.values
             return Weights(cast(Tensor, weight), *others, filters=filters)
-        conv = self.conv._parameters
-        affine = {} if self.norm is None else self.norm._parameters
-        weight = cast(Tensor, conv["weight"])
-        return Weights(weight, conv["bias"], affine.get("gamma"), affine.get("beta"), filters)
+        conv, norm = self.conv, self.norm
+        gamma, beta = (None, None) if norm is None else (_of(norm, "gamma"), _of(norm, "beta"))
+        weight = cast(Tensor, _of(conv, "weight"))
+        return Weights(weight, _of(conv, "bias"), gamma, beta, filters)
 
     def resembles(self, other: Operation) -> bool:
         """Return whether two layers differ in their weights alone."""
@@ -70,6 +70,12 @@ class Operation(NamedTuple):
         return apply(self.plan, x, w.weight, w.bias, w.gamma, w.beta, prelu, residual)
 
 
+def _of(module: nn.Module, name: str) -> Tensor | None:
+    """Return a parameter, or what is in its place: computed from others, or a view of them all."""
+    parameters = module._parameters  # faster than an attribute
+    return parameters[name] if name in parameters else getattr(module, name)
+
+
 class Step(NamedTuple):
     """A layer of a network."""
 
@@ -78,21 +84,10 @@ class Step(NamedTuple):
     adds: bool  # the input of the layer before it: the second half of a residual block
 
 
-class Program:
-    """The layers of a network in order.
-
-    A layer that is one fused operation has `per_sample`, whether it is one and groups of samples
-    can have different weights, and `operation`, which returns it. A residual block has `halves`:
-    two such layers, the second of which adds the block's input; None if it was modified.
-
-    Args:
-        network: nested `nn.Sequential` and `Chain` of layers; a part that has hooks, was replaced
-            or is of another class is one layer.
-    """
+class Snapshot:
+    """What a network's modules are at one time."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.network, self.steps = network, [*_steps(network)]
-        self.readers = [_reader(step) for step in self.steps[1:]] + [None]
         self._seen = [_seen(module) for module in network.modules()]
 
     def is_current(self) -> bool:
@@ -115,6 +110,31 @@ class Program:
                 if state.get(name) != value:
                     return False
         return True
+
+
+def _seen(module: nn.Module) -> tuple:
+    """Return what `Snapshot.is_current` compares."""
+    plain = (bool, int, float, str, tuple)
+    options = [(name, value) for name, value in vars(module).items() if isinstance(value, plain)]
+    return module, type(module), dict(module._modules), options
+
+
+class Program:
+    """The layers of a network in order.
+
+    A layer that is one fused operation has `per_sample`, whether it is one and groups of samples
+    can have different weights, and `operation`, which returns it. A residual block has `halves`:
+    two such layers, the second of which adds the block's input; None if it was modified.
+
+    Args:
+        network: nested `nn.Sequential` and `Chain` of layers; a part that has hooks, was replaced
+            or is of another class is one layer.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.steps = network, [*_steps(network)]
+        self.readers = [_reader(step) for step in self.steps[1:]] + [None]
+        self.is_current = Snapshot(network).is_current
 
     def shares(self, other: Program) -> bool:
         """Return whether both networks have a layer in common, at the same place."""
@@ -142,13 +162,6 @@ class Program:
             residual = before if step.adds else None
             before, y = y, call(step, store, follow, y, residual)
         return image_of(y)
-
-
-def _seen(module: nn.Module) -> tuple:
-    """Return what `Program.is_current` compares."""
-    plain = (bool, int, float, str, tuple)
-    options = [(name, value) for name, value in vars(module).items() if isinstance(value, plain)]
-    return module, type(module), dict(module._modules), options
 
 
 def _steps(network: nn.Module) -> list[Step]:

@@ -137,10 +137,17 @@ class TrainablePair(DomainPair):
 
 def extended(x: Tensor, multiple: int) -> Tensor:
     """Extend images at the bottom and right to the next size that the networks accept."""
-    height, width = (
-        max(-(-size // multiple) * multiple, 2 * multiple, 4) - size for size in x.shape[2:]
-    )
+    sizes = extended_size(x.shape[2], x.shape[3], multiple)
+    height, width = sizes[0] - x.shape[2], sizes[1] - x.shape[3]
     return F.pad(x, (0, width, 0, height), mode="replicate") if height or width else x
+
+
+def extended_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """Return the next height and width that the networks accept."""
+    rows, columns = (
+        max(-(-size // multiple) * multiple, 2 * multiple, 4) for size in (height, width)
+    )
+    return rows, columns
 
 
 def _unique(*modules: nn.Module) -> list[nn.Parameter]:

@@ -46,10 +46,10 @@ class BatchPair:
     Both may be the same tensor. They can be concatenated if [C, H, W] are equal.
     """
 
-    def __init__(self, x: Image, y: Image) -> None:
+    def __init__(self, x: Image, y: Image, counts: tuple[int, int] | None = None) -> None:
         self._parts: tuple[Image, Image] | None = (x, y)
         self._joined: Image | None = None
-        self.counts = len(image_of(x)), len(image_of(y))
+        self.counts = counts or (len(image_of(x)), len(image_of(y)))
 
     @classmethod
     def of_joined(cls, joined: Image, counts: tuple[int, int]) -> BatchPair:
@@ -193,10 +193,12 @@ class GroupedExecution:
 
     def _apply(self, steps: Steps, both: BatchPair) -> BatchPair:
         """Apply the layers of both networks; those that run as one, to both batches at once."""
-        before = both
+        before, grouping = both, self._is_grouping(both)
         for a, b, follow in steps:
             before, given = both, before if a.adds and b.adds else None
-            weights = self._weights_of_both(a, b, both)
+            weights = None
+            if grouping or a.layer is b.layer:
+                weights = self._weights_of_both(a, b, both, grouping)
             if weights is None or a.operation is None:
                 both = self._apply_apart(a, b, follow, both, given)
                 continue
@@ -210,10 +212,11 @@ class GroupedExecution:
                 a.operation.plan, x, w, bias, gamma, beta, None, residual,
                 filters=filters, follow=follow,
             )  # fmt: skip
-            both = BatchPair(y, y) if one else BatchPair.of_joined(y, both.counts)
+            counts = both.counts
+            both = BatchPair(y, y, counts) if one else BatchPair.of_joined(y, counts)
         return both
 
-    def _weights_of_both(self, a: Step, b: Step, both: BatchPair) -> Weights | None:
+    def _weights_of_both(self, a: Step, b: Step, both: BatchPair, grouping: bool) -> Weights | None:
         """Return the weights with which two layers run as one on these images; None: they do not.
 
         A layer that both networks share has weights for all; two that differ in their weights
@@ -224,8 +227,7 @@ class GroupedExecution:
             return None
         if a.layer is b.layer:
             return mine.weights(self.filters)
-        alike = both.counts[0] == both.counts[1] and self._is_grouping(both)
-        if not (alike and mine.resembles(other)):
+        if not (grouping and both.counts[0] == both.counts[1] and mine.resembles(other)):
             return None
         return self._weights(mine, other)
 
@@ -248,7 +250,7 @@ class GroupedExecution:
             return both.apply_shared(a.layer)
         parts, residuals = both.parts, (None, None) if given is None else given.parts
         x = call(a, self.filters, follow, parts[0], residuals[0])
-        return BatchPair(x, call(b, self.filters, follow, parts[1], residuals[1]))
+        return BatchPair(x, call(b, self.filters, follow, parts[1], residuals[1]), both.counts)
 
     def _is_grouping(self, both: BatchPair) -> bool:
         return both.is_cuda() if self.grouped is None else self.grouped

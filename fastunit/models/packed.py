@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastunit.kernels.common import eager, runtime
 from fastunit.kernels.conv.layouts import Direct, Filters
 from fastunit.kernels.conv.packed import Block, PackedFilters, aten_filters
-from fastunit.models.chain import Operation, Store
+from fastunit.models.chain import Operation, Snapshot, Store
 from fastunit.models.grouped import stacked
 
 Gradients = Callable[..., Tensor | None]
@@ -31,6 +31,8 @@ class NetworkFilters:
 
     def __init__(self, a: nn.Module, b: nn.Module, store: Store) -> None:
         self._networks, self._store = (a, b), store
+        self._operations: tuple[list[Operation], list[Operation]] = [], []
+        self._snapshots: list[Snapshot] = []  # of when these were found
         self._packed: PackedFilters | None = None
         self._stacks: dict[tuple[int, ...], Tensor] = {}  # by the parameters' identities
         self._copies: list[tuple[Tensor, Tensor]] = []  # where to, what
@@ -52,8 +54,13 @@ class NetworkFilters:
         like = runtime.autocast(weight[:0])
         impl = runtime.choose_impl("auto", like)
         every = impl == "triton" or like.dtype != weight.dtype
+        if not self._snapshots or not all(each.is_current() for each in self._snapshots):
+            self._snapshots = [Snapshot(network) for network in self._networks]
+            self._operations = _operations(self._networks[0]), _operations(self._networks[1])
         layers = [
-            of for of in _layers(*self._networks, grouped) if every or of[0].plan.kind == "upsample"
+            of
+            for of in _layers(*self._operations, grouped)
+            if every or of[0].plan.kind == "upsample"
         ]
         if not layers or impl == "plain":
             return False
@@ -124,9 +131,10 @@ class NetworkFilters:
         return found
 
 
-def _layers(a: nn.Module, b: nn.Module, grouped: bool) -> Iterator[tuple[Operation, ...]]:
+def _layers(
+    mine: list[Operation], others: list[Operation], grouped: bool
+) -> Iterator[tuple[Operation, ...]]:
     """Yield the layers of both networks, two together where they can be grouped."""
-    mine, others = _operations(a), _operations(b)
     if not grouped or len(mine) != len(others):
         yield from ((each,) for each in {each.conv: each for each in [*mine, *others]}.values())
         return

@@ -23,14 +23,18 @@ SMALLEST = 64  # smaller images are enlarged to at least this height
 def save_grid(rows: Mapping[str, Tensor], path: Path) -> None:
     """Write a PNG with one labelled row of images per entry, atomically.
 
-    Each entry is [N, C, H, W] in [-1, 1], C 1 or 3, on any device; sizes may differ between
+    Each entry is [N, C, H, W] in [-1, 1], on any device; sizes may differ between
     rows. Small images are enlarged by a whole factor to a height of `SMALLEST` or more.
     """
     draw_grid({label: to_pixels(images).cpu().numpy() for label, images in rows.items()}, path)
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """Return [N, C, H, W] in [-1, 1], C 1 or 3, as uint8 [N, H, W, 3] on the same device."""
+    """Return [N, C, H, W] in [-1, 1] as uint8 [N, H, W, 3] on the same device.
+
+    Of two channels the first is shown as gray, of more than three the first three as colours.
+    """
+    images = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
     pixels = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
     return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
 

@@ -8,10 +8,10 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image
@@ -37,8 +37,7 @@ class Metrics:
         path, last = run_dir / "metrics.jsonl", resume_from or 0
         self._path = path
         if path.exists():
-            kept = [r for r in read_metrics(run_dir) if r["iteration"] <= last]
-            files.write_text("".join(json.dumps(record) + "\n" for record in kept), path)
+            _drop_after(path, last)
         self._start = time.perf_counter()
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self._pending: list[bytes] = []
@@ -113,17 +112,52 @@ class Metrics:
         self.close()
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the records of metrics.jsonl, up to an incomplete line left by a crash."""
-    records = []
-    with open(run_dir / "metrics.jsonl", encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                record = json.loads(line)
-                number = record["iteration"]
-            except (ValueError, TypeError, KeyError, RecursionError):
-                break
-            if not isinstance(number, int):
-                break
-            records.append(record)
-    return records
+def read_metrics(run_dir: Path, most: int | None = None) -> list[dict[str, Any]]:
+    """Return the records of metrics.jsonl, up to an incomplete line left by a crash.
+
+    Of more than `most` every 2nd, 4th, 8th, ... is read, so that memory is bounded: runs of a
+    million records would take 1 GB.
+    """
+    with _lines(run_dir / "metrics.jsonl") as lines:
+        return list(_records(lines if most is None else _thinned(lines, most)))
+
+
+def _drop_after(path: Path, iteration: int) -> None:
+    """Rewrite the file without the records of later iterations."""
+    with (
+        _lines(path) as lines,
+        files.atomic(path) as temporary,
+        open(temporary, "w", encoding="utf-8") as kept,
+    ):
+        for record in _records(lines):
+            if record["iteration"] <= iteration:
+                kept.write(json.dumps(record) + "\n")
+
+
+def _lines(path: Path) -> TextIO:
+    return open(path, encoding="utf-8", errors="replace")
+
+
+def _thinned(lines: Iterable[str], most: int) -> list[str]:
+    kept: list[str] = []
+    step = 1
+    for index, line in enumerate(lines):
+        if index % step:
+            continue
+        kept.append(line)
+        if len(kept) > most:
+            kept, step = kept[::2], 2 * step
+    return kept
+
+
+def _records(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yield the records of lines, up to one that is none."""
+    for line in lines:
+        try:
+            record = json.loads(line)
+            number = record["iteration"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return
+        if not isinstance(number, int):
+            return
+        yield record

@@ -28,6 +28,7 @@ FOLDER = "samples"  # of a run: sample grids
 MOST_GRIDS, MOST_WIDTH = 16, 1100  # embedded grids, and their width in pixels
 GRID_BYTES, PAIR_BYTES = 1_300_000, 300_000  # of all grids and of all pairs, as WebP
 PAIRS = 4  # of each direction
+MOST_RECORDS = 20_000  # that curves are drawn from: some 20 MB of memory
 DIRECTIONS = (("input a", "a to b"), ("input b", "b to a"))  # rows of a sample grid
 _GRID = re.compile(r"\d{8}\.png", re.ASCII)
 
@@ -61,7 +62,7 @@ def write_page(
         total: the iteration at which training ends.
     """
     kept = grids(run_dir)
-    shown, records = spread(kept, MOST_GRIDS), read_metrics(run_dir)
+    shown, records = spread(kept, MOST_GRIDS), read_metrics(run_dir, MOST_RECORDS)
     config = f"<details><summary>resolved</summary><pre>{html.escape(config_text)}</pre></details>"
     parts = [
         document.section("Status", _status(records, result, iteration, total)),

@@ -13,6 +13,7 @@ from fastunit.common.errors import CheckpointError, DataError
 from fastunit.common.spread import spread
 from fastunit.config import Config
 from fastunit.data.discovery import Domains
+from fastunit.data.file_list import Files
 from fastunit.evaluation import distances, features
 from fastunit.models.domain_pair import DomainPair, evaluating
 from fastunit.training import checkpoint, held_out
@@ -41,8 +42,9 @@ def split(domains: Domains, config: Config) -> tuple[Domains, Domains | None]:
                 f"evaluate_every holds out {LEAST} or more of a domain's training images, but "
                 f"{name} has only {len(found)}; set evaluate_every=0"
             )
-        held[name] = tuple(chosen)
-        kept[name] = tuple(file for file in found if file not in set(chosen))
+        held[name] = Files(chosen)
+        without = set(held[name].names)
+        kept[name] = Files(file for file in Files(found).names if file not in without)
     training = Domains(kept["train_a"], kept["train_b"], domains.test_a, domains.test_b)
     return training, Domains((), (), held["train_a"], held["train_b"])
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastunit.common.errors import UserError
 from fastunit.training.objective import Losses
 
 _logger = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ class GraphedStep:
     `step` must not read from the device, and must keep its state in tensors that it changes in
     place. The graph has the shapes and dtypes of the first images; for others `step` is called.
     Losses are copies, which the next replay does not overwrite. If the capture fails, RuntimeError
-    is raised if `required`; otherwise a warning is logged and `step` is called every time.
+    is raised if `required`; otherwise a warning is logged and `step` is called every time, unless
+    the failure has left the device unusable for this process: then UserError is raised.
     """
 
     def __init__(self, step: Step, *, required: bool) -> None:
@@ -58,11 +60,12 @@ class GraphedStep:
             if self.required:
                 raise
             reason = textwrap.shorten(str(error), 200)
-            _logger.warning(
-                "graphs off: the step cannot be captured: %s; if CUDA errors follow, resume with "
-                "graphs=off",
-                reason,
-            )
+            if not _works(stream.device):
+                raise UserError(
+                    f"the step cannot be captured as a CUDA graph: {reason}; this process cannot "
+                    "use the GPU any more: start or resume with --set graphs=off"
+                ) from error
+            _logger.warning("graphs off: the step cannot be captured: %s", reason)
         else:
             self._graph = graph
 
@@ -72,6 +75,16 @@ class GraphedStep:
             static.copy_(given)
         self._graph.replay()
         return {name: loss.clone() for name, loss in self._losses.items()}
+
+
+def _works(device: torch.device) -> bool:
+    """Return whether the device still runs kernels and draws random numbers."""
+    try:
+        torch.randn(1, device=device)
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _on_graph_stream(stream: torch.cuda.Stream, run: Step, x_a: Tensor, x_b: Tensor) -> Losses:

@@ -115,4 +115,5 @@ def read(
         threads=config.threads,
         value_range=domain.value_range,
         limits=reading_of(config, domain.name).limits,
+        loader=config.data.loader,
     )

@@ -20,6 +20,7 @@ def load(
     precision: Precision | None = None,
     *,
     config: Config | None = None,
+    memory: int | None = None,
 ) -> Translator:
     """Load trained generators for translating images.
 
@@ -33,6 +34,7 @@ def load(
             None is bf16 where the GPU supports it, else fp32.
         config: needed only for a release's gen_*.pt without a config.yaml in its folder or the
             folder above; all other files contain theirs.
+        memory: as in `Translator`.
 
     Returns:
         The generators in evaluation mode on the device, with the configuration of their training.
@@ -50,4 +52,4 @@ def load(
         networks, used = checkpoint.load_generators(Path(path), config)
     if config is not None and used is not config:
         raise ConfigError(f"{path} has its own configuration; leave out config (--config)")
-    return Translator(networks, used, device=device, precision=precision)
+    return Translator(networks, used, device=device, precision=precision, memory=memory)

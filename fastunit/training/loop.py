@@ -75,6 +75,7 @@ class Loop(ABC, Generic[S]):
         # A new run saves even iteration 0 when it is stopped, so that it can be resumed.
         self._saved = state.iteration if state.iteration else -1
         self._saved_at, self._retry_at = time.monotonic(), math.inf
+        self._enough = False  # a subclass sets it to end training before the last iteration
 
     @abstractmethod
     def _advance(self) -> Losses:
@@ -96,7 +97,7 @@ class Loop(ABC, Generic[S]):
         """Do what else is due after an iteration."""
 
     def run(self, stop: Stop) -> bool:
-        """Train up to the last iteration; returns False if it was stopped earlier.
+        """Train up to the last iteration, or until it is enough; returns False if it was stopped.
 
         A checkpoint of the iteration reached is written in both cases, and before a data or disk
         error propagates.
@@ -112,7 +113,8 @@ class Loop(ABC, Generic[S]):
             raise TrainingDiverged(f"{error}; {_last_good(self.run_dir)}") from error
         finally:
             stop.graceful = False
-        return stop.signal is None and self.state.iteration >= self._total
+        done = self._enough or self.state.iteration >= self._total
+        return stop.signal is None and done
 
     def seconds(self) -> float:
         """Return how long the run has taken so far, its earlier parts included."""
@@ -148,7 +150,7 @@ class Loop(ABC, Generic[S]):
     ) -> None:
         self._loop_started = time.perf_counter()
         with suppress(waiting.Interrupted):  # while waiting for files: `stop` is set
-            while self.state.iteration < self._total and not stop:
+            while self.state.iteration < self._total and not stop and not self._enough:
                 with waiting.on(lambda: "the training step", interrupt=False):
                     losses = self._advance()
                 waiting.progress()

@@ -32,21 +32,27 @@ class LayoutAdam(Adam):
     ) -> bool:
         found = super()._init_group(group, parameters, gradients, means, squares, *others)
         for index, parameter in enumerate(parameters):
-            _check_dense(parameter)
-            state = self.state[parameter]
-            gradients[index] = _laid_out_as(parameter, gradients[index])
-            means[index] = state["exp_avg"] = _laid_out_as(parameter, means[index])
-            squares[index] = state["exp_avg_sq"] = _laid_out_as(parameter, squares[index])
-            if parameter.dim() == 4 and not parameter.is_contiguous():
+            strides, contiguous = parameter.stride(), parameter.is_contiguous()
+            if not contiguous:
+                _check_dense(parameter)
+            if gradients[index].stride() != strides:
+                gradients[index] = _laid_out_as(parameter, gradients[index])
+            for name, moments in (("exp_avg", means), ("exp_avg_sq", squares)):
+                if moments[index].stride() != strides:
+                    moments[index] = _laid_out_as(parameter, moments[index])
+                    self.state[parameter][name] = moments[index]
+            if not contiguous and parameter.dim() == 4:
                 for tensors in (parameters, gradients, means, squares):
                     tensors[index] = tensors[index].permute(0, 2, 3, 1)
         return found
 
 
 def _check_dense(parameter: Tensor) -> None:
-    span = 1 + sum(
-        (n - 1) * step for n, step in zip(parameter.shape, parameter.stride(), strict=True)
-    )
+    if parameter.is_contiguous(memory_format=torch.channels_last):
+        return
+    span = 1
+    for n, step in zip(parameter.shape, parameter.stride(), strict=True):
+        span += (n - 1) * step
     if parameter.numel() and span != parameter.numel():
         raise ValueError(
             f"a weight of shape {tuple(parameter.shape)} has strides {parameter.stride()}, with "
@@ -55,8 +61,7 @@ def _check_dense(parameter: Tensor) -> None:
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    same = value.stride() == parameter.stride()
-    return value if same else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 class AdamOptions(Protocol):

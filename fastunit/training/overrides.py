@@ -37,18 +37,19 @@ class AsBuilt:
     """A snapshot of networks, by name, with which to find modifications made afterwards."""
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
-        self._layouts = {name: _layout(network) for name, network in networks.items()}
+        self._layouts = {name: _layout(_parts(network)) for name, network in networks.items()}
         self._halve = {name: vars(network).get("halve") for name, network in networks.items()}
 
     def changes(self, networks: Mapping[str, nn.Module]) -> list[str]:
         """Return what was modified, such as "gen_a.encode" or "hooks of dis_b.cnns.0"."""
         found = ["PyTorch's hooks of all modules"] if torch_module._has_any_global_hook() else []
         for name, network in networks.items():
-            if _layout(network) != self._layouts[name]:
+            parts = _parts(network)
+            if _layout(parts) != self._layouts[name]:
                 found.append(name)
             elif vars(network).get("halve") is not self._halve[name]:
                 found.append(f"{name}.halve")
-            found += _changes(network, name)
+            found += _changes(parts, name)
         return found
 
 
@@ -56,7 +57,7 @@ def changes(network: object, cls: type, name: str) -> list[str]:
     """Return in what a network differs from an unmodified `cls`."""
     if not isinstance(network, nn.Module):
         return [name]
-    return ([] if type(network) is cls else [name]) + list(_changes(network, name))
+    return ([] if type(network) is cls else [name]) + list(_changes(_parts(network), name))
 
 
 def replaced(owner: object, originals: Mapping[str, object]) -> list[str]:
@@ -82,17 +83,41 @@ def _replaced(cls: type, originals: Mapping[str, object]) -> list[str]:
     return [name for name, value in originals.items() if getattr(cls, name) is not value]
 
 
-def _layout(network: nn.Module) -> list[tuple[str, type]]:
-    return [(name, type(part)) for name, part in network.named_modules()]
+Parts = list[tuple[str, nn.Module]]
 
 
-def _changes(network: nn.Module, name: str) -> Iterator[str]:
-    classes = {}
-    for path, part in network.named_modules(prefix=name):
-        cls = type(part)
+def _parts(network: nn.Module) -> Parts:
+    """Return `named_modules`, whose nested generators take as long as a small update's layers."""
+    found: Parts = []
+    seen: set[nn.Module] = set()
+    todo = [(network, "")]
+    while todo:
+        module, path = todo.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        found.append((path, module))
+        prefix = f"{path}." if path else ""
+        todo += [
+            (part, prefix + name)
+            for name, part in reversed(module._modules.items())
+            if part is not None
+        ]
+    return found
+
+
+def _layout(parts: Parts) -> list[tuple[str, type]]:
+    return [(name, type(part)) for name, part in parts]
+
+
+def _changes(parts: Parts, network: str) -> Iterator[str]:
+    classes: dict[type, tuple[list[str], dict[str, object]]] = {}
+    for name, part in parts:
+        path, cls = f"{network}.{name}" if name else network, type(part)
         if cls not in classes:
-            classes[cls] = _replaced(cls, methods(cls))
-        for method in (*classes[cls], *_shadowed(part, methods(cls))):
+            own = methods(cls)
+            classes[cls] = _replaced(cls, own), own
+        for method in (*classes[cls][0], *_shadowed(part, classes[cls][1])):
             yield f"{path}.{method}"
         if part._forward_hooks or part._forward_pre_hooks:
             yield f"hooks of {path}"

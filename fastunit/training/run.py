@@ -18,7 +18,7 @@ from fastunit.common import devices
 from fastunit.common import progress as bars
 from fastunit.common.errors import ConfigError, UserError
 from fastunit.config import Config
-from fastunit.data import builtin, discovery, validation
+from fastunit.data import builtin, dali, discovery, validation
 from fastunit.data.discovery import Domains
 from fastunit.data.image_io import reading_of
 from fastunit.data.validation import SizeRule
@@ -46,7 +46,8 @@ class TrainingResult:
     Attributes:
         folder: the run's folder, an argument for `fastunit.load`.
         iteration: the last iteration; its checkpoint is in the folder.
-        finished: whether `max_iter` was reached; False if the run was stopped.
+        finished: whether `max_iter` was reached or `patience` ended the run; False if it was
+            stopped.
         measures: the content of result.json: seconds, images_per_s and, for each direction, the
             held-out errors; empty if the run was stopped.
         signal: the signal that stopped the run, if signals are handled.
@@ -212,8 +213,9 @@ def _refuse_finished(iteration: int, config: Config, run: Run) -> None:
 def checked_files(config: Config) -> Domains:
     """Find and check the images; raises DataError that lists the bad ones.
 
-    Built-in images are drawn if they do not exist yet.
+    Built-in images are drawn if they do not exist yet. Warns if DALI is missing.
     """
+    dali.announce(config.data.loader)
     if config.data.builtin != "none":
         root = builtin.demo_root(builtin=config.data.builtin)
         config = replace(config, data_root=str(root))
@@ -272,10 +274,15 @@ def _batches(state: TrainState, domains: Domains) -> Batches:
 
 
 def _check_builtin(config: Config) -> None:
+    dali.announce(config.data.loader)
     height, width = builtin.size(config.data.builtin)
-    validation.require_dali()
+    dali.require(config.data.loader)
     for split in discovery.SPLITS:
-        validation.check_channels(_rule(config, split).reading.channels)
+        if (channels := _rule(config, split).reading.channels) not in (1, 3):
+            raise ConfigError(
+                f"input_dim_{split[-1]} is {channels}; data.builtin={config.data.builtin} draws "
+                "images of 1 (grayscale) or 3 (RGB) channels"
+            )
         if reason := _rule(config, split).problem(height, width):
             raise UserError(f"the drawn images of data.builtin={config.data.builtin} are {reason}")
 

@@ -19,6 +19,7 @@ from fastunit.common import files, precision
 from fastunit.common.errors import CheckpointError
 from fastunit.config import Config
 from fastunit.data.discovery import Domains
+from fastunit.data.file_list import Files
 from fastunit.data.image_io import reading_of
 from fastunit.data.pipeline import DomainLoader
 from fastunit.models.domain_pair import DomainPair
@@ -113,6 +114,7 @@ class TrainState:
                 flip=self.config.data.flip,
                 value_range=domain.value_range,
                 limits=reading_of(self.config, domain.name).limits,
+                loader=self.config.data.loader,
             )
             for stream, (domain, files) in enumerate(
                 zip(map(self.config.domain, "ab"), (domains.train_a, domains.train_b), strict=True)
@@ -122,7 +124,7 @@ class TrainState:
     def _compare_files(self, domains: Domains) -> None:
         """Warn if the image files differ from those at the start: their order then differs."""
         for name, paths in (("a", domains.train_a), ("b", domains.train_b)):
-            names = b"\n".join(os.fsencode(path.name) for path in paths)
+            names = b"\n".join(os.fsencode(os.path.basename(path)) for path in Files(paths).names)
             digest = f"{len(paths)} files, {hashlib.sha1(names).hexdigest()}"
             if self.files[name] not in ("", digest):
                 _logger.warning(

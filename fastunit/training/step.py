@@ -104,9 +104,14 @@ class TrainStep:
         self.update_learning_rate()
         if self._graphed is not None and noise is None:
             return self._graphed(x_a, x_b)
-        return self._updates(Batch(x_a, x_b, noise))
+        return self.updates(Batch(x_a, x_b, noise))
 
-    def _updates(self, batch: Batch) -> Losses:
+    @property
+    def _objective(self) -> ModuleType:
+        return munit_objective if isinstance(self.config, MunitConfig) else objective
+
+    def updates(self, batch: Batch) -> Losses:
+        """Take a step as a call does, but for the schedules and the CUDA graph."""
         self.gen_opt.zero_grad()  # frees the memory of the last step's gradients
         with self._filters():
             decoded = None
@@ -268,7 +273,7 @@ class TrainStep:
         for optimizer in (self.dis_opt, self.gen_opt):
             make_capturable(optimizer)
         self._graphed = GraphedStep(
-            lambda x_a, x_b: self._updates(Batch(x_a, x_b)), required=required
+            lambda x_a, x_b: self.updates(Batch(x_a, x_b)), required=required
         )  # fmt: skip
 
     def update_learning_rate(self) -> None:

@@ -58,7 +58,8 @@ class Trainer(Loop[TrainState]):
 
     `shown` are the images of both domains for the sample grids; `started` is the
     time.perf_counter() at which the run began; `callback` takes the losses at every `log_iter`;
-    `best` keeps the best checkpoint, every `evaluate_every` iterations.
+    `best` keeps the best checkpoint, every `evaluate_every` iterations, and `patience` of them
+    without a better one end the run.
     """
 
     def __init__(
@@ -136,6 +137,18 @@ class Trainer(Loop[TrainState]):
             f"{values['images_per_s']:.1f} images/s, {values['data_wait']:.0%} data wait"
         )
 
+    def _out_of_patience(self, best: int) -> bool:
+        """Return whether `patience` ends the run, and say so; `best` is the best iteration."""
+        patience, now = self.config.patience, self.state.iteration
+        if not patience or now - best < patience * self.config.evaluate_every:
+            return False
+        _logger.warning(
+            "stopping at iteration %d: the last %d measurements on held-out images were no better "
+            "than that of iteration %d (patience=%d)",
+            *(now, patience, best, patience),
+        )
+        return True
+
     def _after_iteration(self, metrics: Metrics) -> None:
         state = self.state
         if self._best is not None and self._due(self.config.evaluate_every):
@@ -145,6 +158,7 @@ class Trainer(Loop[TrainState]):
                 self._best.keep(values["held_out"], state.state(), self.run_dir)
             except StorageError as error:
                 _logger.warning("%s; the run goes on", self._refused(error))
+            self._enough = self._out_of_patience(self._best.iteration)
         if self._due(self.config.image_save_iter):
             self._shows.show(state.generator_pair, state.iteration, keep=metrics)
         elif self._due(self.config.image_display_iter):

@@ -45,6 +45,7 @@ COUNTS = (
     *("tiles_k", "tiles_x", "tiles_dy", "stride_g", "stride_k", "stride_c", "stride_r", "stride_s"),
     *("tiles", "tiles_c", "tiles_l", "tiles_m", "tiles_n", "windows", "window_columns", "split"),
     *("samples_per_gamma", "samples_per_beta", "samples_per_group", "pixels_per_group"),
+    *("samples_per_row", "wanted", "stride_b", "stride_beta", "stride_gamma", "stride_shift"),
     *("slope_step", "run_v", "shift_v", "pitch_v", "K_v", "stride_xn_v", "stride_row_v"),
     *("stride_column_v", "stride_window_row_v", "stride_window_v", "stride_tap_row_v"),
 )

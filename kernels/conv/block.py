@@ -18,8 +18,8 @@ from fastunit.kernels.common import checks, derivatives, eager, runtime
 from fastunit.kernels.common.checks import Activation, Form, Norm, PadMode
 from fastunit.kernels.common.runtime import Impl
 from fastunit.kernels.conv import arguments, aten, launch, linked
-from fastunit.kernels.conv.direct import add_gradients, needed_gradients
-from fastunit.kernels.conv.layouts import Filters
+from fastunit.kernels.conv.direct import needed_gradients
+from fastunit.kernels.conv.layouts import Direct, Filters
 from fastunit.kernels.conv.linked import Next, Padded
 from fastunit.kernels.conv.plain import split_block, splitting_pays
 from fastunit.kernels.conv.plan import Gradients, Kind, NeededGradients, Plan
@@ -202,8 +202,8 @@ def _filled(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...
     return tuple(like.new_empty(0) if tensor is None else tensor for tensor in tensors)
 
 
-def _bprop(plan: Plan, dy: Tensor, *given: Any, into: Tensor | None = None) -> Gradients:
-    """Return the gradients; that of the filters is added to `into` on Triton's kernels."""
+def _bprop(plan: Plan, dy: Tensor, *given: Any, into: Direct | None = None) -> Gradients:
+    """Return the gradients; those that `into` has buffers for are added to them (on Triton)."""
     more = {"into": into} if plan.impl == "triton" else {}
     with runtime.no_autocast(dy):
         return _IMPLEMENTATIONS[plan.impl].backward(
@@ -315,13 +315,10 @@ def _gradients(ctx: Any, dy: Tensor | None) -> Sequence[Tensor | None]:
         source = source.contiguous(memory_format=torch.channels_last)
     saved = [product, mean, rstd, *arguments.grouped(*parameters), prelu, filters]
     if into is not None or eager.hides_backward(dy, source, *saved):
-        dw = None if into is None else arguments.grouped(into.gradients[0])[0]
-        found = list(_bprop(plan, dy, ctx.x_shape, source, *saved, *needed, into=dw))
+        found = list(_bprop(plan, dy, ctx.x_shape, source, *saved, *needed, into=into))
     else:
         saved[:3] = _filled(saved[:3], dy)
         found = list(_backward(dy, ctx.x_shape, source, *saved, *needed, *plan))
-    if into is not None:
-        add_gradients(plan, into, found)
     for place, parameter in enumerate(parameters, start=1):
         gradient = found[place]
         if gradient is not None and parameter is not None and gradient.dim() > parameter.dim():

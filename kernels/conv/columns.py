@@ -1,4 +1,6 @@
-"""Convolutions of stride 1 into few channels, such as a decoder's last: by columns of the filters.
+"""Products of stride 1 into few channels: by columns of the filters.
+
+A decoder's last convolution is one, and the gradient of an encoder's input.
 
 Implicit GEMM reads each pixel of the input once for every tap, for few products. Here the filters'
 columns are channels of the product, S * K of them, so that a pixel is read once for every row of
@@ -15,57 +17,48 @@ import torch
 from torch import Tensor
 
 from fastunit.kernels.common.runtime import cdiv, launch
-from fastunit.kernels.conv import gemm, tiles
+from fastunit.kernels.conv import gemm
 from fastunit.kernels.conv.columns_kernels import shift_add_kernel
 
 BLOCK = 1024
 
 
-def fprop(
-    xh: Tensor,
+def product(
+    x: Tensor,
     filters: Tensor,
+    windows: gemm.Windows,
     columns: int,
     channels: int,
-    out: tuple[int, int],
-    epilogue: gemm.Epilogue,
+    epilogue: gemm.Epilogue = gemm.PLAIN,
 ) -> Tensor:
-    """Return the convolution [N, P, Q, K] of a haloed frame, with bias and activation.
+    """Return the products [N, P, Q, K] of P x Q windows of a frame, with bias and activation.
 
     Args:
-        xh: [N, P + R - 1, Q + S - 1, pitch].
-        filters: from `column_filters`.
+        x: [N, rows, columns, pitch].
+        filters: laid out by columns (layouts.py).
+        windows: of stride 1; each reads S columns of a row.
         columns: S.
         channels: K.
-        out: (P, Q).
         epilogue: bias and activation; it must have no border. Statistics are not computed.
     """
-    k, windows = channels, gemm.Windows(out[0], out[1] + columns - 1, 1, 0)
-    shares, _ = gemm.gather(xh, filters, windows, columns * k, dtype=torch.float32)
-    y = xh.new_empty(len(xh), *out, k)
+    k, out = channels, windows[:2]
+    longer = windows._replace(columns=windows.columns + columns - 1)
+    shares, _ = gemm.gather(x, filters, longer, columns * k, dtype=torch.float32)
+    y = x.new_empty(len(x), *out, k)
     blocks = cdiv(out[0] * out[1] * k, BLOCK)
     launch(
-        shift_add_kernel, (len(xh) * blocks,),
-        shares, epilogue.bias, y, *out, k, columns, max(1, len(xh) // len(filters)), blocks,
+        shift_add_kernel, (len(x) * blocks,),
+        shares, epilogue.bias, y, *out, k, columns, max(1, len(x) // len(filters)), blocks,
         epilogue.slope, ACT=epilogue.act, BLOCK=BLOCK,
     )  # fmt: skip
     return y
-
-
-def column_filters(w: Tensor, dtype: torch.dtype, pitch: int) -> Tensor:
-    """Lay filters [G, K, C, R, S] out for `fprop`: [G, 1, R, pitch, ld_w], channel s * K + k."""
-    groups, k, c, rows, columns = w.shape
-    ld_w = tiles.filter_columns(columns * k)
-    laid = w.new_zeros(groups, 1, rows, pitch, ld_w, dtype=dtype)
-    used = laid[:, 0, :, :c, : columns * k].unflatten(3, (columns, k))
-    used.copy_(w.permute(0, 3, 2, 4, 1))
-    return laid
 
 
 def wgrad(xh: Tensor, dy: Tensor, dw: Tensor, *, add: bool) -> None:
     """Write the gradient of filters.
 
     Args:
-        xh: as in `fprop`.
+        xh: [N, P + R - 1, Q + S - 1, pitch].
         dy: [N, rows and columns of xh, pitch], the gradient at the origin and zeros after it. As
             many zero pixels as a window spans lie before it in memory.
         dw: where to: [G, K, C, R, S] of any strides and dtype.

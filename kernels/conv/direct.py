@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from fastunit.kernels.conv.arguments import grouped
 from fastunit.kernels.conv.layouts import Direct
 from fastunit.kernels.conv.plan import NeededGradients, Plan
+from fastunit.kernels.norm_act.rows import Rows
 
 
 def needed_gradients(
@@ -18,23 +19,21 @@ def needed_gradients(
     needed = NeededGradients(of_inputs[0], of_inputs[1], any(of_inputs[2:6]), has_residual)
     if into is None:
         return needed
-    return needed._replace(w=True, sums=of_inputs[5] or _wants_sums(plan, into))
+    return needed._replace(w=True, sums=of_inputs[5] or direct_rows(plan, into) is not None)
 
 
-def _wants_sums(plan: Plan, into: Direct) -> bool:
-    """Return whether a gradient of bias, gamma or beta is not always zero."""
-    _, b, *others = into.gradients
-    return (b is not None and plan.norm != "in") or any(other is not None for other in others)
+def grouped_gradients(into: Direct) -> tuple[Tensor | None, ...]:
+    """Return the buffers of w, b, gamma and beta, with their dimension of groups."""
+    w, *others = into.gradients
+    assert w is not None  # every block has filters
+    return grouped(w, *others)
 
 
-@torch.no_grad()
-def add_gradients(plan: Plan, into: Direct, found: list[Tensor | None]) -> None:
-    """Add the gradients of w, b, gamma and beta to their buffers, and take them out of `found`.
-
-    That of w is there already on Triton's kernels.
-    """
-    for place, buffer in enumerate(into.gradients, start=1):
-        gradient, found[place] = found[place], None
-        zero = place == 2 and plan.norm == "in"  # the norm takes a bias away again
-        if buffer is not None and gradient is not None and not zero:
-            buffer.add_(gradient.view(buffer.shape))
+def direct_rows(plan: Plan, into: Direct) -> Rows | None:
+    """Return where gradients of bias, gamma and beta are added; None if all are always zero."""
+    _, b, gamma, beta = grouped_gradients(into)
+    if plan.norm == "in":
+        b = None  # the norm takes a bias away again
+    if b is None and gamma is None and beta is None:
+        return None
+    return Rows(beta, gamma, b, add=True)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastunit.kernels.common.frame import channels_last, check_offsets, dense, laid_out_as
+from fastunit.kernels.common.frame import channels_last, check_offsets, dense
 from fastunit.kernels.common.runtime import cdiv, launch, next_power_of_2
+from fastunit.kernels.conv.direct import grouped_gradients
 from fastunit.kernels.conv.dot_kernels import dot_backward_kernel, dot_kernel, dot_merge_kernel
+from fastunit.kernels.conv.layouts import Direct
 from fastunit.kernels.conv.plan import Gradients, NeededGradients, Plan
 
 PIXELS = 16  # of a program
@@ -53,19 +55,23 @@ def backward(
     w: Tensor,
     b: Tensor | None,
     needed: NeededGradients,
+    into: Direct | None = None,
 ) -> Gradients:
     """Return the gradients of x, w and b that `needed` names, for dy [N, 1, H, W].
 
-    y is the result; it is not read without an activation.
+    y is the result; it is not read without an activation. Given `into`, the gradients of w and b
+    are added to its buffers and not returned.
     """
     image, dy = dense(x), dense(dy)
     samples, rows, columns, channels = image.shape
     groups, pixels, tiles = len(w), rows * columns, cdiv(rows * columns, PIXELS)
     dx = torch.empty_like(image) if needed.x else None
-    dw = w.new_empty(groups, channels) if needed.w else None
-    db = None if b is None or not needed.sums else b.new_empty(groups)
-    sums = image.new_empty(samples * tiles, channels, dtype=torch.float32) if needed.w else None
+    dw = torch.empty_like(w) if needed.w else None
+    db = None if b is None or not needed.sums else b.new_empty(groups, 1)
+    if into is not None:
+        dw, db, *_ = grouped_gradients(into)
     bias_sums = image.new_empty(samples * tiles, dtype=torch.float32)
+    sums = None if dw is None else bias_sums.new_empty(samples * tiles, channels)
     launch(
         dot_backward_kernel, (samples * tiles,),
         dy, None if plan.act == "none" else dense(y), image, w.flatten(1), dx, sums, bias_sums,
@@ -77,11 +83,15 @@ def backward(
         tiles_c = cdiv(channels, block_c)
         launch(
             dot_merge_kernel, (groups * tiles_c,),
-            bias_sums, sums, dw, db, partials, channels, tiles_c, BLOCK_T=64, BLOCK_C=block_c,
+            bias_sums, sums, dw, db, partials, channels, tiles_c,
+            *((0, 0) if dw is None else (dw.stride(0), dw.stride(2))),
+            0 if db is None else db.stride(0), int(into is not None),
+            BLOCK_T=64, BLOCK_C=block_c,
         )  # fmt: skip
     dx = None if dx is None else channels_last(dx)
-    dw = None if dw is None else laid_out_as(w, dw.view(w.shape))
-    return Gradients(dx, dw, None if db is None else db[:, None], None, None, None, None)
+    if into is not None:
+        dw = db = None
+    return Gradients(dx, dw, db, None, None, None, None)
 
 
 def _block(channels: int) -> int:

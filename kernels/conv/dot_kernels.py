@@ -105,6 +105,10 @@ def dot_merge_kernel(
     rows,
     C,
     tiles_c,
+    stride_g,
+    stride_c,
+    stride_b,
+    add,  # 1: to what the gradients hold
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -112,19 +116,23 @@ def dot_merge_kernel(
     group = pid // tiles_c
     offs_c = pid % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)
     offs_t = tl.arange(0, BLOCK_T)
-    first = group.to(tl.int64) * rows
+    before = group.to(tl.int64) * rows
     if dw_ptr is not None:
         acc = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
         for start in range(0, rows, BLOCK_T):
             mask = (offs_t < rows - start)[:, None] & (offs_c < C)[None, :]
-            ptrs = partial_ptr + (first + start + offs_t)[:, None] * C + offs_c[None, :]
+            ptrs = partial_ptr + (before + start + offs_t)[:, None] * C + offs_c[None, :]
             acc += tl.load(ptrs, mask=mask, other=0.0)
-        dw = tl.sum(acc, 0).to(dw_ptr.dtype.element_ty)
-        tl.store(dw_ptr + group * C + offs_c, dw, mask=offs_c < C)
+        dw_ptrs = dw_ptr + group * stride_g + offs_c * stride_c
+        dw = tl.load(dw_ptrs, mask=(offs_c < C) & (add != 0), other=0.0).to(tl.float32)
+        dw += tl.sum(acc, 0)
+        tl.store(dw_ptrs, dw.to(dw_ptr.dtype.element_ty), mask=offs_c < C)
     if db_ptr is not None:
         total = tl.zeros((BLOCK_T,), tl.float32)
         for start in range(0, rows, BLOCK_T):
             mask = offs_t < rows - start
-            total += tl.load(partial_b_ptr + first + start + offs_t, mask=mask, other=0.0)
-        db = tl.sum(total, 0).to(db_ptr.dtype.element_ty)
-        tl.store(db_ptr + group, db, mask=pid % tiles_c == 0)
+            total += tl.load(partial_b_ptr + before + start + offs_t, mask=mask, other=0.0)
+        first = pid % tiles_c == 0
+        db_ptrs = db_ptr + group * stride_b
+        db = tl.load(db_ptrs, mask=first & (add != 0), other=0.0).to(tl.float32) + tl.sum(total, 0)
+        tl.store(db_ptrs, db.to(db_ptr.dtype.element_ty), mask=first)

@@ -12,7 +12,7 @@ from fastunit.kernels.common.runtime import COUNTS
 def pack_kernel(
     w_ptr,  # a filter of the network; the others are at offsets from it
     packed_ptr,  # all layouts, one after the other
-    jobs_ptr,  # [J, 17] int64: a layout of a filter, see packed.JOB
+    jobs_ptr,  # [J, 18] int64: a layout of a filter, see packed.JOB
     owner_ptr,  # [programs] int32: the job of each program
     COLUMNS: tl.constexpr,
     UNIT: tl.constexpr,  # of targets and of ld: stores are then known to be wide
@@ -38,6 +38,7 @@ def pack_kernel(
     pitch = tl.load(job_ptr + 14).to(tl.int32)
     ld = tl.load(job_ptr + 15).to(tl.int32) * UNIT
     combined = tl.load(job_ptr + 16).to(tl.int32)
+    by_columns = tl.load(job_ptr + 17).to(tl.int32)
 
     tiles_o = tl.cdiv(ld, BLOCK_O)
     tiles_i = tl.cdiv(pitch, BLOCK_I)
@@ -50,8 +51,13 @@ def pack_kernel(
     if up > 0:
         row = up * (rows - 1 - row) + phase // up
         column = up * (columns - 1 - column) + phase % up
-    inside = (offs_i < inner)[:, None] & (offs_o < outer)[None, :]
-    w_ptrs = w_ptr + source + offs_i[:, None] * stride_i + offs_o[None, :] * stride_o
+    # By columns, each column of the filter has `outer` channels of its own.
+    taps = tl.where(by_columns > 0, S, 1)
+    tap = tl.minimum(offs_o // outer, taps - 1)
+    offs_w = (offs_o - tap * outer) * stride_o
+    offs_w += tl.where(by_columns * up > 0, S - 1 - tap, tap) * stride_s
+    inside = (offs_i < inner)[:, None] & (offs_o < outer * taps)[None, :]
+    w_ptrs = w_ptr + source + offs_i[:, None] * stride_i + offs_w[None, :]
     if combined > 0:  # flipped, and each tap is the sum of two rows and two columns
         row = R - 1 - row
         column = S - 1 - column

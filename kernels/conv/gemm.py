@@ -112,19 +112,24 @@ def _gemm(
     if windows.rows == 1 and ld_w % 64 == 0:
         tile = tiles.for_lines(x, run)
     else:
-        tile = tiles.for_windows(x, precision, samples * phases, count, channels, taps, run)
+        whole = out == (up * windows.rows, up * windows.columns)
+        tile = tiles.for_windows(
+            x, precision, samples, count, channels, taps, run,
+            phases=phases, whole=whole, border=epilogue.border is not None,
+        )  # fmt: skip
     tiles_m = runtime.cdiv(count, tile.block_m)
-    tiles_n = runtime.cdiv(channels, tile.block_n)
+    tiles_n, together = runtime.cdiv(channels, tile.block_n), max(1, tile.block_n // ld_w)
     partial = mean = rstd = None
-    merge = Merge(None, False, 1, 1)
+    merge = Merge(None, False, 1, 1, 1)
     if epilogue.norm != "none":
         partial, mean, rstd = (
             x.new_empty(samples, *shape, channels, dtype=torch.float32)
             for shape in ((phases * tiles_m, 3), (), ())
         )
-        merge = merge_of(x, phases * tiles_m, channels, epilogue.norm, tile.block_n, tile.num_warps)
+        block_c = min(tile.block_n, ld_w)
+        merge = merge_of(x, phases * tiles_m, channels, epilogue.norm, block_c, tile.num_warps)
     runtime.launch(
-        conv_gemm_kernel, (samples * tiles_m * tiles_n * phases,),
+        conv_gemm_kernel, (samples * tiles_m * tiles_n * (phases // together),),
         x, filters, epilogue.bias, epilogue.border, y, partial, mean, rstd, merge.counter,
         tiles_m, tiles_n, count, windows.columns, *out, channels, taps, run // vec,
         windows.shift * pitch // vec,
@@ -133,7 +138,7 @@ def _gemm(
         windows.stride * pitch // vec,
         columns * pitch // vec,
         ld_w, max(1, samples // groups), crop, epilogue.slope, epilogue.eps, int(merge.last),
-        NORM=epilogue.norm, **merge.constants(), ACT=epilogue.act, UP=up, VEC=vec,
+        NORM=epilogue.norm, **merge.constants(), ACT=epilogue.act, UP=up, PHASES=together, VEC=vec,
         EVEN_K=run % tile.block_k == 0, PRECISION=precision, UPCAST=runtime.INTERPRET,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
         **tile.launch_options(),

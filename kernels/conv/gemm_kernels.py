@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 
 from fastunit.kernels.common.activations import activate
+from fastunit.kernels.common.last_program import is_last
 from fastunit.kernels.common.runtime import COUNTS
-from fastunit.kernels.norm_act.merge_kernels import finish_statistics, is_last
+from fastunit.kernels.norm_act.merge_kernels import finish_statistics
 
 
 @triton.jit
@@ -36,7 +37,7 @@ def conv_gemm_kernel(
     partial_ptr,  # [N, UP * UP * tiles_m, 3, K] fp32: mean, M2 and count per tile, or None
     mean_ptr,  # [N, K] fp32, which the last program of an image writes if it `merges`
     rstd_ptr,
-    counter_ptr,  # zeros; see norm_act.merge_kernels.is_last
+    counter_ptr,  # zeros; see `is_last`
     tiles_m,
     tiles_n,
     windows,  # windows of a sample, window_columns of them in a row
@@ -62,6 +63,7 @@ def conv_gemm_kernel(
     MERGE_C: tl.constexpr,
     ACT: tl.constexpr,
     UP: tl.constexpr,
+    PHASES: tl.constexpr,  # of a tile: more than one if their columns fit
     VEC: tl.constexpr,
     EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -72,15 +74,20 @@ def conv_gemm_kernel(
 ):
     # Neighbouring programs share their windows: column tiles vary fastest.
     pid = tl.program_id(0)
-    column_tile = pid % (tiles_n * UP * UP)
-    row_tile = pid // (tiles_n * UP * UP)
+    column_tiles = tiles_n * (UP * UP // PHASES)
+    column_tile = pid % column_tiles
+    row_tile = pid // column_tiles
     sample = row_tile // tiles_m
     tile = row_tile % tiles_m
-    phase = column_tile // tiles_n
+    first_phase = column_tile // tiles_n * PHASES
     group = sample // samples_per_group
 
     offs_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = (column_tile % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    phase = first_phase
+    if PHASES > 1:
+        phase += offs_n // ld_w
+        offs_n %= ld_w
     offs_k = tl.arange(0, BLOCK_K)
     row = offs_m // window_columns
     column = offs_m % window_columns
@@ -91,8 +98,8 @@ def conv_gemm_kernel(
     run = run_v * VEC
     x_sample = x_ptr + (sample.to(tl.int64) * stride_xn_v + shift_v) * VEC
     x_ptrs = x_sample + (window_v * VEC)[:, None] + offs_k[None, :]
-    w_phase = w_ptr + (group * UP * UP + phase).to(tl.int64) * R * run * ld_w
-    w_ptrs = w_phase + offs_k[:, None] * ld_w + offs_n[None, :]
+    w_group = w_ptr + group.to(tl.int64) * (UP * UP * R * run * ld_w)
+    w_ptrs = w_group + offs_k[:, None] * ld_w + (phase * (R * run * ld_w) + offs_n)[None, :]
     next_row = (stride_tap_row_v - run_v) * VEC + BLOCK_K
     steps = tl.cdiv(run, BLOCK_K)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -117,35 +124,46 @@ def conv_gemm_kernel(
     if b_ptr is not None:
         bias = tl.load(b_ptr + group * K + offs_n, mask=offs_n < K, other=0.0)
         acc += bias.to(tl.float32)[None, :]
-    out_row = row * UP + phase // UP - crop
-    out_column = column * UP + phase % UP - crop
-    inside = inside & (out_row >= 0) & (out_row < P) & (out_column >= 0) & (out_column < Q)
+    row *= UP
+    column *= UP
+    row_shift = phase // UP - crop
+    column_shift = phase % UP - crop
+    if PHASES == 1:  # else all phases of all windows are inside
+        inside = inside & (row + row_shift >= 0) & (row + row_shift < P)
+        inside = inside & (column + column_shift >= 0) & (column + column_shift < Q)
     mask = inside[:, None] & (offs_n < K)[None, :]
     if border_ptr is not None:
         # A branch for each side: most tiles touch none, and sides loaded at once spill.
-        samples = tl.num_programs(0) // (tiles_n * UP * UP * tiles_m)
+        samples = tl.num_programs(0) // (column_tiles * tiles_m)
         length = tl.maximum(P, Q)
         first = tile * BLOCK_M
         last = tl.minimum(first + BLOCK_M, windows) - 1
         wraps = first // window_columns < last // window_columns
         for side in range(4):
             # By rows at the top and bottom, by columns at the left and right.
-            across = tl.where(side < 2, out_row, out_column)
-            along = tl.where(side < 2, out_column, out_row)
+            across = tl.where(side < 2, row, column)
+            along = tl.where(side < 2, column, row)
+            across_shift = tl.where(side < 2, row_shift, column_shift)
+            along_shift = tl.where(side < 2, column_shift, row_shift)
             edge = tl.where(side % 2 == 0, 0, tl.where(side < 2, P, Q) - 1)
-            offset = tl.where(side < 2, phase // UP, phase % UP) - crop
-            low = tl.where(side < 2, first // window_columns, first % window_columns)
-            high = tl.where(side < 2, last // window_columns, last % window_columns)
-            inner = (low * UP + offset > edge) | (high * UP + offset < edge)
-            if (wraps & (side >= 2)) | (inner == 0):
+            low = tl.where(side < 2, first // window_columns, first % window_columns) * UP - crop
+            high = tl.where(side < 2, last // window_columns, last % window_columns) * UP - crop
+            if PHASES == 1:
+                low += across_shift + crop
+                high += across_shift + crop
+                at = (across + across_shift == edge)[:, None]
+            else:
+                high += UP - 1
+                at = across[:, None] == (edge - across_shift)[None, :]
+            if (wraps & (side >= 2)) | ((low <= edge) & (high >= edge)):
                 line = border_ptr + (sample + side * samples).to(tl.int64) * length * K
-                ptrs = line + (along * K)[:, None] + offs_n[None, :]
-                at = (across == edge)[:, None]
+                ptrs = line + (along * K)[:, None] + (along_shift * K + offs_n)[None, :]
                 acc += tl.load(ptrs, mask=mask & at, other=0.0)
 
     # Storing before the statistics takes 128 registers, after them 238.
     y_sample = y_ptr + sample.to(tl.int64) * P * Q * K
-    y_ptrs = y_sample + ((out_row * Q + out_column) * K)[:, None] + offs_n[None, :]
+    y_ptrs = y_sample + ((row * Q + column) * K)[:, None]
+    y_ptrs += ((row_shift * Q + column_shift) * K + offs_n)[None, :]
     y = activate(acc, slope, ACT).to(y_ptr.dtype.element_ty)
     tl.store(y_ptrs, y, mask=mask)
     if partial_ptr is not None:
@@ -161,13 +179,14 @@ def conv_gemm_kernel(
         tl.store(partial_ptrs + 2 * K, tl.zeros_like(m2) + count, mask=offs_n < K)
         if merges != 0:
             every = tiles_m * UP * UP
+            programs = tiles_m * (UP * UP // PHASES)
             finish_statistics(
                 partial_ptr,
                 mean_ptr,
                 rstd_ptr,
                 counter_ptr,
                 sample,
-                every,
+                programs,
                 column_tile % tiles_n,
                 tiles_n,
                 every,
@@ -185,7 +204,7 @@ def wgrad_kernel(
     dy_ptr,  # [N, rows, columns, pitch_dy], zeros around the gradient
     partial_ptr,  # [SPLIT_K, G, R, run, pitch_dy] fp32
     dw_ptr,  # [G, K, C, R, S]: if it `sums`, the last program of a tile writes the splits' sum
-    counter_ptr,  # zeros; see norm_act.merge_kernels.is_last
+    counter_ptr,  # zeros; see `is_last`
     pixels,  # of a group, up to its last one that is not halo
     pixels_per_group,
     columns,

@@ -17,6 +17,7 @@ from fastunit.kernels.common.eager import cached
 from fastunit.kernels.common.frame import Frame, pitch
 from fastunit.kernels.conv import columns as by_columns
 from fastunit.kernels.conv import gemm
+from fastunit.kernels.conv.layouts import layouts
 from fastunit.kernels.conv.plan import Plan
 
 
@@ -32,7 +33,8 @@ class Conv:
     def __init__(self, plan: Plan, x_shape: Sequence[int], filters: Sequence[int]) -> None:
         self.channels, self.size = x_shape[1], _pair(x_shape[2:])
         self.channels_out, self.taps = filters[-4], _pair(filters[-2:])
-        self.by_columns = plan.by_columns(filters)
+        fprop, dgrad = layouts(plan.kind, plan.stride, filters)
+        self._by_columns, self._dgrad_by_columns = fprop.by_columns, dgrad.by_columns
         self.step, self.halo, self.pad_mode = plan.stride, plan.padding, plan.pad_mode
         self.out = _pair(map(plan.size_out, self.size, self.taps))
         self.padded = _pair(length + 2 * self.halo for length in self.size)
@@ -43,21 +45,23 @@ class Conv:
         self.dy_frame = Frame(0, rows, columns, pitch(self.channels_out), self._slack)
 
     def fprop(self, xh: Tensor, filters: Tensor, epilogue: gemm.Epilogue) -> gemm.Product:
-        if self.by_columns:
-            k, columns = self.channels_out, self.taps[1]
-            return by_columns.fprop(xh, filters, columns, k, self.out, epilogue), None
         windows = gemm.Windows(*self.out, self.step, 0)
+        if self._by_columns:
+            k, columns = self.channels_out, self.taps[1]
+            return by_columns.product(xh, filters, windows, columns, k, epilogue), None
         return gemm.gather(xh, filters, windows, self.channels_out, epilogue)
 
     def dgrad(self, dy: Tensor, filters: Tensor) -> Tensor:
         """Return the gradient of the haloed input, [N, H + 2 * halo, W + 2 * halo, C]."""
         windows = gemm.Windows(dy.shape[1], dy.shape[2], 1, -self._slack)
+        if self._dgrad_by_columns:
+            return by_columns.product(dy, filters, windows, self.taps[1], self.channels)
         dxh, _ = gemm.scatter(dy, filters, windows, self.padded, self.channels, self.step)
         return dxh
 
     def wgrad(self, xh: Tensor, dy: Tensor, dw: Tensor, add: bool) -> None:
         """Write the gradient of w to dw, of w's shape, or add it."""
-        if self.by_columns:
+        if self._by_columns:
             by_columns.wgrad(xh, dy, dw, add=add)
         else:
             gemm.wgrad(xh, dy, dw, self.out, self.step, add=add)
@@ -68,8 +72,6 @@ class Transpose:
 
     Output pixel o is pixel o + crop of the fine frame; input pixel h is h + lead of the coarse.
     """
-
-    by_columns = False
 
     def __init__(self, plan: Plan, x_shape: Sequence[int], filters: Sequence[int]) -> None:
         self.channels, self.size = x_shape[1], _pair(x_shape[2:])

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from fastunit.kernels.common.frame import channels_last, dense, laid_out_as
 from fastunit.kernels.conv import dot, gemm
-from fastunit.kernels.conv.columns import column_filters
+from fastunit.kernels.conv.direct import direct_rows, grouped_gradients
 from fastunit.kernels.conv.geometry import Conv, Transpose, convolution, is_frame
-from fastunit.kernels.conv.layouts import layouts
+from fastunit.kernels.conv.layouts import Direct, layouts
 from fastunit.kernels.conv.plan import Gradients, NeededGradients, Plan
 from fastunit.kernels.conv.ring import Ring
 from fastunit.kernels.norm_act.aten import NormActOptions
 from fastunit.kernels.norm_act.launch import norm_act_backward_triton, norm_act_triton
+from fastunit.kernels.norm_act.rows import Rows
 
 Size = tuple[int, int]
 
@@ -49,10 +50,8 @@ def fprop(
     fused = plan.fuses_activation(residual is not None, gamma, beta, slope)
     if fused and reader is None and dot.fits(plan, w):
         return dot.fprop(plan, x, w, b), None, None, None, None
-    if conv.by_columns:
-        filters = column_filters(w, x.dtype, conv.x_frame.pitch)
-    elif filters is None:
-        filters = layouts(plan.kind, plan.stride)[0].make(w, x.dtype)
+    if filters is None:
+        filters = layouts(plan.kind, plan.stride, w.shape)[0].make(w, x.dtype)
     saved, haloed = None, buffer
     if haloed is None:
         haloed = x.permute(0, 2, 3, 1) if is_frame(x, conv.x_frame) else _haloed(x, conv)
@@ -110,7 +109,7 @@ def backward(
     slope: Tensor | None,
     needed: NeededGradients,
     filters: Tensor | None = None,
-    into: Tensor | None = None,
+    into: Direct | None = None,
     more: Tensor | None = None,
     linked: bool = False,
     reader: Conv | Transpose | None = None,
@@ -118,7 +117,7 @@ def backward(
     """Return the gradients that `needed` names; others are None.
 
     `filters` are w as `layouts` has them for the input's gradient; None lays w out here. Given
-    `into`, of w's shape, w's gradient is added to it and not returned.
+    `into`, the gradients of w, b, gamma and beta are added to its buffers and not returned.
 
     `source` is the haloed input, or the input where that is the same; `raw` the result where
     the activation was fused, and anything where backward does without. For a reader dy is the
@@ -129,7 +128,7 @@ def backward(
     haloed = source.permute(0, 2, 3, 1) if is_frame(source, conv.x_frame) else source
     fused = plan.fuses_activation(needed.residual, gamma, beta, slope)
     if fused and reader is None and dot.fits(plan, w):
-        return dot.backward(plan, dy, channels_last(haloed), raw, w, b, needed)
+        return dot.backward(plan, dy, channels_last(haloed), raw, w, b, needed, into)
     options = plan.norm_act if reader is None else _read_by(plan.norm_act, reader)
     dy, more = dense(dy), None if more is None else _channels_last_pixels(more)
     if not plan.keeps_product(gamma):
@@ -137,15 +136,22 @@ def backward(
         raw = dy[:, halo : halo + rows, halo : halo + columns]  # for its shape and dtype
     elif fused:
         raw = raw.permute(0, 2, 3, 1)
+    rows = None
+    if needed.sums:
+        shift = None if plan.norm == "in" else b
+        rows = Rows.like(beta, gamma, shift) if into is None else direct_rows(plan, into)
     gradients = norm_act_backward_triton(
         dy, raw, mean, rstd, gamma, beta, slope, options, frame=conv.dy_frame,
-        from_output=fused, sums=needed.sums, residual=needed.residual, more=more,
+        from_output=fused, sums=needed.sums, residual=needed.residual, more=more, rows=rows,
     )  # fmt: skip
-    dx, dw = _conv_backward(plan, conv, gradients.dx, haloed, w, needed, filters, into, linked)
+    filters_into = None if into is None else grouped_gradients(into)[0]
+    dx, dw = _conv_backward(
+        plan, conv, gradients.dx, haloed, w, needed, filters, filters_into, linked
+    )
     dresidual = None if gradients.dresidual is None else channels_last(gradients.dresidual)
     found = None, None, None, None
     if needed.sums:
-        found = plan.parameter_gradients(gradients, b, gamma, beta, slope)
+        found = plan.parameter_gradients(gradients, b, gamma, beta, slope, rows)
     return Gradients(dx, dw, *found, dresidual)
 
 
@@ -167,7 +173,7 @@ def _conv_backward(
     x, dx, dw = conv.x_frame.image(haloed, conv.size, conv.channels), None, None
     if needed.x:
         if filters is None:
-            filters = layouts(plan.kind, plan.stride)[1].make(w, dy.dtype)
+            filters = layouts(plan.kind, plan.stride, w.shape)[1].make(w, dy.dtype)
         dxh = conv.dgrad(dy, filters)
         if conv.halo and not linked:
             options = _read_by(NormActOptions(), conv)

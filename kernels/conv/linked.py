@@ -17,7 +17,7 @@ from torch import Tensor
 from fastunit.kernels.common import derivatives, runtime
 from fastunit.kernels.common.frame import Frame, channels_last
 from fastunit.kernels.conv import arguments, launch
-from fastunit.kernels.conv.direct import add_gradients, needed_gradients
+from fastunit.kernels.conv.direct import needed_gradients
 from fastunit.kernels.conv.geometry import Conv, Transpose, convolution
 from fastunit.kernels.conv.layouts import Direct
 from fastunit.kernels.conv.plan import Plan
@@ -132,17 +132,14 @@ class _Linked(torch.autograd.Function):
             dy, more, reader = of_image, None, None
         source, product, mean, rstd, *parameters, prelu, filters = ctx.saved_tensors
         needed = needed_gradients(ctx.plan, needs, ctx.into, ctx.has_residual)
-        dw = None if ctx.into is None else arguments.grouped(ctx.into.gradients[0])[0]
         weights: Any = arguments.grouped(*parameters)
         with runtime.no_autocast(dy):
             backward: Any = launch.backward
             found = backward(
                 ctx.plan, dy, ctx.x_shape, source, product, mean, rstd,
-                *weights, prelu, needed, filters, dw, more, ctx.linked, reader,
+                *weights, prelu, needed, filters, ctx.into, more, ctx.linked, reader,
             )  # fmt: skip
         gradients = list(found)
-        if ctx.into is not None:
-            add_gradients(ctx.plan, ctx.into, gradients)
         for place, parameter in enumerate(parameters, start=1):
             gradient = gradients[place]
             if gradient is not None and parameter is not None:

@@ -22,6 +22,7 @@ from fastunit.kernels.conv.phases import phase_filters
 JOB = (
     "first program", "source", "target", "inner", "outer", "stride of inner", "stride of outer",
     "stride of R", "stride of S", "R", "S", "up", "rows", "columns", "pitch", "ld", "combined",
+    "by columns",
 )  # fmt: skip
 ALIGNMENT = 128  # values between blocks; the kernels' loads are at most 16 bytes wide
 UNIT = 16  # of targets and of ld, in values
@@ -52,7 +53,7 @@ class PackedFilters:
         self._places: list[tuple[Tensor, Layout, int]] = []  # of each filter's layouts
         shapes, size = [], 0
         for weights, kind, stride in blocks:
-            for layout in layouts(kind, stride):
+            for layout in layouts(kind, stride, weights[0].shape):
                 count, rows, columns, pitch, ld = layout.shape(weights[0])
                 each = count * rows * columns * pitch * ld
                 shapes.append((size, (len(weights), count, rows, columns * pitch, ld)))
@@ -104,7 +105,8 @@ class PackedFilters:
             axes = layout.inner, 1 - layout.inner
             channels, strides = [w.shape[i] for i in axes], [w.stride(i) for i in axes]
             where = first, source, start // UNIT, *channels, *strides, *w.stride()[2:], *w.shape[2:]
-            jobs.append([*where, layout.up, rows, columns, pitch, ld // UNIT, int(layout.combined)])
+            flags = int(layout.combined), int(layout.by_columns)
+            jobs.append([*where, layout.up, rows, columns, pitch, ld // UNIT, *flags])
             tiles = runtime.cdiv(pitch, BLOCK_I) * runtime.cdiv(ld, BLOCK_O)
             counts.append(count * rows * columns * tiles)
             first += counts[-1]

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from fastunit.kernels.norm_act.aten import NormActGradients, NormActOptions, per_row
+from fastunit.kernels.norm_act.rows import Rows
 
-# Of convolutions by columns (columns.py): channels that share a pitch, and one tile of columns.
-MOST_CHANNELS, MOST_COLUMNS = 4, 64
 Kind = Literal["conv", "transpose", "upsample"]
 
 
@@ -43,17 +42,10 @@ class Plan(NamedTuple):
     def reads_filters(self, filters: Sequence[int]) -> bool:
         """Return whether kernels read filters of this shape themselves, not only their layouts.
 
-        Upsampling does for the border, convolutions into few channels lay theirs out by columns or
-        have one filter of a pixel.
+        Upsampling does for the border, and a convolution with one filter of a pixel and a channel.
         """
         one = filters[-4] == filters[-2] == filters[-1] == 1
-        return self.kind == "upsample" or one or self.by_columns(filters)
-
-    def by_columns(self, filters: Sequence[int]) -> bool:
-        """Return whether a convolution clearly reads less by the columns of its filters."""
-        k, c, _, columns = filters[-4:]
-        narrow = k <= MOST_CHANNELS and columns * k <= MOST_COLUMNS
-        return self.kind == "conv" and self.stride == 1 and narrow and columns > 2 and c >= 16
+        return self.kind == "upsample" or one
 
     def fuses_activation(self, residual: bool, *others: Tensor | None) -> bool:
         """Return whether bias and activation are the only epilogue, invertible from the result.
@@ -81,14 +73,17 @@ class Plan(NamedTuple):
         gamma: Tensor | None,
         beta: Tensor | None,
         prelu: Tensor | None,
+        rows: Rows | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """Return the gradients of the four, from the samples' sums."""
+        """Return the gradients of the four: the rows' that were not added, others from the sums."""
         sums = gradients.dshift, gradients.dgamma, gradients.dbeta, gradients.dslope
         parameters = b, gamma, beta, prelu
         db, dgamma, dbeta, dprelu = (
             None if parameter is None or of_samples is None else per_row(of_samples, parameter)
             for of_samples, parameter in zip(sums, parameters, strict=True)
         )
+        if rows is not None and not rows.add:
+            db, dgamma, dbeta = rows.shift, rows.gamma, rows.beta
         if b is not None and self.norm == "in":
             db = torch.zeros_like(b)  # the norm takes a bias away again
         return db, dgamma, dbeta, dprelu

@@ -37,20 +37,39 @@ def filter_columns(channels: int) -> int:
 
 
 def for_windows(
-    x: Tensor, precision: str, images: int, windows: int, channels: int, taps: int, run: int
+    x: Tensor,
+    precision: str,
+    images: int,
+    windows: int,
+    channels: int,
+    taps: int,
+    run: int,
+    *,
+    phases: int = 1,
+    whole: bool = False,
+    border: bool = False,
 ) -> Tile:
-    """Return the tile of a product of `images` x `windows` windows with filters.
+    """Return the tile of products of `images` x `windows` windows with filters of each phase.
+
+    It may have the columns of several phases.
 
     Args:
         x: the frame, whose dtype and device count.
         precision: of float32, "ieee" or "tf32".
-        images: of the batch, times the phases of each.
+        images: of the batch.
         windows: of an image.
         channels: of the result.
         taps: rows of a filter.
         run: values of a row of a window.
+        phases: of each image.
+        whole: every phase of every window is in the result.
+        border: corrections are added along it.
     """
-    return best(_product("conv_gemm", x, precision, images, windows, channels, taps, run)).tile
+    columns, together = filter_columns(channels), 1
+    if whole and phases in (4, 16) and columns <= 128:  # tiles and columns divide one another
+        together = min(phases, 128 // columns) if border else phases  # more spill with a border
+    results, columns = images * phases // together, together * columns if together > 1 else channels
+    return best(_product("conv_gemm", x, precision, results, windows, columns, taps, run)).tile
 
 
 def for_lines(x: Tensor, run: int) -> Tile:

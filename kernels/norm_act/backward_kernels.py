@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from fastunit.kernels.common.activations import SELU_ALPHA, SELU_SCALE
+from fastunit.kernels.common.last_program import is_last
 from fastunit.kernels.common.runtime import COUNTS
 from fastunit.kernels.norm_act.forward_kernels import (
     affine,
@@ -25,7 +26,8 @@ from fastunit.kernels.norm_act.forward_kernels import (
     normalise,
     source,
 )
-from fastunit.kernels.norm_act.merge_kernels import is_last, merge_sums
+from fastunit.kernels.norm_act.merge_kernels import merge_sums
+from fastunit.kernels.norm_act.row_kernels import finish_rows
 
 
 @triton.jit
@@ -63,7 +65,17 @@ def backward_reduce_kernel(
     sums_ptr,  # [N, tiles, SUMS, C] fp32: of dpre, dpre * xhat, "ln": xhat, prelu: its slope
     total_ptr,  # [N, SUMS, C] fp32, which the last program of an image writes if it `merges`
     coefficient_ptr,  # [N, 3, C] fp32
-    counter_ptr,  # zeros; see merge_kernels.is_last
+    counter_ptr,  # zeros; see `is_last`
+    dbeta_ptr,  # these to `add`: see `finish_rows`
+    dgamma_ptr,
+    dshift_ptr,
+    stride_beta,
+    stride_gamma,
+    stride_shift,
+    row_counter_ptr,
+    samples_per_row,
+    wanted,
+    add,
     H,
     W,
     C,
@@ -130,10 +142,10 @@ def backward_reduce_kernel(
         tl.store(sums_ptrs + (SUMS - 1) * C, tl.sum(below, 0), mask=in_c)
     if merges != 0:
         tile_c = tl.program_id(0) % tiles_c
-        slot, first, programs = sample * tiles_c + tile_c, tile_c * BLOCK_C, tiles
-        if NORM == "ln":
-            slot, first, programs = sample, 0, tiles * tiles_c
-        if is_last(counter_ptr + slot, programs):
+        slots, first, programs = tiles_c, tile_c * BLOCK_C, tiles
+        if NORM == "ln":  # over the channels too, so that one program has all of a sample's
+            tile_c, slots, first, programs = 0, 1, 0, tiles * tiles_c
+        if is_last(counter_ptr + sample * slots + tile_c, programs):
             merge_sums(
                 sums_ptr,
                 rstd_ptr,
@@ -153,6 +165,28 @@ def backward_reduce_kernel(
                 MERGE_T,
                 MERGE_C,
             )
+            if wanted != 0:
+                finish_rows(
+                    total_ptr,
+                    coefficient_ptr,
+                    dbeta_ptr,
+                    dgamma_ptr,
+                    dshift_ptr,
+                    stride_beta,
+                    stride_gamma,
+                    stride_shift,
+                    row_counter_ptr,
+                    tile_c,
+                    slots,
+                    sample,
+                    first + tl.arange(0, MERGE_C),
+                    C,
+                    samples_per_row,
+                    wanted,
+                    add,
+                    SUMS,
+                    MERGE_C,
+                )
 
 
 @triton.jit

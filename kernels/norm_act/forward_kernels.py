@@ -83,7 +83,7 @@ def statistics_kernel(
     partial_ptr,  # [N, tiles, 3, C] fp32: mean, M2 and count
     mean_ptr,  # [N, C] fp32, which the last program of an image writes if it `merges`
     rstd_ptr,
-    counter_ptr,  # zeros; see merge_kernels.is_last
+    counter_ptr,  # zeros; see `is_last`
     pixels,
     W,
     C,

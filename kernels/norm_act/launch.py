@@ -14,7 +14,13 @@ from fastunit.kernels.common.runtime import cdiv, launch, next_power_of_2
 from fastunit.kernels.norm_act import backward_kernels
 from fastunit.kernels.norm_act import forward_kernels as kernels
 from fastunit.kernels.norm_act.aten import NormActGradients, NormActOptions
-from fastunit.kernels.norm_act.merges import merge_of, merge_statistics, merge_sums
+from fastunit.kernels.norm_act.merges import (
+    merge_of,
+    merge_statistics,
+    merge_sums,
+    row_arguments,
+)
+from fastunit.kernels.norm_act.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,7 @@ def norm_act_backward_triton(
     residual: bool = False,
     sums: bool = True,
     more: Tensor | None = None,
+    rows: Rows | None = None,
 ) -> NormActGradients:
     """Return the gradients for dy, that of the haloed y.
 
@@ -164,6 +171,8 @@ def norm_act_backward_triton(
         residual: as in `norm_act_backward_aten`; dresidual is [N, H, W, C].
         sums: as in `norm_act_backward_aten`.
         more: a gradient of y without its halo, which is added: [N, H, W, C], channel stride 1.
+        rows: where the gradients of gamma, beta and a bias go, summed over samples; those that it
+            has are not returned. Needs `sums`.
     """
     samples = len(x)
     if options.halo and not options.folds:
@@ -175,7 +184,7 @@ def norm_act_backward_triton(
     check_offsets(x, dy)
     total = coefficient = None
     if sums or options.norm != "none":
-        total, coefficient = _sums(dy, more, x, pointers, scalars, modes, options)
+        total, coefficient = _sums(dy, more, x, pointers, scalars, modes, options, rows)
 
     frame = frame or _dense_frame(x, 0)
     dx = frame.empty(samples, like=x)
@@ -186,13 +195,14 @@ def norm_act_backward_triton(
     _apply(dy, more, x, pointers, dresidual, scalars, modes, frame)
     if not sums or total is None or coefficient is None:
         return NormActGradients(dx, dresidual, None, None, None, None)
+    rows = rows or Rows(None, None, None, False)
     return NormActGradients(
         dx=dx,
         dresidual=dresidual,
-        dgamma=None if gamma is None else total[:, 1],
-        dbeta=None if beta is None else total[:, 0],
+        dgamma=None if gamma is None or rows.gamma is not None else total[:, 1],
+        dbeta=None if beta is None or rows.beta is not None else total[:, 0],
         dslope=None if slope is None else total[:, -1],
-        dshift=None if options.norm == "in" else coefficient[:, 2],
+        dshift=None if options.norm == "in" or rows.shift is not None else coefficient[:, 2],
     )
 
 
@@ -204,6 +214,7 @@ def _sums(
     scalars: tuple[float, ...],
     modes: dict[str, Any],
     options: NormActOptions,
+    rows: Rows | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sums over samples [N, SUMS, C], and b, c and the sum of dx [N, 3, C]."""
     samples, height, width, channels = x.shape
@@ -231,6 +242,7 @@ def _sums(
         total,
         coefficient,
         merge.counter,
+        *row_arguments(rows if merge.last else None, total, merge.slots),
         height,
         width,
         channels,
@@ -252,8 +264,10 @@ def _sums(
     if not merge.last:
         _, rstd, gamma, _, _ = pointers
         merge_sums(
-            sums, rstd, gamma, total, coefficient, height * width, scalars[0], options
+            sums, rstd, gamma, total, coefficient, height * width, scalars[0], options, rows
         )  # fmt: skip
+    if rows is not None and not samples:
+        rows.finish_none()
     return total, coefficient
 
 

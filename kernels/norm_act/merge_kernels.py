@@ -14,20 +14,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastunit.kernels.common.last_program import is_last
 from fastunit.kernels.common.runtime import COUNTS
-
-
-@triton.jit
-def is_last(counter_ptr, programs):
-    """Return whether all other of `programs` programs were here before; the counter is 0 again.
-
-    What they stored before is then visible to this one, in loads that do not use the L1 cache.
-    """
-    tl.debug_barrier()  # all threads of this program have stored
-    last = tl.atomic_add(counter_ptr, 1, sem="acq_rel") == programs - 1
-    tl.store(counter_ptr, 0, mask=last)
-    tl.debug_barrier()
-    return last
+from fastunit.kernels.norm_act.row_kernels import finish_rows
 
 
 @triton.jit
@@ -206,6 +195,16 @@ def backward_merge_kernel(
     gamma_ptr,  # [G, C], or None
     total_ptr,  # [N, SUMS, C] fp32
     coefficient_ptr,  # [N, 3, C] fp32
+    dbeta_ptr,  # these to counter_ptr: see `finish_rows`
+    dgamma_ptr,
+    dshift_ptr,
+    stride_beta,
+    stride_gamma,
+    stride_shift,
+    counter_ptr,
+    samples_per_row,
+    wanted,
+    add,
     tiles,
     C,
     pixels,
@@ -239,3 +238,25 @@ def backward_merge_kernel(
         BLOCK_T,
         BLOCK_C,
     )
+    if wanted != 0:
+        finish_rows(
+            total_ptr,
+            coefficient_ptr,
+            dbeta_ptr,
+            dgamma_ptr,
+            dshift_ptr,
+            stride_beta,
+            stride_gamma,
+            stride_shift,
+            counter_ptr,
+            tl.program_id(0) % tiles_c,
+            tiles_c,
+            sample,
+            offs_c,
+            C,
+            samples_per_row,
+            wanted,
+            add,
+            SUMS,
+            BLOCK_C,
+        )

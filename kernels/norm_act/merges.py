@@ -11,6 +11,7 @@ from torch import Tensor
 from fastunit.kernels.common.runtime import cdiv, counters, launch, next_power_of_2
 from fastunit.kernels.norm_act import merge_kernels as kernels
 from fastunit.kernels.norm_act.aten import NormActOptions
+from fastunit.kernels.norm_act.rows import Rows
 
 # Tiles of an image that one program merges at the end of the kernel that made them: more than
 # eight reads in a row take as long as a launch (modelled), of so many values a thread.
@@ -23,11 +24,24 @@ class Merge(NamedTuple):
 
     counter: Tensor | None
     last: bool
+    slots: int  # of channels: an image has a last program for each
     block_t: int
     block_c: int
 
     def constants(self) -> dict[str, int]:
         return {"MERGE_T": self.block_t, "MERGE_C": self.block_c}
+
+
+def row_arguments(rows: Rows | None, total: Tensor, slots: int) -> tuple[Tensor | int, ...]:
+    """Return the kernels' arguments, dbeta to `add`, for `total` [N, ...] of slots of channels."""
+    if rows is None:
+        return total, total, total, 0, 0, 0, counters(1, total.device), 1, 0, 0
+    given = {i: each for i, each in enumerate(rows[:3]) if each is not None}
+    one = next(iter(given.values()))
+    pointers = (given.get(i, one) for i in range(3))
+    strides = (given[i].stride(0) if i in given else 0 for i in range(3))
+    counter, wanted = counters(len(one) * slots, total.device), sum(1 << i for i in given)
+    return *pointers, *strides, counter, len(total) // len(one), wanted, int(rows.add)
 
 
 def merge_of(
@@ -39,7 +53,7 @@ def merge_of(
         block_c, slots = next_power_of_2(max(channels, block_c)), 1
     last = 0 < tiles <= FEW_TILES and math.prod(like.shape) > 0
     counter = counters(samples * slots, like.device)
-    return Merge(counter, last, max(_VALUES * 32 * num_warps // block_c, 1), block_c)
+    return Merge(counter, last, slots, max(_VALUES * 32 * num_warps // block_c, 1), block_c)
 
 
 def merge_statistics(
@@ -66,6 +80,7 @@ def merge_sums(
     pixels: int,
     samples_per_gamma: float,
     options: NormActOptions,
+    rows: Rows | None,
 ) -> None:
     """Write a sample's sums [N, SUMS, C] and coefficients [N, 3, C] of tiles [N, T, SUMS, C]."""
     samples, tiles, count, channels = sums.shape
@@ -73,9 +88,10 @@ def merge_sums(
     tiles_c = cdiv(channels, block_c)
     launch(
         kernels.backward_merge_kernel, (samples * tiles_c,),
-        sums, rstd, gamma, total, coefficient, tiles, channels, pixels, samples_per_gamma,
-        options.eps, options.tiny(torch.float32), tiles_c,
-        NORM=options.norm, SUMS=count, BLOCK_T=block_t, BLOCK_C=block_c,
+        sums, rstd, gamma, total, coefficient,
+        *row_arguments(rows, total, tiles_c),
+        tiles, channels, pixels, samples_per_gamma, options.eps, options.tiny(torch.float32),
+        tiles_c, NORM=options.norm, SUMS=count, BLOCK_T=block_t, BLOCK_C=block_c,
     )  # fmt: skip
 
 

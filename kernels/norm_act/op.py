@@ -34,6 +34,7 @@ from fastunit.kernels.norm_act.aten import (
 )
 from fastunit.kernels.norm_act.launch import norm_act_backward_triton, norm_act_triton
 from fastunit.kernels.norm_act.plain import norm_act_plain, pays
+from fastunit.kernels.norm_act.rows import Rows
 
 __all__ = [
     "NormActGradients",
@@ -101,9 +102,31 @@ def norm_act(
             torch.func.
         RuntimeError: a second derivative of "triton" or "aten", or of compiled code.
     """
+    return _run(
+        ("norm_act", "gamma", "beta"), x, gamma, beta, residual, slope, norm=norm, eps=eps, act=act,
+        halo=halo, pad_mode=pad_mode, impl=impl,
+    )  # fmt: skip
+
+
+def _run(
+    names: tuple[str, str, str],
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    slope: float | Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    act: Activation,
+    impl: Impl,
+    halo: int = 0,
+    pad_mode: PadMode = "zero",
+) -> Tensor:
+    """Check and run what was called, by its name and those of scale and shift in `names`."""
     form = checks.form
     given = form(slope) if isinstance(slope, Tensor) else slope
-    _check(form(x), form(gamma), form(beta), given, norm, act, halo, pad_mode)
+    _check(form(x), form(gamma), form(beta), given, norm, act, halo, pad_mode, names)
     if residual is not None:
         residual = checks.residual(Form(x.shape, x.dtype), residual)
     learnt = slope if act == "prelu" and isinstance(slope, Tensor) else None
@@ -116,7 +139,7 @@ def norm_act(
     # Without norm and halo there is nothing to recompute: autograd spares the operator's cost.
     if chosen == "plain" or (chosen == "aten" and norm == "none" and not halo):
         return norm_act_plain(*tensors, options)
-    if derivatives.only_plain(impl, "norm_act", *tensors):
+    if derivatives.only_plain(impl, names[0], *tensors):
         return norm_act_plain(*tensors, options)
     if eager.only_autograd(*tensors):
         auto = is_auto(impl)
@@ -136,12 +159,13 @@ def _check(
     act: str,
     halo: int,
     pad_mode: str,
+    names: tuple[str, str, str],
 ) -> None:
     checks.image("x", x)
     checks.choice("norm", norm, checks.NORMS)
     checks.choice("act", act, checks.ACTS)
     checks.slope(x, act, slope)
-    checks.parameter_rows(x, gamma=gamma, beta=beta)
+    checks.parameter_rows(x, **{names[1]: gamma, names[2]: beta})
     checks.integer("halo", halo)
     checks.padding(x.shape[2:], halo, pad_mode)
 
@@ -186,19 +210,8 @@ def instance_norm_act(
             torch.func.
         RuntimeError: a second derivative of "triton" or "aten", or of compiled code.
     """
-    if choose_impl(impl, x) != "plain":  # what is refused is refused under this name
-        derivatives.only_plain(impl, "instance_norm_act", x, weight, bias, slope, residual)
-    return norm_act(
-        x,
-        norm="in",
-        gamma=weight,
-        beta=bias,
-        eps=eps,
-        act=act,
-        slope=slope,
-        residual=residual,
-        impl=impl,
-    )
+    names = "instance_norm_act", "weight", "bias"
+    return _run(names, x, weight, bias, residual, slope, norm="in", eps=eps, act=act, impl=impl)
 
 
 def arguments_of(module: nn.InstanceNorm2d) -> dict[str, Tensor | float | None]:
@@ -274,8 +287,10 @@ def _bprop(
     """Return dx, dresidual, dgamma, dbeta and dslope; None where there is none."""
     saved = (mean, rstd, gamma, beta, slope, options)
     wanted: dict[str, Any] = {"residual": residual, "sums": sums}
+    rows = None
     if impl == "triton":
-        found = norm_act_backward_triton(dense(dy), _pixels(x), *saved, **wanted)
+        rows = Rows.like(beta, gamma, None) if sums else None
+        found = norm_act_backward_triton(dense(dy), _pixels(x), *saved, **wanted, rows=rows)
         dx = channels_last(found.dx)
         dresidual = None if found.dresidual is None else channels_last(found.dresidual)
     else:
@@ -285,8 +300,12 @@ def _bprop(
         if dresidual is not None:
             dresidual = owned(dresidual, memory_format(x), dy, dx)
     sums_of = ((found.dgamma, gamma), (found.dbeta, beta), (found.dslope, slope))
-    parameters = (None if g is None or p is None else per_row(g, p) for g, p in sums_of)
-    return dx, dresidual, *parameters
+    dgamma, dbeta, dslope = (None if g is None or p is None else per_row(g, p) for g, p in sums_of)
+    if rows is not None and gamma is not None and rows.gamma is not None:
+        dgamma = rows.gamma.view(gamma.shape)
+    if rows is not None and beta is not None and rows.beta is not None:
+        dbeta = rows.beta.view(beta.shape)
+    return dx, dresidual, dgamma, dbeta, dslope
 
 
 def _filled(tensors: Iterable[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:

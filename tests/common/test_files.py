@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import struct
 import zipfile
 from pathlib import Path
@@ -147,3 +148,30 @@ def test_litter_of_dead_processes_is_removed(tmp_path):
     files.remove_temporaries(tmp_path)
     files.remove_temporaries(tmp_path / "absent")
     assert {path.name for path in tmp_path.iterdir()} == {*names[2:], own}
+
+
+class Other:
+    """A class that checkpoints do not contain."""
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"lr: 0.1\n", "torch.save did not write it"),
+        (b"", "torch.save did not write it"),
+        (b"\x89PNG\r\n\x1a\n", "torch.save did not write it"),
+        (pickle.dumps({"x": 1}, protocol=2), "Invalid magic number"),
+        (None, "it contains .*Other; only tensors"),
+    ],
+)
+def test_files_of_others_are_named_without_advice_to_run_their_code(tmp_path, content, reason):
+    path = tmp_path / "x.pt"
+    if content is None:
+        torch.save({"x": Other()}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=reason) as refused:
+        files.read(path)
+    message = str(refused.value)
+    assert message.startswith(f"checkpoint {path} is damaged or unreadable: ")
+    assert "weights_only" not in message and "\n" not in message and "\x1b" not in message

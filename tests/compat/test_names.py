@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -152,6 +154,29 @@ def test_checkpoints(tmp_path):
     assert list(utils.pytorch03_to_pytorch04({"a": old})["a"]) == ["w"]
     kept = utils.pytorch03_to_pytorch04({"a": old}, "MUNIT")["a"]
     assert list(kept) == ["dec.model.0.x.running_var", "w"]
+
+
+class Inception(nn.Module):
+    """The end of torchvision's network."""
+
+    def __init__(self, weights, init_weights, transform_input):
+        super().__init__()
+        self.fc, self.made = nn.Linear(4, 1000), (weights, init_weights, transform_input)
+
+
+def test_inception_is_torchvision_s(tmp_path, monkeypatch):
+    state = {"fc.weight": torch.rand(3, 4), "fc.bias": torch.rand(3)}
+    torch.save(state, tmp_path / "a.pth")
+    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
+    with pytest.raises(ConfigError, match="need torchvision: pip install torchvision"):
+        utils.load_inception(tmp_path / "a.pth")
+    models = ModuleType("torchvision.models")
+    models.inception_v3 = Inception
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    network = utils.load_inception(tmp_path / "a.pth")
+    torch.testing.assert_close(network.fc.weight.data, state["fc.weight"])
+    assert network.made == (None, False, True) and network.aux_logits is False
+    assert not any(p.requires_grad for p in network.parameters())
 
 
 def test_pages_losses_and_times(tmp_path, capsys):

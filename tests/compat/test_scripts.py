@@ -77,7 +77,7 @@ from PIL import Image
 from torchvision import transforms
 
 from trainer import UNIT_Trainer
-from utils import get_config, pytorch03_to_pytorch04
+from utils import get_config, load_inception, pytorch03_to_pytorch04
 
 config = get_config(sys.argv[1])
 trainer = UNIT_Trainer(config)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import re
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from fastunit.common.errors import CheckpointError, ConfigError
 from fastunit.compat import ATTRIBUTES, UNIT_Trainer, release_trainer
+from fastunit.models.domain_pair import TrainablePair
 from fastunit.models.perceptual import Perceptual
 from tests.support.compare import assert_same
 from tests.support.golden import NETWORKS
+from tests.support.trainer import assert_alike, batch, make, noise, updated
 
 LOSSES = [
     *(f"loss_dis_{name}" for name in ("a", "b", "total")),
@@ -220,6 +223,42 @@ def test_any_device_and_precision_with_given_noise(config, device, dtype, tmp_pa
     assert_same(state(twin), state(trainer))
     assert {p.dtype for p in twin.parameters()} == {dtype}
     assert {output.dtype for output in twin.sample(x_a, x_b)} == {dtype}
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_one_call_updates_as_two_calls_do(monkeypatch, share):
+    trainer, twin = make(share_fakes=share), make(share_fakes=share)
+    assert twin.gen_a.enc.model[1].conv.weight.is_contiguous(memory_format=torch.channels_last)
+    wanted = updated(twin)
+    encoded = []
+    encode = TrainablePair.encode
+    monkeypatch.setattr(TrainablePair, "encode", lambda *x: (encoded.append(x), encode(*x))[1])
+    for _ in range(2):
+        trainer.update_learning_rate()
+        trainer.update(*batch(), noise=noise())  # the same for both updates, as in `updated`
+    assert len(encoded) == (4 if share else 6)  # with the cycle's
+    assert all(p.grad is None for p in trainer.dis_a.parameters())
+    assert_alike(updated(trainer, 0), wanted)
+
+
+def test_one_call_calls_what_a_subclass_overrides():
+    class Own(UNIT_Trainer):
+        def dis_update(self, x_a, x_b, hyperparameters=None):
+            seen.append(hyperparameters)
+            super().dis_update(x_a, x_b, hyperparameters)
+
+    seen, weights = [], {"gan_w": 2}
+    own, two = make(Own), make()
+    torch.manual_seed(3)
+    own.update(*batch(), weights)
+    torch.manual_seed(3)
+    two.dis_update(*batch(), weights)
+    two.gen_update(*batch(), weights)
+    assert seen == [weights]
+    assert_alike(updated(own, 0), updated(two, 0))
+    own.gen_a.encode = (calls := Mock(side_effect=own.gen_a.encode))
+    own.update(*batch())
+    assert len(calls.mock_calls) == 3
 
 
 def test_unknown_keys_are_left_out_with_a_warning(config):

@@ -106,6 +106,18 @@ BOMBS = {
 }  # fmt: skip
 
 
+def test_waiting_for_a_processor_does_not_count(small, monkeypatch):
+    decoding.measure(small, ANY)
+    (worker,) = decoding._idle
+    os.kill(worker._process.pid, signal.SIGSTOP)
+    times = iter((10.0, 11.0, 12.0))  # before, and at two looks
+    monkeypatch.setattr(decoding._Worker, "_starved", lambda self: next(times, 12.0))
+    begun = time.monotonic()
+    with pytest.raises(DataError, match=r"took more than data\.max_seconds=0\.1"):
+        decoding.measure(small, Reading(limits=Limits(seconds=0.1)))
+    assert time.monotonic() - begun > 2
+
+
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_by_their_headers(tmp_path, name):
     (tmp_path / name).write_bytes(BOMBS[name]())
@@ -152,6 +164,20 @@ def test_a_tiff_with_two_widths_is_refused(tmp_path, first):
         decoding.measure(tmp_path / "x.tif", ANY)
 
 
+def test_idle_processes_that_have_just_ended_are_no_reason(small, monkeypatch):
+    class Ended:
+        alive = True  # not yet seen to have ended
+
+        def ask(self, *args):
+            raise decoding._Lost("")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(decoding, "_idle", [Ended(), Ended()])
+    assert decoding.measure(small, ANY).height == 9
+
+
 def test_processes_end_when_they_are_not_needed(small):
     decoding.measure(small, ANY)
     pids = [worker._process.pid for worker in decoding._idle]
@@ -161,6 +187,34 @@ def test_processes_end_when_they_are_not_needed(small):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     decoding.measure(small, ANY)
+
+
+def test_a_process_that_starts_ends_too(small):
+    decoding.stop()
+    reasons = []
+
+    def measure():
+        try:
+            decoding.measure(small, ANY)
+        except DataError as error:
+            reasons.append(str(error))
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    while not decoding._busy:
+        time.sleep(0.001)
+    begun = time.monotonic()
+    decoding.stop()
+    thread.join()
+    assert len(reasons) == 1 and time.monotonic() - begun < 1 and not decoding._busy
+
+
+def test_a_process_that_does_not_start_is_told(small, monkeypatch):
+    decoding.stop()
+    monkeypatch.setattr(decoding, "_START", 0)
+    with pytest.raises(DataError, match="has not started within 0 s"):
+        decoding.measure(small, ANY)
+    assert not decoding._busy
 
 
 @pytest.mark.parametrize(

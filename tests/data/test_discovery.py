@@ -36,7 +36,17 @@ def lists(tmp_path):
 
 
 def test_folders_are_searched_recursively_in_sorted_order(tmp_path):
-    names = ["b.JPG", "a/z.png", "a/y/x.tif", "c.jpeg", "d.bmp", "e.TIFF", "f.webp", "ä ü.jpg"]
+    names = [
+        "b.JPG",
+        "a/z.png",
+        "a/y/x.tif",
+        "c.jpeg",
+        "d.bmp",
+        "e.TIFF",
+        "f.webp",
+        "g.npy",
+        "ä ü.jpg",
+    ]
     put(*(tmp_path / "trainA" / name for name in names), tmp_path / "trainB/1.png")
     found = find_domains(root_config(tmp_path))
     assert found.train_a == tuple(sorted(tmp_path / "trainA" / name for name in names))
@@ -49,6 +59,18 @@ def test_test_folders_are_found_where_there_are_any(tmp_path):
     put(*(tmp_path / f"{split}/1.png" for split in ("trainA", "trainB", "testB")))
     found = find_domains(root_config(tmp_path))
     assert (found.test_a, found.test_b) == ((), (tmp_path / "testB/1.png",))
+
+
+def test_the_order_is_that_of_paths_whatever_the_folders(tmp_path, monkeypatch):
+    names = ["a.png", "a/1.png", "a-b/1.png", "a b/c/1.png", "a/b.png/x.png", "B/1.png", "é/1.png"]
+    put(*(tmp_path / name for name in names))
+    found = image_files(tmp_path)
+    assert found == tuple(sorted(tmp_path / name for name in names))
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path(), Path("a/.."), Path("a")):
+        here = image_files(folder)
+        assert here.names == tuple(map(str, here)) and sorted(here) == list(here)
+    assert image_files(Path()) == tuple(file.relative_to(tmp_path) for file in found)
 
 
 def test_hidden_files_and_folders_are_passed_over(tmp_path, caplog):

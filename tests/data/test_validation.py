@@ -8,6 +8,7 @@ import os
 import sqlite3
 import struct
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -16,8 +17,9 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from fastunit.common.errors import ConfigError, DataError
-from fastunit.data import image_io, validation
+from fastunit.common.errors import DataError
+from fastunit.data import decoding, image_io, passed, validation
+from fastunit.data.file_list import Files
 from fastunit.data.pipeline import iter_images
 from fastunit.data.validation import SizeRule, problem, validate, validate_all
 from tests.support.doubles import raising
@@ -211,10 +213,11 @@ def test_a_size_is_accepted_exactly_where_the_crop_lies_inside(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_channels_that_no_file_is_read_with_are_refused_before_reading(tmp_path, channels):
+def test_pictures_are_refused_where_a_domain_has_other_channels(tmp_path, channels):
+    Image.new("RGBA", (8, 8)).save(tmp_path / "x.png")
     rule = SizeRule(None, None, image_io.Reading(channels))
-    with pytest.raises(ConfigError, match=f"input_dim is {channels}; images are read with 1"):
-        check([tmp_path / "absent.png"], rule)
+    with pytest.raises(DataError, match=f"x.png: {channels} channels are read from TIFF and .npy"):
+        check([tmp_path / "x.png"], rule)
 
 
 def test_a_file_is_checked_anew_for_other_channels_and_another_definition(tmp_path, monkeypatch):
@@ -346,11 +349,66 @@ def test_an_interrupt_keeps_what_was_checked(tmp_path, monkeypatch, index):
     assert len(rows(index)) == 2
 
 
+def test_a_check_that_is_killed_goes_on_where_it_was_a_minute_ago(tmp_path, monkeypatch, index):
+    files = [saved(tmp_path / f"{i}.png") for i in range(3)]
+    measure, kept = validation._measure, []
+
+    def recorded(file: Path, reading: image_io.Reading):
+        kept.append(len(rows(index)))  # what another process sees: committed
+        return measure(file, reading)
+
+    monkeypatch.setattr(validation, "_measure", recorded)
+    monkeypatch.setattr(validation, "_AHEAD", 1)
+    monkeypatch.setattr("fastunit.data.index._EVERY", 0)
+    validate(files, rule=ANY, workers=1, skip_bad=False)
+    assert kept == [0, 1, 2]
+
+
+def test_memory_hardly_grows_with_the_number_of_files(tmp_path, monkeypatch):
+    """A million paths take 100 MB; what is kept of each file may be as much again."""
+    known = validation.Decoded(36, 48, bytes(16), None)
+    monkeypatch.setattr(validation, "_measure", lambda file, reading: known)
+    monkeypatch.setattr(validation, "state_of", lambda file: b"state")
+    monkeypatch.setattr("fastunit.data.index.state_of", lambda file: b"state")
+    files = Files(str(tmp_path / f"{i}.png") for i in range(20_000))
+    for _ in ("first", "again, by the index"):
+        tracemalloc.start()
+        assert check(files) == files
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        passed._passed.clear()
+        assert most < 500 * len(files)
+
+
+def test_a_file_of_two_groups_is_decoded_once(tmp_path, monkeypatch):
+    files = [saved(tmp_path / f"{i}.png") for i in range(9)]
+    read, measure = [], validation._measure
+    monkeypatch.setattr(validation, "_measure", lambda *args: read.append(args) or measure(*args))
+    groups = {"train_a": (files, ANY), "test_a": (files[:1], ANY)}
+    validate_all(groups, workers=1, skip_bad=False)
+    assert len(read) == 9
+
+
 def test_no_files_need_no_check(index):
     assert check([]) == () and not index.exists()
 
 
-def test_without_dali_the_remedy_is_named(tmp_path, monkeypatch):
+def test_dali_that_is_missing_cannot_be_forced(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(DataError, match=r"pip install .*\[train\]'"):
-        check([saved(tmp_path / "x.png")])
+    rule = SizeRule(None, None, image_io.Reading(loader="dali"))
+    with pytest.raises(DataError, match=r"data.loader=dali needs .*pip install .*\[train\]"):
+        check([saved(tmp_path / "x.png")], rule)
+
+
+def test_each_loader_has_its_own_entries_in_the_index(tmp_path, monkeypatch):
+    file = saved(tmp_path / "x.png")
+    asked, measure = [], decoding.measure
+
+    def counted(file: Path, reading: image_io.Reading):
+        asked.append(reading.loader)
+        return measure(file, reading)
+
+    monkeypatch.setattr(decoding, "measure", counted)
+    for loader in ("auto", "pillow", "auto", "pillow"):
+        check([file], SizeRule(None, None, image_io.Reading(loader=loader)))
+    assert asked == ["auto", "pillow"]

@@ -220,7 +220,10 @@ def test_a_signal_in_another_process(folder, command):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        try:
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()  # if it has not ended, else `with` would wait for ever
     assert process.returncode == 130, err
     assert "Traceback" not in err and "--resume run" in out
     left = {path.name for path in Path("run").iterdir()}

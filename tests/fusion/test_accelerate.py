@@ -192,6 +192,7 @@ def test_autocast():
     assert mine.dtype == other.dtype == torch.bfloat16
     limit = 2 * (other - exact).abs().max() + 1e-3
     assert (mine - exact).abs().max() <= limit
+    assert len(set(fast.acceleration.fused)) == 10 and not fast.acceleration.left
 
 
 def test_channels_last():

@@ -44,7 +44,15 @@ def test_a_compiled_network_computes_the_same(dynamic):
             torch.testing.assert_close(mine, wanted, rtol=1e-3, atol=limit)
 
 
-def test_its_graphs_have_the_operators(monkeypatch):
+@pytest.mark.parametrize(
+    ("given", "settings"),
+    [
+        ({}, None),
+        ({"options": {"max_autotune": False}}, {"max_autotune": False}),
+        ({"mode": "reduce-overhead"}, {"triton.cudagraphs": True}),
+    ],
+)
+def test_its_graphs_have_the_operators(monkeypatch, given, settings):
     seen = []
 
     def compile_fx(module, inputs, config_patches):
@@ -54,10 +62,10 @@ def test_its_graphs_have_the_operators(monkeypatch):
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_fx)
     backend.register()
     model = PatchGan()
-    compiled = torch.compile(model, backend="fastunit", options={"max_autotune": False})
+    compiled = torch.compile(model, backend="fastunit", **given)
     step(model, compiled, 32)
     graph, options = seen[0]
-    assert graph.count("conv_norm_act](") == 5 and options == {"max_autotune": False}
+    assert graph.count("conv_norm_act](") == 5 and options == settings
 
 
 def test_the_installed_package_has_its_entry_point():

@@ -166,6 +166,40 @@ def test_a_chain_ends_where_it_must(f, fused):
     assert [entry.what for entry in run(f, X).fused] == fused
 
 
+def added_to_its_input(x):
+    y = x * 1
+    y += F.conv2d(F.pad(y, (1,) * 4), W[:3], padding=0)
+    return y
+
+
+def repeated_and_written(x):
+    y = x * 1
+    z = conv(F.interpolate(y[:], scale_factor=2))
+    return z + y.relu_().sum()
+
+
+def padded_and_other_written(x):
+    y = F.pad(x * 1, (1,) * 4, "reflect")
+    return conv(y, padding=0).add_(R)
+
+
+@pytest.mark.parametrize(
+    ("f", "fused"),
+    [
+        (added_to_its_input, "3x3 convolution"),
+        (repeated_and_written, "3x3 convolution"),
+        (padded_and_other_written, "reflect padding, 3x3 convolution, residual"),
+    ],
+)
+def test_a_copy_stays_where_its_source_is_written_later(f, fused):
+    report, gradients = Report(), []
+    for each in (torch.compile(f, backend=eager(report), fullgraph=True), f):
+        x = X.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(each(x).square().sum(), x)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+    assert [entry.what for entry in report.fused] == [fused]
+
+
 def statistics_kept(x):
     return F.batch_norm(conv(x), B.clone(), G.clone(), training=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.hostile import checkpoints, images, kills
+from tests.hostile import checkpoints, images, kills, soak
 
 
 @pytest.mark.slow
@@ -24,3 +24,15 @@ def test_twenty_kills():
 def test_flipped_bits_of_checkpoints():
     counts, unnoticed = checkpoints.run(300)
     assert unnoticed == [] and len(counts) >= 6
+
+
+def test_the_soak_measures_growth():
+    def samples(leak: float, files: int):
+        return [
+            soak.Sample(i, 500 + leak * i / 1000, 400.0, 15 + (files if i > 9000 else 0), 20)
+            for i in range(0, 10_000, 50)
+        ]
+
+    assert soak.judge(samples(0.5, 0)).grown == []
+    assert soak.judge(samples(2.0, 1)).grown == ["resident", "files"]
+    assert soak.judge(samples(2.0, 0)).resident == pytest.approx(2.0)

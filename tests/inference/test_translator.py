@@ -123,7 +123,9 @@ def test_sixteen_bits_take_the_range_of_their_domain(tmp_path, save_networks):
     translator, image = fastunit.load(model, "cpu"), Image.fromarray(draw(9, 13).astype(np.uint16))
     image.save(tmp_path / "x.png")
     assert np.array_equal(translator.translate(image, "a2b"), by_command(model, tmp_path / "x.png"))
-    with pytest.raises(DataError, match=r"not of 16 bits, as data.range_a=\[100, 400\] expects"):
+    with pytest.raises(
+        DataError, match=r"not of 16 bits or floating, as .*_a=\[100, 400\] expects"
+    ):
         translator.translate(of_mode("RGB"), "a2b")
     with pytest.raises(DataError, match=r"values 0\.\.70000 are not of 16 bits"):
         translator.translate(Image.fromarray(np.array([[0, 70_000]], np.int32)), "b2a")
@@ -187,7 +189,7 @@ REFUSED = [
     (draw(9, 13, 3), "a2c", "direction='a2c' must be one of a2b, b2a"),
     (draw(9, 13), "a2b", r"shape \(9, 13\).*\[H, W, 3\] or \[N, H, W, 3\]"),
     (draw(9, 13, 4), "a2b", r"an array of shape \(9, 13, 4\) does not fit"),
-    (draw(9, 13, 3).astype(float), "a2b", "must be uint8, not float64"),
+    (draw(9, 13, 3).astype(float), "a2b", "must be uint8, or float32 in .*, not float64"),
     (draw(0, 13, 3), "a2b", r"\(0, 13, 3\) has no pixels"),
     (torch.rand(9, 13, 3), "a2b", r"\(9, 13, 3\).*\[3, H, W\] or \[N, 3, H, W\]"),
     (torch.rand(1, 1, 3, 9, 13), "a2b", "a tensor of shape"),

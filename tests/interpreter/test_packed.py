@@ -11,6 +11,7 @@ from fastunit.kernels.conv.packed import Block, PackedFilters
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 BLOCKS = {
     "conv": [((6, 5, 3, 3), "conv", 1, 1), ((3, 9, 7, 7), "conv", 1, 1)],
+    "few channels": [((3, 33, 7, 7), "conv", 1, 2), ((20, 3, 3, 5), "conv", 1, 1)],
     "two domains, strided": [((70, 3, 4, 4), "conv", 2, 2)],
     "stride 3": [((4, 5, 5, 5), "conv", 3, 1), ((4, 5, 2, 3), "conv", 1, 1)],
     "transpose": [((9, 4, 3, 3), "transpose", 2, 1), ((4, 6, 1, 1), "transpose", 1, 2)],
@@ -30,7 +31,7 @@ def blocks_of(name, form=torch.contiguous_format, dtype=torch.float32):
 
 def wanted(block, dtype):
     w = torch.stack(block.weights)
-    return [layout.make(w, dtype) for layout in layouts(block.kind, block.stride)]
+    return [layout.make(w, dtype) for layout in layouts(*block[1:], w.shape)]
 
 
 @pytest.mark.parametrize("form", FORMATS)

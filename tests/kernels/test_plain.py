@@ -263,6 +263,18 @@ def test_small_images_are_plain_and_others_are_not():
     assert auto(torch.randn(1, 4, 8, 8), w, impl="aten")
 
 
+@pytest.mark.parametrize(("mode", "most"), [("zero", SMALL >> 4), ("reflect", SMALL >> 3)])
+def test_small_images_are_enlarged_before_the_convolution(mode, most):
+    w, channels = torch.randn(4, 32, 5, 5, requires_grad=True), 32
+    for rows, composed in ((most // channels // 8, True), (most // channels // 8 + 1, False)):
+        x = torch.randn(1, channels, rows, 8)
+        with runtime.default_impl("auto"):
+            y = upsample_conv(x, w, padding=2, pad_mode=mode)
+        assert operators_in(y) is not composed
+        wanted = upsample_conv(x, w, padding=2, pad_mode=mode, impl="aten")
+        torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-3)
+
+
 def test_a_default_implementation_is_not_overruled():
     x, w = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3, requires_grad=True)
     for impl, wanted in (("aten", True), ("plain", False)):

@@ -8,13 +8,19 @@ import pytest
 import torch
 
 from fastunit.kernels.common import runtime
-from fastunit.kernels.conv import aten, packed
+from fastunit.kernels.conv import aten, packed, plain
 from fastunit.kernels.conv.layouts import Layout
 from fastunit.training import compilation
 from tests.support.steps import noise_for, weights
 from tests.support.tensors import images
 
 COMPILE = torch.compile
+
+
+@pytest.fixture(autouse=True)
+def _operators(monkeypatch):
+    """Let small blocks read filters that are laid out, as large ones do."""
+    monkeypatch.setattr(plain, "SMALL", 0)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from fastunit.kernels.common import runtime
 from fastunit.models.grouped import BatchPair, GroupedExecution
@@ -24,6 +25,37 @@ def test_it_is_pytorch_s_convolution_on_a_cpu():
     pairs = (x, y), (mine.weight, theirs.weight), (mine.bias, theirs.bias)
     for a, b in pairs:
         torch.testing.assert_close(a.grad, b.grad)
+
+
+def _view(conv):
+    """Keep the parameters elsewhere, as FSDP does, and views of them in their places."""
+    for name in ("weight", "bias"):
+        value = conv._parameters.pop(name)
+        setattr(conv, name, value.view(value.shape))
+    return conv
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        parametrizations.spectral_norm,
+        parametrizations.weight_norm,
+        pytest.param(
+            torch.nn.utils.spectral_norm, marks=pytest.mark.filterwarnings("ignore::FutureWarning")
+        ),
+        lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
+        lambda conv: prune.random_unstructured(conv, "bias", 1),
+        _view,
+    ],
+)
+def test_weights_made_of_others_are_used(wrap):
+    mine, theirs = ScoreConv2d(12), nn.Conv2d(12, 1, 1)
+    theirs.load_state_dict(mine.state_dict())
+    found = []
+    for conv in (mine, theirs):
+        torch.manual_seed(3)
+        found.append(wrap(conv)(torch.rand(2, 12, 5, 4)))
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("hooked", [False, True])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from fastunit.report.curves import curves_svg
 
@@ -35,3 +37,20 @@ def test_curves_of_a_long_run_stay_small_and_follow_the_theme() -> None:
     assert len(svg) < 200_000
     assert "currentColor" in svg
     assert "#000000" not in svg
+
+
+def test_no_time_is_spent_on_a_place_for_the_legend(monkeypatch) -> None:
+    """On a slow machine Matplotlib warns of it, among the messages of a run."""
+    monkeypatch.delattr("matplotlib.legend.Legend._find_best_position")
+    curves_svg([{"iteration": i, "kl_a": 1.0} for i in range(5)])
+
+
+def test_figures_do_not_pile_up() -> None:
+    records = [{"iteration": i, "kl_a": 1.0} for i in range(5)]
+    gc.collect()
+    gc.disable()
+    try:
+        curves_svg(records)
+        assert not [each for each in gc.get_objects() if type(each) is Figure]
+    finally:
+        gc.enable()

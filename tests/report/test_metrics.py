@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,21 @@ def test_a_torn_last_line_is_tolerated(torn: bytes, tmp_path: Path) -> None:
     with Metrics(tmp_path, resume_from=15) as metrics:
         metrics.write(20, {"kl_a": 2.0})
     assert [json.loads(line)["iteration"] for line in _lines(tmp_path)] == [10, 20]
+
+
+def test_of_very_many_records_few_are_read(tmp_path: Path) -> None:
+    lines = [json.dumps({"iteration": i, "kl_a": 1.0}) + "\n" for i in range(5000)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    read = [record["iteration"] for record in read_metrics(tmp_path, most=1000)]
+    assert read == list(range(0, 5000, 8))
+    assert len(read_metrics(tmp_path, most=5000)) == len(read_metrics(tmp_path)) == 5000
+
+
+def test_resuming_takes_no_memory_for_each_record(tmp_path: Path) -> None:
+    lines = [json.dumps({"iteration": i, "kl_a": 1.0}) + "\n" for i in range(20_000)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    tracemalloc.start()
+    Metrics(tmp_path, resume_from=19_000).close()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2e6 and len(_lines(tmp_path)) == 19_001

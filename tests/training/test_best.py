@@ -17,7 +17,7 @@ from torch import Tensor
 import fastunit
 from fastunit import config
 from fastunit.common import waiting
-from fastunit.common.errors import DataError, StorageError
+from fastunit.common.errors import ConfigError, DataError, StorageError
 from fastunit.data.discovery import Domains
 from fastunit.evaluation import features
 from fastunit.training import best, checkpoint
@@ -85,6 +85,36 @@ def test_a_run_keeps_the_best_beside_the_last_and_reports_both(levels, command, 
     assert {"a2b", "b2a"} <= result["best"].keys() and "best.pt" in out
     assert fastunit.load("run/checkpoints/best.pt", "cpu").networks is not None
     assert checkpoint.iterations(Path("run")) == [2, 4]
+
+
+@pytest.fixture
+def worsening(levels, monkeypatch) -> None:
+    """Measurements are best at iteration 1 and grow from then on."""
+    values = iter([0.3, 0.4, 0.5, 0.6, 0.7])
+    monkeypatch.setattr(best.Best, "measure", lambda self, pair: {"held_out": next(values)})
+
+
+@pytest.mark.parametrize(("patience", "last"), [(0, 4), (1, 2), (2, 3), (9, 4)])
+def test_patience_ends_a_run_that_gets_no_better(worsening, command, more, patience, last):
+    keys = ("--set", "evaluate_every=1", "--set", f"patience={patience}")
+    code, out, err = command("--output", "run", *keys)
+    assert code == 0 and f"trained to iteration {last}," in out
+    assert checkpoint.iterations(Path("run"))[-1] == last
+    result = json.loads((Path("run") / "result.json").read_text())
+    assert result["iteration"] == last and result["best"]["iteration"] == 1
+    assert ("no better than that of iteration 1" in err) == (last < 4)
+
+
+def test_patience_counts_across_a_resume(worsening, command, more):
+    keys = ("--set", "evaluate_every=1", "--set", "patience=2")
+    command("--output", "run", *keys, "--max-iter", 2)
+    code, out, _ = command("--resume", "run", "--max-iter", 4, defaults=False)
+    assert code == 0 and "trained to iteration 3," in out
+
+
+def test_patience_needs_measurements():
+    with pytest.raises(ConfigError, match=r"patience=3 counts .* set evaluate_every"):
+        config.from_dict({"patience": 3})
 
 
 def test_a_resumed_run_remembers_the_best(levels, command, more):

@@ -73,11 +73,11 @@ def test_replays_are_the_step(changes, make, batches):
     # With a rate on the device and captured updates in both, so that only replaying differs.
     for step in (eager, graphed):
         step.use_graphs(required=True)
-    replayed = GraphedStep(lambda x_a, x_b: graphed._updates(Batch(x_a, x_b, noise)), required=True)
+    replayed = GraphedStep(lambda x_a, x_b: graphed.updates(Batch(x_a, x_b, noise)), required=True)
     for x_a, x_b in batches:
         for step in (eager, graphed):
             step.update_learning_rate()
-        losses = eager._updates(Batch(x_a, x_b, noise)), replayed(x_a, x_b)
+        losses = eager.updates(Batch(x_a, x_b, noise)), replayed(x_a, x_b)
         assert_same(*losses)
     assert replayed._graph is not None
     assert_same(weights(graphed), weights(eager))

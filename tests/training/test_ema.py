@@ -100,9 +100,9 @@ def test_a_step_that_averages_does_not_wait_for_the_device(tiny, changes):
 
 
 def test_the_average_is_taken_where_the_step_is_captured(tiny):
-    """`GraphedStep` replays `_updates`: what is outside happens on the host every time."""
+    """`GraphedStep` replays `updates`: what is outside happens on the host every time."""
     session = TrainState(from_dict(tiny | {"ema_decay": 0.9}), CPU)
-    session.step._updates(Batch(*torch.rand(2, 2, 3, 16, 16)))
+    session.step.updates(Batch(*torch.rand(2, 2, 3, 16, 16)))
     assert session._average.updates == 1
     pairs = zip(session.generator_pair.parameters(), session.unit.generators(), strict=True)
     assert any(not torch.equal(mine, other) for mine, other in pairs)

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastunit import config, train
 from fastunit.kernels.common import runtime
+from fastunit.models import live_bytes
 from fastunit.models.unit import UNIT
 from fastunit.training import memory
 from fastunit.training.state import TrainState
@@ -173,10 +174,10 @@ def test_kernels_for_gpus_are_seen_inside_and_not_launched(small):
 
 
 def test_storages_count_once_from_making_to_freeing():
-    with FakeTensorMode(), memory._LiveBytes(CPU) as live:
+    with FakeTensorMode(), live_bytes.LiveBytes(CPU) as live:
         x = torch.empty(MIB, dtype=torch.uint8)
         y = x.view(2, -1)[1].add_(1)  # the storage of x
-        live.label([x], memory.WEIGHTS)
+        live.label([x], live_bytes.WEIGHTS)
         z = (x + 1) + 1  # two at a time, besides x
         del x, y
         assert live.peak == [MIB, 0, 0, 2 * MIB]
@@ -187,12 +188,12 @@ def test_storages_count_once_from_making_to_freeing():
 
 
 def test_a_heap_stays_as_large_as_it_was():
-    with FakeTensorMode(), memory._LiveBytes(CPU) as live:
+    with FakeTensorMode(), live_bytes.LiveBytes(CPU) as live:
         small = torch.empty(16 * MIB, dtype=torch.uint8)
         del small
         large = torch.empty(64 * MIB, dtype=torch.uint8)
         assert sum(live.peak) == 64 * MIB
-        assert live.peak_resident == (16 * memory.HEAP_GROWTH + 64) * MIB
+        assert live.peak_resident == (16 * live_bytes.HEAP_GROWTH + 64) * MIB
     del large
 
 

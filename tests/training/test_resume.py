@@ -71,6 +71,16 @@ def test_a_signal_saves_and_resume_is_bitwise(command, monkeypatch, number):
     assert [r["generator_total"] for r in logged] == [r["generator_total"] for r in whole]
 
 
+def test_without_dali_it_is_said_once_and_resume_is_bitwise(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    code, _, err = command("--output", "whole", "--max-iter", 4)
+    assert code == 0 and err.count("images are read by Pillow") == 1
+    command("--output", "cut", "--max-iter", 2)
+    code, _, _ = command("--resume", "cut", "--max-iter", 4, defaults=False)
+    assert code == 0
+    assert_bitwise(weights(Path("cut"), 4), weights(Path("whole"), 4))
+
+
 def test_resume_auto_takes_the_last_run_and_starts_one_when_there_is_none(command):
     code, _, err = command("--resume", "--max-iter", 2)
     assert code == 0 and "starting a new run" in err

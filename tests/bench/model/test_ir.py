@@ -48,6 +48,19 @@ def _table_kernel(table_ptr, y_ptr, BLOCK: tl.constexpr):
     tl.store(y_ptr + offs, tl.load(source + offs))
 
 
+@triton.jit
+def _branches_kernel(x_ptr, y_ptr, counter_ptr, programs, wanted, BLOCK: tl.constexpr):
+    offs = tl.arange(0, BLOCK)
+    if wanted != 0:
+        tl.store(y_ptr + offs, 1.0)
+    else:
+        tl.store(y_ptr + offs, tl.load(x_ptr + offs))
+    if tl.atomic_add(counter_ptr, 1) == programs - 1:
+        tl.store(x_ptr + offs, 2.0)
+    if tl.load(y_ptr) > 0:
+        tl.store(x_ptr + offs, 3.0)
+
+
 def cost_of(kernel, grid, *args, num_warps=4, **constexprs):
     event = triton_event(Launch(kernel, grid, args, constexprs, num_warps, 3), 90, "here")
     compiler = Compiler(H100)
@@ -80,6 +93,20 @@ def test_a_loop_counts_its_trips_for_the_arguments():
     loaded, stored = 4 * 2 * block * 256 * 2, 4 * block * block * 4
     assert cost.l2_bytes == loaded + stored
     assert cost.bytes_in == a.nbytes + b.nbytes and cost.bytes_out == c.nbytes
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_branches_are_taken_by_those_programs_that_take_them(wanted):
+    x, y, counter = torch.empty(64), torch.empty(64), torch.zeros(3, dtype=torch.int32)
+    launch = Launch(_branches_kernel, (12,), (x, y, counter, 4, wanted), {"BLOCK": 64}, 4, 3)
+    event = triton_event(launch, 90, "here")
+    compiler = Compiler(H100)
+    compiler.prepare([event])
+    counts = compiler.found[event.variant.key].kernel.count(event.arguments, event.grid)
+    assert counts.loaded["x_ptr"] == (0 if wanted else 12 * 64 * 4)
+    assert counts.stored["y_ptr"] == 12 * 64 * 4
+    # By the last of each 4 programs, and in the branch that only the values decide by all.
+    assert counts.stored["x_ptr"] == (3 + 12) * 64 * 4
 
 
 def test_what_a_loaded_pointer_points_to_is_counted():

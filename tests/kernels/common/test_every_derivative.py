@@ -137,6 +137,38 @@ def test_forward_mode_agrees_with_finite_differences(name, size):
 
 
 @every_call
+def test_the_gradient_of_a_tangent(name, size):
+    f, values = made(name)
+    tangents = tuple(torch.randn_like(value) for value in values)
+
+    def length(*values):
+        return torch.func.jvp(f, values, tangents)[1].square().sum()
+
+    gradients = torch.func.grad(length, tuple(range(len(values))))(*values)
+    found = sum((g * t).sum() for g, t in zip(gradients, tangents, strict=True))
+    close((found,), (slope(length, values, tangents),), 1e-6)
+
+
+# Of transposed convolutions with output padding PyTorch has two derivatives.
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "transpose"])
+def test_third_derivatives_agree_with_finite_differences(name, size):
+    f, values = made(name)
+    tangents = tuple(torch.randn_like(value) for value in values)
+
+    def along(y, leaves):
+        gradients = torch.autograd.grad(y, leaves, create_graph=True)
+        return sum((g * t).sum() for g, t in zip(gradients, tangents, strict=True))
+
+    def second(*values):
+        leaves = tuple(value.clone().requires_grad_() for value in values)
+        return along(along(f(*leaves).square().sum(), leaves), leaves), leaves
+
+    found = along(*second(*values)).detach()
+    wanted = slope(lambda *values: second(*values)[0].detach(), values, tangents)
+    close((found,), (wanted,), 1e-5)
+
+
+@every_call
 def test_a_tangent_of_the_gradient_alone_is_followed(name, size):
     f, values = made(name, leaves=True)
     y = f(*values)

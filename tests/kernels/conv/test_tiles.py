@@ -37,6 +37,28 @@ def h100():
         yield
 
 
+@pytest.mark.parametrize(
+    ("channels", "options", "columns"),
+    [  # the most columns of a tile among the candidates
+        (64, {"phases": 4, "whole": True}, 256),
+        (64, {"phases": 4, "whole": True, "border": True}, 128),
+        (64, {"phases": 4}, 64),
+        (24, {"phases": 16, "whole": True, "border": True}, 128),
+        (24, {"phases": 9, "whole": True}, 32),
+        (384, {"phases": 4, "whole": True}, 128),  # 256 are not those of whole phases
+        (64, {}, 64),
+    ],
+)
+def test_a_tile_has_the_columns_of_several_phases(channels, options, columns, h100, monkeypatch):
+    def widest(product):
+        assert product.results * product.columns >= 2 * channels * options.get("phases", 1)
+        return max(tiles.candidates(product), key=lambda choice: choice.tile.block_n)
+
+    monkeypatch.setattr(tiles, "best", widest)
+    tile = tiles.for_windows(X, "ieee", 2, 4096, channels, 3, 192, **options)
+    assert tile.block_n == columns
+
+
 @pytest.mark.parametrize("arch", GPUS)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_candidates_fit(layer, arch):

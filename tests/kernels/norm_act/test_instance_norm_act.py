@@ -39,3 +39,9 @@ def test_a_learnt_slope_and_a_chosen_implementation():
 def test_running_statistics_are_refused():
     with pytest.raises(ValueError, match=r"track_running_stats=True.*=False"):
         arguments_of(nn.InstanceNorm2d(3, track_running_stats=True))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_messages_name_the_argument_that_was_given(name):
+    with pytest.raises(ValueError, match=rf"{name} must be of shape \(3,\).*, not \(2,\)"):
+        instance_norm_act(torch.randn(1, 3, 4, 4), **{name: torch.ones(2)})

@@ -11,11 +11,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastunit import config
 from fastunit.common import cli, text
 from fastunit.common.choices import DIRECTIONS, PRECISIONS, PROFILES
+from fastunit.common.errors import UserError
 
+if TYPE_CHECKING:
+    from fastunit.inference.plan import Job
+
+RANDOM = "random"
 FORMATS = ("png", "jpg", "webp", "tif", "bmp", "npy")
 
 
@@ -33,21 +39,30 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m fastunit.tran
 def _translate(args: argparse.Namespace) -> int:
     # Not at the top: --help needs neither PyTorch nor the extra.
     from fastunit.data.picture import Wanted
-    from fastunit.inference.files import FileTranslator
+    from fastunit.inference.files import FileTranslator, style_of
     from fastunit.inference.plan import plan
     from fastunit.training.loading import load
 
-    device = cli.pick_device(args.device)
-    jobs = plan(args.input, args.output, args.format and f".{args.format}")
+    device, count = cli.pick_device(args.device), _style_count(args)
+    jobs = plan(
+        args.input, args.output, args.format and f".{args.format}", styles=count,
+        reference=args.style if isinstance(args.style, Path) else None,
+    )  # fmt: skip
     given = config.load(args.config) if args.config else None
     limit = args.memory and int(args.memory * 2**30)
     translator = load(args.checkpoint, device, args.precision, config=given, memory=limit)
+    reading = {"max_pixels": args.max_pixels, "size": args.size}
+    styles = None
+    if args.style == RANDOM:
+        styles = translator.random_styles(count, args.seed or 0)
+    elif args.style:
+        styles = style_of(args.style, translator, args.direction, **reading)
     files = FileTranslator(
         translator,
         args.direction,
+        **reading,
         batch_size=args.batch_size,
-        max_pixels=args.max_pixels,
-        size=args.size,
+        styles=styles,
         tile=args.tile,
         wanted=Wanted(args.profile, args.keep_alpha, args.keep_exif),
         bits=args.bits,
@@ -60,10 +75,33 @@ def _translate(args: argparse.Namespace) -> int:
     seconds, done = time.perf_counter() - start, len(jobs) - len(files.failed)
     cli.say(
         f"translated {done} of {len(jobs)} images {args.direction} in {seconds:.1f} s "
-        f"({done / seconds:.1f} images/s) to {jobs[0].target if len(jobs) == 1 else args.output}"
+        f"({done / seconds:.1f} images/s) to {_place(jobs, args.output)}"
     )
     _print_ranges(translator.config, args.direction, args.bits)
     return 1 if files.failed else 0
+
+
+def _place(jobs: Sequence[Job], output: Path) -> str:
+    """Return where the translations are."""
+    if len(jobs) > 1:
+        return str(output)
+    return " to ".join(map(str, dict.fromkeys((jobs[0].targets[0], jobs[0].targets[-1]))))
+
+
+def _style_count(args: argparse.Namespace) -> int:
+    """Return the number of styles of each image.
+
+    Raises:
+        UserError: --num-styles or --seed is given without --style random.
+    """
+    for option, value in (("--num-styles", args.num_styles), ("--seed", args.seed)):
+        if value is not None and args.style != RANDOM:
+            raise UserError(f"{option} {value} is for --style random; add that, or leave it out")
+    return args.num_styles or 1
+
+
+def _style(text: str) -> str | Path:
+    return text if text == RANDOM else Path(text)
 
 
 def _print_ranges(settings: config.Config, direction: str, bits: int) -> None:
@@ -181,6 +219,26 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         default="auto",
         help="compute dtype of convolutions and matmuls; auto (the default): bf16 where the GPU "
         "supports it, else fp32",
+    )
+    parser.add_argument(
+        "--style",
+        type=_style,
+        metavar="random|FILE",
+        help="for MUNIT: draw styles, or take that of an image of the target domain (default: the "
+        "mean of all styles)",
+    )
+    parser.add_argument(
+        "--num-styles",
+        type=cli.positive,
+        metavar="N",
+        help="with --style random: translations of each image, named NAME-1, NAME-2, ... "
+        "(default: 1)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=cli.count,
+        metavar="N",
+        help="with --style random: of the styles (default: 0)",
     )
     parser.add_argument(
         "--config",

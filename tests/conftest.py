@@ -20,7 +20,7 @@ from PIL import Image
 from torch._inductor import config as inductor
 
 from fastunit import config
-from fastunit.models.unit import UNIT
+from fastunit.models.unit import networks
 from fastunit.training import checkpoint
 from fastunit.training.step import TrainStep
 from tests.support.checkout import ROOT
@@ -131,7 +131,7 @@ def make_step(tiny: dict[str, Any]) -> Callable[..., TrainStep]:
     def made(dtype: torch.dtype = torch.float32, **changes: object) -> TrainStep:
         torch.manual_seed(11)
         settings = config.from_dict(tiny | changes)
-        return TrainStep(UNIT(settings).to(dtype), settings)
+        return TrainStep(networks(settings).to(dtype), settings)
 
     return made
 
@@ -191,7 +191,7 @@ def save_networks() -> Callable[..., Path]:
         crop = {"crop_image_height": 32, "crop_image_width": 32}
         settings = config.from_dict(small | crop | keys)
         torch.manual_seed(7)  # a session's fixture is made before `_seeds`
-        unit = UNIT(settings)
+        unit = networks(settings)
         state = {"iteration": 1, "config": config.to_dict(settings), "unit": unit.state_dict()}
         return checkpoint.save(run, {**state, "ema": None}, unit)
 

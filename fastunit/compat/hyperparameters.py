@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from fastunit.common.errors import ConfigError
-from fastunit.config import Config, from_dict
+from fastunit.config import Config, MunitConfig, from_dict
 from fastunit.config.fields import build
 
 # The release's attribute for each loss of `objective.LOSSES`. The release names cycle losses by the
@@ -31,12 +31,23 @@ ATTRIBUTES = {
     "perceptual_b": "loss_gen_vgg_b",
     "generator_total": "loss_gen_total",
 }
-DISCRIMINATOR_LOSSES = [name for name in ATTRIBUTES if name.startswith("discriminator_")]
-GENERATOR_LOSSES = [name for name in ATTRIBUTES if name not in DISCRIMINATOR_LOSSES]
+MUNIT_ATTRIBUTES = {
+    name: attribute
+    for name, attribute in ATTRIBUTES.items()
+    if not name.startswith(("kl", "cycle"))
+} | {
+    "style_a": "loss_gen_recon_s_a",
+    "style_b": "loss_gen_recon_s_b",
+    "content_a": "loss_gen_recon_c_a",
+    "content_b": "loss_gen_recon_c_b",
+    "cycle_a": "loss_gen_cycrecon_x_a",
+    "cycle_b": "loss_gen_cycrecon_x_b",
+}
 NETWORKS = ("gen_a", "gen_b", "dis_a", "dis_b")
 SCHEDULE = ("lr_policy", "step_size", "gamma")
 WEIGHTS = ("gan_w", "recon_x_w", "recon_kl_w", "recon_x_cyc_w", "recon_kl_cyc_w", "identity_w")
 WEIGHTS += ("vgg_w",)
+MUNIT_WEIGHTS = ("gan_w", "recon_x_w", "recon_s_w", "recon_c_w", "recon_x_cyc_w", "vgg_w")
 
 
 def changed(settings: Config, hyperparameters: Mapping[str, Any] | None, keys: tuple) -> Config:
@@ -46,28 +57,30 @@ def changed(settings: Config, hyperparameters: Mapping[str, Any] | None, keys: t
     own = (type(v) in (int, float) and v == getattr(settings, k) for k, v in given.items())
     if all(own):  # as usual, in every update
         return settings
-    checked = build(Config, given, "")
+    checked = build(type(settings), given, "")
     return replace(settings, **{key: getattr(checked, key) for key in given})
 
 
-def configuration(hyperparameters: Mapping[str, Any]) -> Config:
-    """Return the configuration of a release's mapping.
+def configuration(hyperparameters: Mapping[str, Any], network: str) -> Config:
+    """Return the configuration of a release's mapping, for networks "release" or "munit".
 
     Raises:
         ConfigError: it is one of the 2017 release; or as `config.from_dict`.
-        ValueError: `network` is not the release's.
+        ValueError: the mapping selects other networks.
     """
     if "hyperparameters" in hyperparameters.get("train", {}):
         raise ConfigError(
             "this is a configuration of the 2017 release (train.hyperparameters, train.datasets_a),"
             " not of 2018; `python -m fastunit.train --config paper` trains the paper's networks"
         )
-    known = {spec.name for spec in fields(Config)}
+    known = {spec.name for spec in fields(MunitConfig if network == "munit" else Config)}
     foreign = [key for key in hyperparameters if key not in known]
     if foreign:
         warnings.warn(f"unused hyperparameters: {', '.join(foreign)}", stacklevel=3)
     given = {key: value for key, value in hyperparameters.items() if key in known}
-    config = from_dict({"precision": "inherit", "compile": "off"} | given)
-    if config.network != "release":
-        raise ValueError(f"network={config.network}: UNIT_Trainer has the 2018 release's networks")
+    defaults = {"precision": "inherit", "compile": "off", "network": network}
+    config = from_dict(defaults | given)
+    if config.network != network:
+        own = "MUNIT_Trainer has MUNIT's" if network == "munit" else "UNIT_Trainer has UNIT's"
+        raise ValueError(f"network={config.network}: {own} networks (network={network})")
     return config

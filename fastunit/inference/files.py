@@ -8,11 +8,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from fastunit.common.choices import Direction
@@ -31,6 +33,8 @@ AHEAD = 2**28  # bytes of images that are read ahead, or wait to be written
 class FileTranslator:
     """Translates image files in one direction, in batches of consecutive images of equal size.
 
+    With styles, each image is translated with each of them, into its job's files in turn.
+
     Attributes:
         failed: the sources that could not be read or written, with the reasons.
     """
@@ -46,6 +50,7 @@ class FileTranslator:
         tile: Tile = "auto",
         wanted: Wanted | None = None,
         bits: Bits = 8,
+        styles: Tensor | None = None,
     ) -> None:
         """Prepare to translate.
 
@@ -60,6 +65,8 @@ class FileTranslator:
                 profiles; None: only converted to sRGB.
             bits: of the results' values: 8; 16, or 32 for floating numbers, in the range of the
                 target domain, or that of the type.
+            styles: style codes [K, style_dim] of the target domain, each for a translation of its
+                own; None: one translation, of the mean style where there are styles.
 
         Raises:
             DataError: 16 bits cannot hold the range of the target domain.
@@ -74,11 +81,9 @@ class FileTranslator:
         self._tile: Tile = tile
         self._wanted = wanted or Wanted()
         self._bytes = AHEAD  # of the image that was read last
-        self._reading = image_io.reading_of(translator.config, direction[0])
-        if max_pixels is not None:
-            limits = replace(self._reading.limits, pixels=max_pixels, key="--max-pixels")
-            self._reading = replace(self._reading, limits=limits)
-        self._writes: deque[tuple[Job, Future[None]]] = deque()
+        self._reading = _reading(translator, direction[0], max_pixels)
+        self._styles = [None] if styles is None else list(styles)
+        self._writes: deque[tuple[Job, Path, Future[None]]] = deque()
         self.failed: dict[Path, str] = {}
 
     def run(self, jobs: Sequence[Job]) -> None:
@@ -91,25 +96,22 @@ class FileTranslator:
         """
         videos = [job for job in jobs if job.is_video]
         jobs = [job for job in jobs if not job.is_video]
-        for job in jobs:
-            deep_files.check(job.target, self._bits, self._channels)
+        for target in (target for job in jobs for target in job.targets):
+            deep_files.check(target, self._bits, self._channels)
         if videos:
             self._check_videos()
         pool = ThreadPoolExecutor(THREADS)
         try:
             with tqdm(total=len(jobs) + len(videos), desc="translating", unit="image") as bar:
                 for batch in self._batches(self._read_ahead(jobs, pool, bar)):
-                    outputs = self._outputs([picture.pixels for _, picture in batch])
-                    for (job, picture), pixels in zip(batch, outputs, strict=True):
-                        if isinstance(pixels, DataError):
-                            self._fail(job, pixels, bar)
-                            continue
-                        result = replace(picture, pixels=pixels)
-                        self._writes.append((job, pool.submit(self._write, result, job.target)))
-                    self._finish_writes(bar, leave=self._ahead())
-                self._finish_writes(bar, leave=0)
+                    for number, style in enumerate(self._styles):
+                        self._translate(batch, number, style, pool)
+                    bar.update(len(batch))
+                self._finish_writes(leave=0)
                 for job in videos:
-                    self._video(job, bar)
+                    for target, style in zip(job.targets, self._styles, strict=True):
+                        self._video(job, target, style)
+                    bar.update()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             decoding.stop()  # else its threads wait for files, for `data.max_seconds` at most
@@ -117,14 +119,33 @@ class FileTranslator:
         finally:
             pool.shutdown()
 
-    def _outputs(self, images: list[np.ndarray]) -> list[np.ndarray | DataError]:
+    def _translate(
+        self,
+        batch: list[tuple[Job, Picture]],
+        number: int,
+        style: Tensor | None,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        """Translate a batch with a style, and write the results, of that number, in threads."""
+        outputs = self._outputs([picture.pixels for _, picture in batch], style)
+        for (job, picture), pixels in zip(batch, outputs, strict=True):
+            if isinstance(pixels, DataError):
+                self._fail(job, pixels)
+                continue
+            result, target = replace(picture, pixels=pixels), job.targets[number]
+            self._writes.append((job, target, pool.submit(self._write, result, target)))
+        self._finish_writes(leave=self._ahead())
+
+    def _outputs(
+        self, images: list[np.ndarray], style: Tensor | None
+    ) -> list[np.ndarray | DataError]:
         """Return the translations; where memory is too small, in halves down to single images."""
         try:
             with torch.inference_mode():
                 x = np.stack(images)
                 if self._bits != 8 and x.dtype == np.uint8:
                     x = x.astype(np.float32) / 127.5 - 1
-                y = self._translator.translate(x, self._direction, tile=self._tile)
+                y = self._translator.translate(x, self._direction, style=style, tile=self._tile)
                 return list(eight_bits(y) if self._bits == 8 else finite(y))
         except OSError as error:
             raise StorageError(
@@ -142,7 +163,7 @@ class FileTranslator:
                 DataError(f"{device} has too little memory for {width}x{height} pixels; {advice}")
             ]
         middle = len(images) // 2
-        return self._outputs(images[:middle]) + self._outputs(images[middle:])
+        return self._outputs(images[:middle], style) + self._outputs(images[middle:], style)
 
     def _check_videos(self) -> None:
         video.require()
@@ -152,18 +173,17 @@ class FileTranslator:
                 "the frames as image files, as docs/translate.md shows"
             )
 
-    def _video(self, job: Job, bar: tqdm) -> None:
+    def _video(self, job: Job, target: Path, style: Tensor | None) -> None:
         limits, batch = self._reading.limits, self._batch_size
+        frames = partial(self._frames, style=style)
         try:
-            video.translate(job.source, job.target, self._frames, batch=batch, limits=limits)
+            video.translate(job.source, target, frames, batch=batch, limits=limits)
         except DataError as error:
-            self._fail(job, error, bar)
+            self._fail(job, error)
         except OSError as error:
-            raise StorageError(f"cannot write {job.target}: {error.strerror}") from error
-        else:
-            bar.update()
+            raise StorageError(f"cannot write {target}: {error.strerror}") from error
 
-    def _frames(self, frames: list[np.ndarray]) -> list[np.ndarray]:
+    def _frames(self, frames: list[np.ndarray], style: Tensor | None) -> list[np.ndarray]:
         """Translate frames, uint8 [H, W, 3], to the same kind."""
         pictures = [Picture(image_io.of_channels(x, self._reading.channels)) for x in frames]
         if self._size is not None:
@@ -172,7 +192,7 @@ class FileTranslator:
         most = min(self._batch_size, self._at_once(*images[0].shape[:2]))
         results: list[np.ndarray] = []
         for start in range(0, len(images), most):
-            for y in self._outputs(images[start : start + most]):
+            for y in self._outputs(images[start : start + most], style):
                 if isinstance(y, DataError):
                     raise y
                 results.append(image_io.of_channels(y, 3))
@@ -193,7 +213,8 @@ class FileTranslator:
             try:
                 picture = read.result()
             except DataError as error:
-                self._fail(job, error, bar)
+                self._fail(job, error)
+                bar.update()
                 continue
             self._bytes = picture.pixels.nbytes
             yield job, picture
@@ -203,8 +224,7 @@ class FileTranslator:
         return max(1, min(2 * self._batch_size, AHEAD // self._bytes))
 
     def _read(self, file: Path) -> Picture:
-        found = decoding.picture(file, self._reading, self._wanted)
-        return found if self._size is None else _resized(found, self._size, self._reading.limits)
+        return _picture(file, self._reading, self._wanted, self._size)
 
     def _write(self, picture: Picture, file: Path) -> None:
         values, suffix = picture.pixels, file.suffix.lower()
@@ -238,22 +258,61 @@ class FileTranslator:
         fitting = self._translator.memory.images(self._direction, height, width)
         return self._batch_size if fitting is None else max(1, min(self._batch_size, fitting))
 
-    def _finish_writes(self, bar: tqdm, *, leave: int) -> None:
+    def _finish_writes(self, *, leave: int) -> None:
         """Wait until at most `leave` writes are pending."""
         while len(self._writes) > leave:
-            job, write = self._writes.popleft()
+            job, target, write = self._writes.popleft()
             try:
                 write.result()
             except DataError as error:
-                self._fail(job, error, bar)
+                self._fail(job, error)
             except OSError as error:  # disk full or no permission: the next would fail too
-                raise StorageError(f"cannot write {job.target}: {error.strerror}") from error
-            else:
-                bar.update()
+                raise StorageError(f"cannot write {target}: {error.strerror}") from error
 
-    def _fail(self, job: Job, error: DataError, bar: tqdm) -> None:
+    def _fail(self, job: Job, error: DataError) -> None:
         self.failed[job.source] = str(error)
-        bar.update()
+
+
+def style_of(
+    file: Path,
+    translator: Translator,
+    direction: Direction,
+    *,
+    max_pixels: int | None = None,
+    size: int | None = None,
+) -> Tensor:
+    """Return the style code of an image of the target domain, [1, style_dim].
+
+    Args:
+        file: the image.
+        translator: the networks.
+        direction: "a2b" or "b2a".
+        max_pixels: as `FileTranslator`'s.
+        size: as `FileTranslator`'s.
+
+    Raises:
+        UserError: the networks have no styles.
+        DataError: the file cannot be used, or is too small.
+    """
+    domain = direction[-1]
+    try:
+        found = _picture(file, _reading(translator, domain, max_pixels), Wanted(), size)
+        return translator.style_of(found.pixels, domain)
+    except DataError as error:
+        raise DataError(f"--style {file}: {error}") from error
+
+
+def _reading(translator: Translator, domain: str, max_pixels: int | None) -> image_io.Reading:
+    reading = image_io.reading_of(translator.config, domain)
+    if max_pixels is None:
+        return reading
+    limits = replace(reading.limits, pixels=max_pixels, key="--max-pixels")
+    return replace(reading, limits=limits)
+
+
+def _picture(file: Path, reading: image_io.Reading, wanted: Wanted, size: int | None) -> Picture:
+    found = decoding.picture(file, reading, wanted)
+    return found if size is None else _resized(found, size, reading.limits)
 
 
 def _resized(picture: Picture, size: int, limits: image_io.Limits) -> Picture:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,10 @@ from fastunit.inference.video import VIDEOS
 
 @dataclass(frozen=True)
 class Job:
-    """One image or video to translate: the input file, and the file of the translation."""
+    """One image or video to translate: the input file, and a file for each style."""
 
     source: Path
-    target: Path
+    targets: tuple[Path, ...]
 
     @property
     def is_video(self) -> bool:
@@ -26,44 +26,53 @@ class Job:
         return _is_video(self.source)
 
 
-def plan(source: Path, output: Path, extension: str | None = None) -> list[Job]:
+def plan(
+    source: Path,
+    output: Path,
+    extension: str | None = None,
+    *,
+    styles: int = 1,
+    reference: Path | None = None,
+) -> list[Job]:
     """Return the images to translate and their output paths; no output overwrites an input.
 
     A folder's tree and names are kept under `output`. A file goes into `output` under its own
     name if `output` is a folder, else to the path `output`, in the format of its extension. With
-    `extension`, such as ".png", names of images in folders get that one in place of their own.
+    `extension`, such as ".png", names of images in folders get that one in place of their own. With
+    several `styles` each name gets the style's number: day.png becomes day-1.png, day-2.png.
+    `reference`, the image whose style is taken, is an input too.
 
     Raises:
         DataError: there is no input, the output's extension is not an image format's, or an
             output would replace an input, lie in the input folder or be that of two inputs.
     """
     if os.path.isdir(source):
-        jobs = _folder_jobs(source, output, extension)
+        jobs = _folder_jobs(source, output, extension, styles)
     elif os.path.isfile(source):
-        jobs = [_file_job(source, output, extension)]
+        jobs = [_file_job(source, output, extension, styles)]
     else:
         raise DataError(f"INPUT {source} is neither a file nor a folder")
-    _protect_inputs(jobs)
+    _protect_inputs(jobs, reference)
     return jobs
 
 
-def _folder_jobs(folder: Path, output: Path, extension: str | None) -> list[Job]:
+def _folder_jobs(folder: Path, output: Path, extension: str | None, styles: int) -> list[Job]:
     if os.path.lexists(output) and not os.path.isdir(output):
         raise DataError(f"OUTPUT {output} is a file, but INPUT {folder} is a folder")
     jobs = [
-        Job(file, output / _renamed(file.relative_to(folder), extension))
+        Job(file, _numbered(output / _renamed(file.relative_to(folder), extension), styles))
         for file in image_files(folder, (*EXTENSIONS, *VIDEOS))
     ]
     sources: dict[Path, Path] = {}
-    for job in jobs:
-        other = sources.setdefault(job.target, job.source)
+    for job, target in _every(jobs):
+        other = sources.setdefault(target, job.source)
         if other != job.source:
             raise DataError(
-                f"{other} and {job.source} would both become {job.target}; rename one, or leave "
+                f"{other} and {job.source} would both become {target}; rename one, or leave "
                 "out --format"
             )
     root = os.path.realpath(folder)
-    for target in {job.target.parent for job in jobs}:
+    for target in {target.parent for _, target in _every(jobs)}:
         if Path(os.path.realpath(target)).is_relative_to(root):
             raise DataError(
                 f"the translations in {target} would stand among the inputs in {folder}; "
@@ -72,7 +81,7 @@ def _folder_jobs(folder: Path, output: Path, extension: str | None) -> list[Job]
     return jobs
 
 
-def _file_job(file: Path, output: Path, extension: str | None) -> Job:
+def _file_job(file: Path, output: Path, extension: str | None, styles: int) -> Job:
     if not os.path.isdir(output):
         target = output
         if extension and not _is_video(file) and target.suffix.lower() != extension:
@@ -85,7 +94,7 @@ def _file_job(file: Path, output: Path, extension: str | None) -> Job:
             f"cannot tell {kind} format from the name of {target}: it must be an existing "
             f"folder or end in one of {' '.join(known)}"
         )
-    return Job(file, target)
+    return Job(file, _numbered(target, styles))
 
 
 def _renamed(path: Path, extension: str | None) -> Path:
@@ -96,14 +105,26 @@ def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
 
 
-def _protect_inputs(jobs: Sequence[Job]) -> None:
+def _numbered(path: Path, styles: int) -> tuple[Path, ...]:
+    if styles == 1:
+        return (path,)
+    return tuple(path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, styles + 1))
+
+
+def _every(jobs: Sequence[Job]) -> Iterator[tuple[Job, Path]]:
+    """Yield each output path with its job."""
+    return ((job, target) for job in jobs for target in job.targets)
+
+
+def _protect_inputs(jobs: Sequence[Job], reference: Path | None) -> None:
     """Raise DataError if an output is one of the inputs, under any name or through a link."""
-    inputs = {identity: job.source for job in jobs for identity in _identities(job.source)}
-    for job in jobs:
-        for identity in _identities(job.target):
+    files = [job.source for job in jobs] + ([] if reference is None else [reference])
+    inputs = {identity: file for file in files for identity in _identities(file)}
+    for _, target in _every(jobs):
+        for identity in _identities(target):
             if identity in inputs:
                 raise DataError(
-                    f"the output {job.target} is the input {inputs[identity]}, and inputs are "
+                    f"the output {target} is the input {inputs[identity]}, and inputs are "
                     "never overwritten; choose another OUTPUT"
                 )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from fastunit.inference.exported import ExportedNetworks
 from fastunit.inference.memory import Memory
 from fastunit.models.domain_pair import DomainPair, evaluating
 from fastunit.models.layers import moved
+from fastunit.models.styled_pair import StyledPair
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,7 +72,13 @@ class Translator:
         self.memory = Memory(self.networks, self.device, self.precision, memory)
 
     def translate(
-        self, x: ImageLike, direction: Direction, *, grad: bool = False, tile: Tile = "auto"
+        self,
+        x: ImageLike,
+        direction: Direction,
+        *,
+        style: Tensor | None = None,
+        grad: bool = False,
+        tile: Tile = "auto",
     ) -> ImageLike:
         """Translate one image, or a batch, to the other domain, without noise.
 
@@ -86,6 +95,9 @@ class Translator:
                 converts a file: rotated by its EXIF orientation, alpha dropped, converted to the
                 domain's channels; 16 bits and floating numbers by the domain's range if set.
             direction: "a2b" or "b2a".
+            style: for MUNIT (network=munit), style codes of the target domain, from
+                `random_styles` or `style_of`: one, [style_dim], for all images, or one for each,
+                [N, style_dim]. None: the mean of their prior, 0.
             grad: record the graph for backward. `x` must then be a floating tensor; gradients
                 reach it and the networks' parameters.
             tile: rows of an image that are worked on at a time, with the same result up to
@@ -98,74 +110,124 @@ class Translator:
             a Pillow image one of mode L or RGB. uint8 values are rounded to nearest.
 
         Raises:
-            UserError: an unknown direction.
-            DataError: x has an unsupported type, dtype or shape, or no pixels.
+            UserError: an unknown direction, or a style for networks that have none.
+            DataError: x has an unsupported type, dtype or shape, or no pixels; or the styles do
+                not fit.
             CheckpointError: the translation of an array, image or uint8 tensor is not finite.
             torch.OutOfMemoryError: the GPU's memory is too small for the batch.
         """
         source, target = (each.input_dim for each in self.networks.along(direction))
         if grad and not (isinstance(x, Tensor) and x.is_floating_point()):
             raise DataError(f"grad=True needs a tensor of a floating dtype, not {_kind(x)}")
-        if isinstance(x, Tensor):
-            return self._tensor(x, direction, source, grad, tile)
-        if isinstance(x, np.ndarray):
-            return self._array(x, direction, source, tile)
         if _is_image(x):
-            return self._image(x, direction, source, target, tile)
-        raise DataError(
-            f"cannot translate {_kind(x)}; give a tensor, a NumPy array or a Pillow image"
-        )
+            return self._image(x, direction, style, source, target, tile)
+        batch = _batch(x, source)
+        y = self._run(batch, direction, style, grad, tile)
+        if isinstance(x, Tensor):
+            y = y.to(x.device, x.dtype).contiguous(memory_format=_memory_format(batch))
+        else:
+            y = y.to(batch.dtype).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return cast(ImageLike, y if cast(Any, x).ndim == batch.dim() else y[0])
 
-    def _tensor(
-        self, x: Tensor, direction: Direction, channels: int, grad: bool, tile: Tile
-    ) -> Tensor:
-        if not (x.is_floating_point() or x.dtype == torch.uint8):
-            raise DataError(f"a tensor must be floating, in [-1, 1], or uint8, not {x.dtype}")
-        _check_shape(x, "CHW", channels)
-        batch = x if x.dim() == 4 else x[None]
-        y = self._run(batch, direction, grad, tile)
-        y = y.to(x.device, x.dtype).contiguous(memory_format=_memory_format(batch))
-        return y if x.dim() == 4 else y[0]
+    def random_styles(self, count: int, seed: int = 0) -> Tensor:
+        """Return style codes of either domain from their prior N(0, 1), [count, style_dim].
 
-    def _array(self, x: np.ndarray, direction: Direction, channels: int, tile: Tile) -> np.ndarray:
-        if x.dtype not in (np.uint8, np.float32):
-            raise DataError(f"an array must be uint8, or float32 in [-1, 1], not {x.dtype}")
-        _check_shape(x, "HWC", channels)
-        # A copy: PyTorch accepts no negative strides, and warns of read-only memory.
-        batch = torch.from_numpy(np.array(x if x.ndim == 4 else x[None], order="C"))
-        # NHWC permuted to NCHW is channels_last; nothing is copied.
-        y = self._run(batch.permute(0, 3, 1, 2), direction, False, tile)
-        found = y.to(batch.dtype).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        return found if x.ndim == 4 else found[0]
+        A seed's first codes are the same for any count and on any device.
 
-    def _image(self, x: Image, direction: Direction, source: int, target: int, tile: Tile) -> Image:
-        from fastunit.data import exact, image_io  # need Pillow, which tensors and arrays do not
+        Raises:
+            UserError: the networks have no styles.
+        """
+        return self._styled().random_styles(count, seed)
+
+    def style_of(self, x: Tensor | np.ndarray | Image, domain: str) -> Tensor:
+        """Return the style codes of images, [N, style_dim]; N is 1 for a single image.
+
+        Args:
+            x: images of the domain, as in `translate`, of at least 16 pixels a side.
+            domain: "a" or "b". Translations to that domain take the codes.
+
+        Raises:
+            UserError: the networks have no styles, or an unknown domain.
+            DataError: x has an unsupported type, dtype or shape, or is too small.
+        """
+        pair = self._styled()
+        if domain not in ("a", "b"):
+            raise UserError(f"domain={domain!r} must be one of a, b")
+        generator = pair.gen_a if domain == "a" else pair.gen_b
+        batch = _batch(self._pixels(x, domain) if _is_image(x) else x, generator.input_dim)
+        with torch.no_grad(), self._computing():
+            try:
+                return generator.style(self._scaled(batch)).flatten(1).to(self._dtype)
+            except ValueError as error:
+                raise DataError(str(error)) from error
+
+    def _styled(self) -> StyledPair:
+        if isinstance(self.networks, StyledPair):
+            return self.networks
+        raise UserError("these networks have no styles; styles are those of MUNIT (network=munit)")
+
+    def _image(
+        self,
+        x: Any,
+        direction: Direction,
+        style: Tensor | None,
+        source: int,
+        target: int,
+        tile: Tile,
+    ) -> Any:
+        from fastunit.data import image_io  # needs Pillow, which tensors and arrays do not
 
         if not {source, target} <= {1, 3}:
             raise DataError(
                 f"the networks translate {source} channels to {target}, but Pillow images are "
                 "gray (1) or RGB (3); give a tensor or an array"
             )
-        reading = image_io.reading_of(self.config, direction[0])
-        pixels = exact.from_image(x, reading)
-        return image_io.to_image(eight_bits(self._array(pixels, direction, source, tile)))
+        y = self.translate(self._pixels(x, direction[0]), direction, style=style, tile=tile)
+        return image_io.to_image(eight_bits(y))
 
-    def _run(self, x: Tensor, direction: Direction, grad: bool, tile: Tile) -> Tensor:
+    def _pixels(self, x: Any, domain: str) -> np.ndarray:
+        from fastunit.data import exact, image_io
+
+        return exact.from_image(x, image_io.reading_of(self.config, domain))
+
+    def _run(
+        self, x: Tensor, direction: Direction, style: Tensor | None, grad: bool, tile: Tile
+    ) -> Tensor:
         """Translate [N, C, H, W]; the result is uint8 for uint8, else of the compute dtype."""
+        options = {} if style is None else {"style": self._style(style, len(x))}
+        with torch.set_grad_enabled(grad), self._computing():
+            if not grad and len(x) and self._in_strips(direction, x.shape[2], x.shape[3], tile):
+                return torch.cat([self._by_strips(one, direction, tile) for one in x.split(1)])
+            return _leveled(self.networks.translate(self._scaled(x), direction, **options), x.dtype)
+
+    def _style(self, style: Tensor, count: int) -> Tensor:
+        """Return style codes as the generators take them, checked."""
+        size = self._styled().gen_a.style_dim
+        codes = style[None] if style.dim() == 1 else style
+        if codes.dim() != 2 or codes.shape[1] != size or len(codes) not in (1, count):
+            raise DataError(
+                f"a style of shape {tuple(style.shape)} does not fit; give [{size}] or "
+                f"[{count}, {size}]"
+            )
+        return codes.to(self.device, self._dtype)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Evaluate the networks on the device and in the precision inside the block."""
         with (
-            torch.set_grad_enabled(grad),
             evaluating(self.networks),
             devices.current(self.device),
             precisions.autocast(self.precision, self.device),
         ):
-            if not grad and len(x) and self._in_strips(direction, x.shape[2], x.shape[3], tile):
-                return torch.cat([self._by_strips(one, direction, tile) for one in x.split(1)])
-            return _leveled(self.networks.translate(self._scaled(x), direction), x.dtype)
+            yield
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.networks.parameters()).dtype
 
     def _scaled(self, x: Tensor) -> Tensor:
         """Return images of uint8 or in [-1, 1] as the networks take them."""
-        dtype = next(self.networks.parameters()).dtype
-        images = x.to(self.device).to(dtype).contiguous(memory_format=torch.channels_last)
+        images = x.to(self.device).to(self._dtype).contiguous(memory_format=torch.channels_last)
         return images / 127.5 - 1 if x.dtype == torch.uint8 else images
 
     def _in_strips(self, direction: Direction, height: int, width: int, tile: Tile) -> bool:
@@ -177,8 +239,8 @@ class Translator:
             raise UserError(f"tile={tile!r} must be auto, off or a number of rows")
         if self.memory.strips(direction) is None:
             raise UserError(
-                f"tile={tile}: exported networks, and those with batch norm, PReLU or replaced "
-                "modules, translate whole images only"
+                f"tile={tile}: exported networks, MUNIT's, and those with batch norm, PReLU or "
+                "replaced modules, translate whole images only"
             )
         return height > tile
 
@@ -235,6 +297,25 @@ def _leveled(y: Tensor, dtype: torch.dtype) -> Tensor:
     if not y.isfinite().all():
         raise CheckpointError(_NOT_FINITE)
     return ((y + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _batch(x: object, channels: int) -> Tensor:
+    """Return a tensor's or array's images as [N, C, H, W], unconverted."""
+    if isinstance(x, Tensor):
+        if not (x.is_floating_point() or x.dtype == torch.uint8):
+            raise DataError(f"a tensor must be floating, in [-1, 1], or uint8, not {x.dtype}")
+        _check_shape(x, "CHW", channels)
+        return x if x.dim() == 4 else x[None]
+    if not isinstance(x, np.ndarray):
+        raise DataError(
+            f"cannot translate {_kind(x)}; give a tensor, a NumPy array or a Pillow image"
+        )
+    if x.dtype not in (np.uint8, np.float32):
+        raise DataError(f"an array must be uint8, or float32 in [-1, 1], not {x.dtype}")
+    _check_shape(x, "HWC", channels)
+    # A copy: PyTorch accepts no negative strides, and warns of read-only memory.
+    batch = torch.from_numpy(np.array(x if x.ndim == 4 else x[None], order="C"))
+    return batch.permute(0, 3, 1, 2)  # channels_last; nothing is copied
 
 
 def _check_shape(x: Tensor | np.ndarray, layout: str, channels: int) -> None:

@@ -143,7 +143,7 @@ class Conv2dBlock(_Block):
             return y if residual is None else y + residual
         operation = self.operation()
         if self.norm_name == "adain":
-            gamma, beta = self.norm.rows(len(x))
+            gamma, beta = self.norm.rows()
             w, b = self.conv.weight, self.conv.bias
             return apply(operation.plan, x, w, b, gamma, beta, self._prelu, residual)
         if self.norm_name != "bn":

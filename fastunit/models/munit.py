@@ -166,16 +166,11 @@ class AdaINGen(Generator):
     @contextmanager
     def styled(self, hidden: Tensor, style: Tensor | None) -> Iterator[None]:
         """Set the decoder to styles inside the block; arguments and errors as `decode`'s."""
-        count = len(hidden)
-        if style is None:
+        if style is None:  # whatever the number of images, which an exported graph leaves open
             style = hidden.new_zeros(1, self.style_dim)
-        fits = style.numel() == len(style) * self.style_dim and len(style) in (1, count)
-        if style.dim() not in (2, 4) or not fits:
-            raise ValueError(
-                f"style codes of shape {tuple(style.shape)} do not fit; {count} images take "
-                f"[{count}, {self.style_dim}] or [1, {self.style_dim}]"
-            )
-        parameters, norms = self.mlp(style).expand(count, -1), self._norms()
+        else:
+            self._check_style(style, len(hidden))
+        parameters, norms = self.mlp(style), self._norms()
         sizes = [norm.num_features for norm in norms for _ in range(2)]
         parts = iter(parameters.split(sizes, 1))
         try:
@@ -190,6 +185,14 @@ class AdaINGen(Generator):
         """Return the reconstruction of images; raises as `encode`."""
         self.check(images)
         return self.decode(*self.encode(images))
+
+    def _check_style(self, style: Tensor, count: int) -> None:
+        fits = style.dim() in (2, 4) and style.numel() == len(style) * self.style_dim
+        if not fits or len(style) not in (1, count):
+            raise ValueError(
+                f"style codes of shape {tuple(style.shape)} do not fit; {count} images take "
+                f"[{count}, {self.style_dim}] or [1, {self.style_dim}]"
+            )
 
     def _norms(self) -> list[AdaptiveInstanceNorm2d]:
         return [each for each in self.dec.modules() if isinstance(each, AdaptiveInstanceNorm2d)]

@@ -57,7 +57,8 @@ class AdaptiveInstanceNorm2d(nn.Module):
         momentum: accepted as in the release, whose running statistics nothing reads.
 
     Attributes:
-        weight: scale [N * C] or [N, C], to be assigned before each call.
+        weight: scale [N * C] or [N, C], to be assigned before each call; [1, C] is that of all
+            samples.
         bias: shift, likewise.
     """
 
@@ -69,19 +70,19 @@ class AdaptiveInstanceNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features))  # keys of the release
         self.register_buffer("running_var", torch.ones(num_features))
 
-    def rows(self, samples: int) -> tuple[Tensor, Tensor]:
-        """Return scale and shift, each [samples, C].
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Return scale and shift, each [N, C] or [1, C].
 
         Raises:
             RuntimeError: they have not been assigned.
         """
         if self.weight is None or self.bias is None:
             raise RuntimeError("assign weight and bias, [N * C], before AdaIN is called")
-        rows = samples, self.num_features
+        rows = -1, self.num_features
         return self.weight.reshape(rows), self.bias.reshape(rows)
 
     def forward(self, x: Tensor) -> Tensor:
-        gamma, beta = self.rows(len(x))
+        gamma, beta = self.rows()
         return norm_act(x, norm="in", gamma=gamma, beta=beta, eps=self.eps)
 
 

@@ -45,14 +45,14 @@ class Strips:
         direction: "a2b" or "b2a".
 
     Raises:
-        ValueError: a layer is not one fused operation (batch norm, PReLU, modified or replaced
-            modules), or the last one has a norm.
+        ValueError: a layer is not one fused operation (batch norm, AdaIN, PReLU, modified or
+            replaced modules), or the last one has a norm.
     """
 
     def __init__(self, pair: DomainPair, direction: Direction) -> None:
         source, target = pair.along(direction)
         self._multiple, self._channels = source.multiple, source.input_dim
-        self._layers = [*_layers(source.enc), *_layers(target.dec)]
+        self._layers = [*_layers(source.encoder), *_layers(target.dec)]
         if self._layers[-1].operation.plan.norm != "none" or self._layers[-1].adds:
             raise ValueError("the last layer has a norm or adds a residual")
 

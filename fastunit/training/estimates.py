@@ -125,7 +125,8 @@ def _kept(config: Config) -> int:
 def _grids(config: Config) -> int:
     """Return the bytes of all sample grids: PNG's of noisy images, in samples/ and TensorBoard."""
     height, width = config.crop
-    pixels = 8 * config.display_size * height * width
+    rows = 12 if config.network == "munit" else 8
+    pixels = rows * config.display_size * height * width
     return 2 * 3 * pixels * (config.max_iter // config.image_save_iter + 2)
 
 

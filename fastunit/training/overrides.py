@@ -12,7 +12,7 @@ from functools import cache
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from fastunit.models import layers, perceptual, unit2018
+from fastunit.models import layers, munit, norms, perceptual, unit2018
 
 
 @cache
@@ -30,7 +30,7 @@ def remember(*modules: object) -> None:
             methods(value)
 
 
-remember(layers, unit2018, perceptual)
+remember(layers, norms, unit2018, munit, perceptual)
 
 
 class AsBuilt:

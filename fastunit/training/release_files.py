@@ -55,9 +55,13 @@ def _load_domains(networks: dict[str, nn.Module], state: Any, path: Path, expect
         if isinstance(state, dict) and any(str(key).startswith(PAPERS) for key in state):
             hint = ": it holds the paper's networks; use network=paper"
         raise CheckpointError(f"{path} does not hold the two domains 'a' and 'b'{hint}")
-    if (scales := _has_scales(state["a"])) != _has_scales(networks["a"].state_dict()):
+    own = networks["a"].state_dict()
+    if (scales := _has(state["a"], "cnns.")) != _has(own, "cnns."):
         kind = "dis" if scales else "gen"
         raise CheckpointError(f"{path} holds {kind} networks, but {expect} ones are needed")
+    if (styles := _has(state["a"], "enc_style.")) != _has(own, "enc_style."):
+        held, other = ("MUNIT", "munit") if styles else ("UNIT", "release")
+        raise CheckpointError(f"{path} holds {held}'s networks; use network={other}")
     for domain, network in networks.items():
         _check_fit(network, state[domain], f"{path} ({domain})")
     _check_shared(networks, state, path)
@@ -65,9 +69,9 @@ def _load_domains(networks: dict[str, nn.Module], state: Any, path: Path, expect
         network.load_state_dict(state[domain])
 
 
-def _has_scales(state: dict) -> bool:
-    """Return whether a state_dict is that of a discriminator of the 2018 release."""
-    return any(str(key).startswith("cnns.") for key in state)
+def _has(state: dict, prefix: str) -> bool:
+    """Return whether a state_dict has a network's part."""
+    return any(str(key).startswith(prefix) for key in state)
 
 
 def load_state(module: nn.Module, state: dict, source: str) -> None:

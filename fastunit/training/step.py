@@ -106,10 +106,6 @@ class TrainStep:
             return self._graphed(x_a, x_b)
         return self.updates(Batch(x_a, x_b, noise))
 
-    @property
-    def _objective(self) -> ModuleType:
-        return munit_objective if isinstance(self.config, MunitConfig) else objective
-
     def updates(self, batch: Batch) -> Losses:
         """Take a step as a call does, but for the schedules and the CUDA graph."""
         self.gen_opt.zero_grad()  # frees the memory of the last step's gradients
@@ -160,6 +156,10 @@ class TrainStep:
     def _check_whole(self, decoded: AnyDecoded | None) -> None:
         if decoded is not None and self.config.accumulate > 1:
             raise ValueError("decoded belongs to a whole batch; leave it out with accumulate > 1")
+
+    @property
+    def _objective(self) -> ModuleType:
+        return munit_objective if isinstance(self.config, MunitConfig) else objective
 
     def _discriminator_losses(self, decoded: AnyDecoded | None) -> Objective:
         return partial(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastunit.common.errors import CheckpointError, ConfigError
-from fastunit.compat import ATTRIBUTES, UNIT_Trainer, unit_trainer
+from fastunit.compat import ATTRIBUTES, UNIT_Trainer, release_trainer
 from fastunit.models.domain_pair import TrainablePair
 from fastunit.models.perceptual import Perceptual
 from tests.support.compare import assert_same
@@ -288,7 +288,7 @@ def test_wrong_hyperparameters_are_named(config, change, message):
 
 def test_the_perceptual_term_trains_and_moves_with_the_trainer(config, monkeypatch):
     UNIT_Trainer(config | {"vgg_model_path": "."})  # the release sets it, needed or not
-    monkeypatch.setattr(unit_trainer, "load_perceptual", lambda path: Perceptual())
+    monkeypatch.setattr(release_trainer, "load_perceptual", lambda path: Perceptual())
     trainer = UNIT_Trainer(config | {"vgg_w": 2.0, "vgg_model_path": "vgg16.pth"}).double()
     before = copy.deepcopy(trainer.vgg.state_dict())
     x_a, x_b = pictures(1, torch.float64)

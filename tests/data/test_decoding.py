@@ -226,4 +226,4 @@ def test_a_process_that_does_not_start_is_told(small, monkeypatch):
 )
 def test_nonsense_of_a_process_is_not_believed(answer):
     with pytest.raises(decoding._Lost, match="no valid answer"):
-        decoding._checked(answer)
+        decoding._checked(answer, 3)

@@ -10,7 +10,7 @@ import pytest
 
 import fastunit
 from fastunit import compat, config, kernels, paper
-from fastunit.training import objective, step
+from fastunit.training import munit_objective, objective, step
 
 NAMED = [
     *(getattr(fastunit, name) for name in fastunit.__all__),
@@ -18,7 +18,9 @@ NAMED = [
     *(getattr(paper, name) for name in paper.__all__),
     *(each for each in map(vars(config).get, config.__all__) if inspect.isfunction(each)),
     *(objective.decode_both, objective.discriminator_losses, objective.generator_losses),
-    *(compat.UNIT_Trainer, step.TrainStep, step.TrainStep.__call__),
+    *(munit_objective.decode_both, munit_objective.discriminator_losses),
+    *(munit_objective.generator_losses, compat.UNIT_Trainer, compat.MUNIT_Trainer),
+    *(step.TrainStep, step.TrainStep.__call__),
 ]
 # Fields of a dataclass say themselves what they are.
 PUBLIC = [each for each in dict.fromkeys(NAMED) if callable(each) and not is_dataclass(each)]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from fastunit.common.errors import ConfigError
+from fastunit import config
+from fastunit.common.errors import CheckpointError, ConfigError
 from fastunit.config import from_dict
+from fastunit.models.munit import AdaINGen
+from fastunit.models.styled_pair import StyledPair
 from fastunit.models.unit import networks
-from fastunit.training import memory
+from fastunit.training import checkpoint, memory
 from fastunit.training.munit_objective import (
     decode_both,
     discriminator_losses,
@@ -22,7 +28,7 @@ from fastunit.training.objective import WEIGHTS, Batch
 from fastunit.training.step import TrainStep
 from tests.support import munit as plain
 from tests.support.compare import assert_agree
-from tests.support.munit import munit
+from tests.support.munit import GEN, munit
 from tests.support.tensors import images, rand
 
 # Distinct primes, so that no two weights can be exchanged unseen.
@@ -86,10 +92,10 @@ def test_the_perceptual_term_compares_with_the_source(tiny):
             assert all(map(torch.equal, targets, (s.x_b, s.x_a)))
             return tuple(each.mean() for each in outputs)
 
-    config = replace(s.config, vgg_w=13.0)
+    settings = replace(s.config, vgg_w=13.0)
     with pytest.raises(ValueError, match=r"vgg_w=13\.0 needs the perceptual term"):
-        generator_losses(s.unit, s.batch, config)
-    losses = generator_losses(s.unit, s.batch, config, StandIn())
+        generator_losses(s.unit, s.batch, settings)
+    losses = generator_losses(s.unit, s.batch, settings, StandIn())
     decoded = decode_both(s.unit, s.batch)
     torch.testing.assert_close(losses["perceptual_a"], decoded.x_ba.mean())
     torch.testing.assert_close(losses["perceptual_b"], decoded.x_ab.mean())
@@ -145,8 +151,8 @@ def test_styles_are_drawn_afresh_and_follow_the_seed(tiny):
 def trained(tiny, **changes):
     """Return losses, gradients and weights after two steps that begin alike."""
     torch.manual_seed(3)
-    config = from_dict(munit(tiny, **OWN, **changes))
-    step = TrainStep(networks(config).double(), config)
+    settings = from_dict(munit(tiny, **OWN, **changes))
+    step = TrainStep(networks(settings).double(), settings)
     torch.manual_seed(6)
     x_a, x_b = images(2, 3, 16, 16), images(2, 3, 16, 16)
     for _ in range(2):
@@ -180,8 +186,8 @@ def test_bf16_trains_close_to_float32(tiny):
     losses = {}
     for precision in ("fp32", "bf16"):
         torch.manual_seed(3)
-        config = from_dict(munit(tiny, precision=precision))
-        step = TrainStep(networks(config), config)
+        settings = from_dict(munit(tiny, precision=precision))
+        step = TrainStep(networks(settings), settings)
         torch.manual_seed(5)
         x_a, x_b = (images(2, 3, 16, 16).float() for _ in "ab")
         losses[precision] = step(x_a, x_b, {name: rand(2, 3).float() for name in "ab"})
@@ -192,13 +198,13 @@ def test_bf16_trains_close_to_float32(tiny):
 
 
 def test_memory_is_forecast_and_parameters_are_counted(tiny):
-    config = from_dict(munit(tiny))
-    found, unit = memory.forecast(config, torch.device("cpu")), networks(config)
+    settings = from_dict(munit(tiny))
+    found, unit = memory.forecast(settings, torch.device("cpu")), networks(settings)
     assert found.activations > 0
     assert found.weights == sum(
         t.numel() * t.element_size() for t in [*unit.parameters(), *unit.buffers()]
     )
-    counts = memory.parameter_counts(config)
+    counts = memory.parameter_counts(settings)
     assert sum(counts.values()) == sum(p.numel() for p in unit.parameters())
 
 
@@ -218,3 +224,47 @@ def test_memory_is_forecast_and_parameters_are_counted(tiny):
 def test_what_does_not_fit_munit_is_refused(changes, message, tiny):
     with pytest.raises(ConfigError, match=message):
         from_dict(munit(tiny) | changes)
+
+
+def test_a_run_trains_resumes_to_the_bit_and_keeps_the_releases_files(tiny, command, config_file):
+    every = yaml.safe_load(config_file.read_text())
+    keys = munit(every, ema_decay=0.5, max_iter=4)
+    config_file.write_text(yaml.safe_dump(keys))
+    assert command("--output", "whole")[0] == 0
+    assert command("--output", "cut", "--max-iter", 2)[0] == 0
+    assert command("--resume", "cut", "--max-iter", 4, defaults=False)[0] == 0
+    states = [checkpoint.load(checkpoint.path_of(Path(run), 4)) for run in ("whole", "cut")]
+    for part in ("unit", "ema"):
+        mine, other = (state[part] for state in states)
+        assert mine.keys() == other.keys() and all(torch.equal(mine[k], other[k]) for k in mine)
+    key = "gen_a.mlp.model.0.fc.weight"
+    assert not torch.equal(states[0]["ema"][key], states[0]["unit"][key])
+    record = [json.loads(line) for line in Path("whole/metrics.jsonl").read_text().splitlines()][-1]
+    assert {"style_a", "content_b", "cycle_a"} <= record.keys()
+    assert not any(name.startswith(("kl", "cycle_kl")) for name in record)
+
+    gen = Path("whole/checkpoints/gen_00000004.pt")
+    saved = torch.load(gen, weights_only=True)
+    made = AdaINGen(3, GEN)
+    for name in "ab":
+        made.load_state_dict(saved[name])
+    pair, found = checkpoint.load_generators(gen)
+    assert isinstance(pair, StyledPair) and found.network == "munit"
+    assert torch.equal(pair.gen_b.state_dict()["mlp.model.0.fc.weight"], saved["b"][key[6:]])
+    with pytest.raises(CheckpointError, match=r"MUNIT's networks; use network=munit"):
+        checkpoint.load_generators(gen, from_dict(tiny))
+
+
+def test_the_shipped_configuration_trains(command, photos):
+    sizes = {"gen.dim": 4, "gen.n_res": 1, "gen.mlp_dim": 8, "dis.dim": 4, "dis.n_layer": 2}
+    sizes |= {"dis.num_scales": 1, "new_size": 20, "crop_image_height": 16, "crop_image_width": 16}
+    sets = [word for key, value in sizes.items() for word in ("--set", f"{key}={value}")]
+    words = ["--config", "munit", "--data", photos, "--output", "run", "--device", "cpu"]
+    assert command(*words, "--max-iter", 2, *sets, defaults=False)[0] == 0
+    used = config.load(Path("run/config.yaml"))
+    assert isinstance(used, config.MunitConfig) and used.gen.style_dim == 8
+    assert (used.recon_s_w, used.recon_c_w, used.recon_x_cyc_w) == (1, 1, 0)
+    pair, _ = checkpoint.load_generators(Path("run"))
+    state = pair.state_dict()
+    assert state["gen_a.mlp.model.0.fc.weight"].shape == (8, 8)
+    assert len(list(Path("run/samples").iterdir())) > 1

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastunit import MsImageDis, VAEGen
-from fastunit.compat import ATTRIBUTES, UNIT_Trainer, unit_trainer
+from fastunit.compat import ATTRIBUTES, UNIT_Trainer, release_trainer
 from fastunit.models.perceptual import Perceptual
 from tests.support.trainer import CONFIG, assert_alike, batch, make, noise, updated
 
@@ -150,7 +150,7 @@ def test_what_cannot_be_honoured_is_refused_by_name():
 def vgg(monkeypatch):
     torch.manual_seed(3)
     network = Perceptual().double()
-    monkeypatch.setattr(unit_trainer, "load_perceptual", lambda path: copy.deepcopy(network))
+    monkeypatch.setattr(release_trainer, "load_perceptual", lambda path: copy.deepcopy(network))
     return network
 
 

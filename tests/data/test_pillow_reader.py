@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,9 @@ def levels(images: torch.Tensor) -> torch.Tensor:
 def both(files: list[Path], batches: int, **options) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the first samples of the stream by DALI and by Pillow, in grey levels."""
     pytest.importorskip("nvidia.dali", reason="the stream that Pillow's must equal")
-    defaults = dict(channels=3, batch_size=4, seed=5, stream=1, new_size=None, crop=(16, 16))
+    defaults: dict[str, Any] = dict(
+        channels=3, batch_size=4, seed=5, stream=1, new_size=None, crop=(16, 16)
+    )
     found = []
     for loader in ("dali", "pillow"):
         stream = DomainLoader(files, device=CPU, loader=loader, **(defaults | options))
@@ -85,7 +88,7 @@ def test_orientation_is_applied_before_the_crop(tmp_path):
 def test_ranges_of_16_bit_values_are_dalis(tmp_path, channels):
     values = np.random.default_rng(1).integers(900, 2100, (30, 40), np.uint16)
     Image.fromarray(values).save(tmp_path / "x.png")
-    options = dict(channels=channels, value_range=(1000, 2000))
+    options: dict[str, Any] = dict(channels=channels, value_range=(1000, 2000))
     ours, theirs = both([tmp_path / "x.png"], 4, **options)
     assert (ours - theirs).abs().max() < 0.01
     assert ours.min() == 0 and ours.max() == 255
@@ -97,7 +100,7 @@ def test_test_images_are_dalis_up_to_one_level(tmp_path):
     for i, file in enumerate(files):
         noise(31 + i, 40 - i, seed=i).save(file)
     for crop in (None, (15, 18)):
-        options = dict(channels=3, batch_size=2, crop=crop, new_size=19, device=CPU)
+        options: dict[str, Any] = dict(channels=3, batch_size=2, crop=crop, new_size=19, device=CPU)
         by_dali = list(iter_images(files, loader="dali", **options))
         by_pillow = list(iter_images(files, loader="pillow", **options))
         assert [x.shape for x in by_dali] == [x.shape for x in by_pillow]
@@ -111,7 +114,9 @@ def test_the_reader_may_change_in_the_middle_of_a_stream(tmp_path):
     files = [tmp_path / f"{i}.png" for i in range(5)]
     for i, file in enumerate(files):
         noise(40 + i, 30, seed=i).save(file)
-    options = dict(channels=3, batch_size=4, crop=(16, 16), new_size=24, seed=9, stream=0)
+    options: dict[str, Any] = dict(
+        channels=3, batch_size=4, crop=(16, 16), new_size=24, seed=9, stream=0
+    )
     whole = DomainLoader(files, device=CPU, loader="dali", **options)
     for _ in range(7):
         next(whole)

@@ -79,6 +79,14 @@ def test_losses_are_the_papers():
         assert getattr(trainer, f"loss_gen_{name}") > 0
 
 
+def test_one_call_updates_as_two_calls_do():
+    one, wanted = make(), updated(make())
+    for _ in range(2):
+        one.update_learning_rate()
+        one.update(*batch(), CONFIG, noise=styles())
+    assert_agree(updated(one, 0), wanted)
+
+
 def test_replaced_methods_are_called_and_compute_the_same():
     class Own(MUNIT_Trainer):
         calls = 0

@@ -46,7 +46,8 @@ def server(args: argparse.Namespace) -> Server:
     """Load the networks and return the server, already bound to its port."""
     # Not at the top: --help needs neither PyTorch nor the extra.
     from fastunit.data.image_io import Limits
-    from fastunit.inference.demo import LOCAL, Server
+    from fastunit.inference.demo import LOCAL, STYLES, Server
+    from fastunit.models.styled_pair import StyledPair
     from fastunit.report.demo_page import demo_page
     from fastunit.training.loading import load
 
@@ -55,7 +56,8 @@ def server(args: argparse.Namespace) -> Server:
     examples = _examples(translator, args.images)
     ways = {"a2b": "a to b", "b2a": "b to a"}
     ways = {way: text for way, text in ways.items() if way in _directions(translator)}
-    page = demo_page(f"fastunit: {args.checkpoint}", ways, [way for way, _ in examples])
+    styles = STYLES if isinstance(translator.networks, StyledPair) else 0
+    page = demo_page(f"fastunit: {args.checkpoint}", ways, [way for way, _ in examples], styles)
     limits = Limits(args.max_pixels, args.max_mb * 2**20, key="--max-pixels")
     if args.host not in LOCAL:
         cli.say(f"warning: anyone who reaches {args.host} can use this page", sys.stderr)

@@ -24,7 +24,9 @@ from fastunit import demo
 from fastunit.common.errors import UserError
 from fastunit.inference.demo import Server
 from tests.support.doubles import raising
+from tests.support.munit import GEN
 
+MUNIT = {"network": "munit", "gen": GEN, "share": {}}
 LOUD = np.random.default_rng(0).integers(0, 256, (21, 30, 3), dtype=np.uint8)
 
 
@@ -32,6 +34,11 @@ def png(pixels: np.ndarray = LOUD) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def munit(tmp_path_factory, save_networks) -> Path:
+    return save_networks(tmp_path_factory.mktemp("munit"), **MUNIT)
 
 
 @pytest.fixture
@@ -64,8 +71,10 @@ def ask(server: Server, path: str, data: bytes | None = None, **headers: str) ->
         return error.code, error.read()
 
 
-def translated(server: Server, data: bytes, way: str = "a2b") -> tuple[int, dict[str, Any]]:
-    status, body = ask(server, f"/translate?direction={way}", data)
+def translated(
+    server: Server, data: bytes, way: str = "a2b", style: str = ""
+) -> tuple[int, dict[str, Any]]:
+    status, body = ask(server, f"/translate?direction={way}{style}", data)
     return status, json.loads(body)
 
 
@@ -84,6 +93,30 @@ def test_an_image_is_translated_there_and_back_as_by_the_library(serve, model, w
     np.testing.assert_array_equal(pixels(found["translation"]), there)
     back = translator.translate(there, "b2a" if way == "a2b" else "a2b")
     np.testing.assert_array_equal(pixels(found["cycle"]), back)
+
+
+def test_the_slider_goes_from_the_mean_style_over_drawn_ones(serve, munit):
+    server, translator = serve(checkpoint=munit), fastunit.load(munit, "cpu")
+    assert b'id="style" min="0" max="8"' in ask(server, "/")[1]
+    codes = translator.random_styles(8)
+    wanted = {"": None, "&style=1": codes[0], "&style=8": codes[7]}
+    wanted["&style=2.25"] = codes[1] * 0.75 + codes[2] * 0.25
+    for place, style in wanted.items():
+        _, found = translated(server, png(), style=place)
+        there = translator.translate(LOUD, "a2b", style=style)
+        assert np.abs(pixels(found["translation"]).astype(int) - there).max() <= 1
+        own = translator.style_of(LOUD, "a")
+        back = translator.translate(pixels(found["translation"]), "b2a", style=own)
+        assert np.abs(pixels(found["cycle"]).astype(int) - back).max() <= 1
+    for nonsense in ("9", "-1", "x", "nan"):
+        assert translated(server, png(), style=f"&style={nonsense}")[0] == 404
+
+
+def test_networks_without_styles_have_no_slider(serve):
+    server = serve()
+    assert b'id="style"' not in ask(server, "/")[1]
+    found = [translated(server, png(), style=style)[1] for style in ("", "&style=3")]
+    assert found[0]["translation"] == found[1]["translation"]
 
 
 def test_the_page_offers_the_examples_of_a_folder(serve, photos):

@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastunit.common.choices import DIRECTIONS, Direction
 from fastunit.common.errors import DataError, StorageError, UserError
@@ -25,8 +26,10 @@ from fastunit.data import decoding, image_io
 from fastunit.data.image_io import Limits
 from fastunit.data.picture import Wanted
 from fastunit.inference.translator import Translator, eight_bits, of_memory
+from fastunit.models.styled_pair import StyledPair
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
+STYLES = 8  # that are drawn, beside the mean style
 _logger = logging.getLogger(__name__)
 
 
@@ -35,8 +38,10 @@ class Server(ThreadingHTTPServer):
 
     ``POST /translate?direction=a2b`` takes an image file as its body, and answers with JSON: the
     input, the translation and the cycle (None where there is no way back) as data URLs of PNG, or
-    "error", a sentence. One image is translated at a time. On a loopback address, requests under
-    another host name are refused, so that no other site can use the server through a browser.
+    "error", a sentence. Networks with styles take ``&style=S``, from 0, the mean style, over drawn
+    styles 1, 2, ... to `STYLES`; between two of them their codes are interpolated. One image is
+    translated at a time. On a loopback address, requests under another host name are refused, so
+    that no other site can use the server through a browser.
 
     Args:
         translator: the networks.
@@ -71,17 +76,24 @@ class Server(ThreadingHTTPServer):
         self.page, self.examples, self.limits = page, examples, limits
         self.local = address[0] in LOCAL
 
-    def translated(self, data: bytes, direction: Direction) -> dict[str, Any]:
-        """Translate an image file's bytes; raises DataError with the reason if it cannot be."""
+    def translated(self, data: bytes, direction: Direction, place: float) -> dict[str, Any]:
+        """Translate an image file's bytes in the style of a place from 0 to `STYLES`.
+
+        Raises:
+            DataError: with the reason, if it cannot be translated.
+        """
         reading = image_io.reading_of(self._translator.config, direction[0])
         with self._lock, torch.inference_mode():
             pixels = _decoded(data, replace(reading, limits=self.limits))
             start = time.perf_counter()
-            y = self._translator.translate(pixels, direction)
+            y = self._translator.translate(pixels, direction, style=self._style(place))
             seconds = time.perf_counter() - start
             back: Direction = "b2a" if direction == "a2b" else "a2b"
             try:
-                cycle = self._translator.translate(y, back)
+                own = None
+                if self.styled:
+                    own = self._translator.style_of(pixels, direction[0])
+                cycle = self._translator.translate(y, back, style=own)
             except UserError:  # an exported file holds one direction
                 cycle = None
         height, width = pixels.shape[:2]
@@ -91,6 +103,19 @@ class Server(ThreadingHTTPServer):
             "cycle": None if cycle is None else _data_url(cycle),
             "text": f"{width}x{height} pixels, {seconds:.2f} s on {self._translator.device}",
         }
+
+    @property
+    def styled(self) -> bool:
+        """Whether the networks have styles."""
+        return isinstance(self._translator.networks, StyledPair)
+
+    def _style(self, place: float) -> Tensor | None:
+        if not self.styled or place == 0:
+            return None
+        drawn = self._translator.random_styles(STYLES)
+        codes = torch.cat([torch.zeros_like(drawn[:1]), drawn])
+        before = min(int(place), STYLES - 1)
+        return torch.lerp(codes[before], codes[before + 1], place - before)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -118,8 +143,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_ours():
             return
         url = urlsplit(self.path)
-        direction = parse_qs(url.query).get("direction", [""])[0]
-        if url.path != "/translate" or direction not in DIRECTIONS:
+        query = parse_qs(url.query)
+        direction, place = (query.get(k, [d])[0] for k, d in (("direction", ""), ("style", "0")))
+        if url.path != "/translate" or direction not in DIRECTIONS or not _is_place(place):
             self._refuse(404, "there is no such page")
             return
         length = self.headers.get("Content-Length", "")
@@ -131,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(413, f"the file is larger than the {most:.0f} MiB that are accepted")
             return
         try:
-            found = self.server.translated(self.rfile.read(int(length)), direction)
+            found = self.server.translated(self.rfile.read(int(length)), direction, float(place))
         except UserError as error:
             self._refuse(400, f"this file cannot be translated: {error}")
         except (MemoryError, RuntimeError) as error:
@@ -164,6 +190,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         _logger.debug(format, *args)
+
+
+def _is_place(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= STYLES
+    except ValueError:
+        return False
 
 
 def _decoded(data: bytes, reading: image_io.Reading) -> np.ndarray:

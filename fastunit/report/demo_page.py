@@ -10,7 +10,7 @@ _BODY = """
 <section><h2>Image</h2>
 <p id="drop">Drop an image here, or <label><u>choose a file</u><input
  type="file" id="file" accept="image/*" hidden></label>{examples}.</p>
-<p><label>Direction <select id="direction">{directions}</select></label></p>
+<p><label>Direction <select id="direction">{directions}</select></label>{style}</p>
 <p id="status" role="status"></p></section>
 <section id="result" hidden><h2>Translation</h2>
 <div class="over"><img id="before" alt="input"><img id="after" alt="translation"></div>
@@ -36,6 +36,11 @@ a {{ color: var(--accent); }} #status.bad {{ color: #d33; }}
 </style>
 """
 
+_STYLE = """
+<label>Style <input type="range" id="style" min="0" max="{most}" step="0.25" value="0"
+ autocomplete="off"></label>
+"""
+
 _SCRIPT = """
 const at = id => document.getElementById(id);
 let last = null, asked = 0;
@@ -45,7 +50,8 @@ async function translate(file) {
   at("status").className = ""; at("status").textContent = "translating ...";
   let found;
   try {
-    const url = `/translate?direction=${at("direction").value}`;
+    const style = at("style") ? `&style=${at("style").value}` : "";
+    const url = `/translate?direction=${at("direction").value}${style}`;
     found = await (await fetch(url, { method: "POST", body: file })).json();
   } catch (error) { found = { error: "the server does not answer; is it still running?" }; }
   if (mine != asked) return;
@@ -63,7 +69,8 @@ async function translate(file) {
 const example = async n => translate(await (await fetch(`/example/${n}`)).blob());
 at("slider").oninput = show;
 at("file").onchange = () => at("file").files[0] && translate(at("file").files[0]);
-at("direction").onchange = () => last && translate(last);
+for (const choice of ["direction", "style"])
+  if (at(choice)) at(choice).onchange = () => last && translate(last);
 for (const kind of ["dragover", "dragleave", "drop"])
   document.addEventListener(kind, event => {
     event.preventDefault(); at("drop").classList.toggle("on", kind == "dragover");
@@ -75,13 +82,14 @@ document.querySelector("[data-example]")?.click();
 """
 
 
-def demo_page(title: str, directions: dict[str, str], examples: list[str]) -> str:
+def demo_page(title: str, directions: dict[str, str], examples: list[str], styles: int) -> str:
     """Return the page.
 
     Args:
         title: the heading.
         directions: what each direction is called.
         examples: the direction of each example that the server has; the first is shown at once.
+        styles: the last place on the slider of styles; 0: no slider.
     """
     links = ", ".join(
         f'<a data-example="{number}" data-way="{way}">{number + 1}</a>'
@@ -91,4 +99,6 @@ def demo_page(title: str, directions: dict[str, str], examples: list[str]) -> st
         f'<option value="{way}">{html.escape(text)}</option>' for way, text in directions.items()
     )
     offered = f"; or try example {links}" if links else ""
-    return document.document(title, [_BODY.format(examples=offered, directions=options)], _SCRIPT)
+    style = _STYLE.format(most=styles) if styles else ""
+    body = _BODY.format(examples=offered, directions=options, style=style)
+    return document.document(title, [body], _SCRIPT)

@@ -39,7 +39,7 @@ class Names(NamedTuple):
 
 
 def tables(scores: Scores, names: Names | None) -> list[tuple[str, list[list[str]]]]:
-    """Return titled tables for each direction: distances of sets, cycle error, pairs."""
+    """Return titled tables: distances of sets and pairs by direction, cycle errors, diversity."""
     found = []
     for way, label in summary.WAYS.items():
         rows = _set_rows(scores[way], names)
@@ -50,7 +50,10 @@ def tables(scores: Scores, names: Names | None) -> list[tuple[str, list[list[str
             found.append((f"{label}: {scores[way]['pairs']['count']} held-out pairs", rows))
     cycles = [["", "cycle error (L1)"]]
     cycles += [[label, text(scores[way]["cycle_l1"])] for way, label in summary.WAYS.items()]
-    return [*found, ("there and back", cycles)]
+    found.append(("there and back", cycles))
+    if "diversity" in scores["a2b"]:
+        found.append(("two random styles of an image: distance", _style_rows(scores)))
+    return found
 
 
 def sentences(scores: Scores, names: Names | None) -> list[str]:
@@ -136,6 +139,14 @@ def checkpoint_rows(found: Sequence[tuple[int, Scores]], names: Names | None) ->
             row += [text(each["pairs"]["paired"]["l1"])] if "pairs" in each else []
             row += [text(each["cycle_l1"])]
         rows.append(row)
+    return rows
+
+
+def _style_rows(scores: Scores) -> list[list[str]]:
+    names = list(scores["a2b"]["diversity"])
+    rows = [["", *({"l1": "L1"}.get(name, name) for name in names)]]
+    for way, label in summary.WAYS.items():
+        rows.append([label, *(text(scores[way]["diversity"][name]) for name in names)])
     return rows
 
 

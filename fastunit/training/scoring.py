@@ -20,9 +20,11 @@ from fastunit.evaluation import distances, features, similarity
 from fastunit.evaluation.distances import Measured
 from fastunit.evaluation.features import Extractor
 from fastunit.models.domain_pair import DomainPair, evaluating
+from fastunit.models.styled_pair import StyledPair
 from fastunit.training import evaluate, held_out
 
 MOST = 2_000  # images of a set whose features are compared
+STYLED, DRAWS = 100, 5  # images of which so many pairs of translations are compared
 _PER_IMAGE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": similarity.l1,
     "psnr": similarity.psnr,
@@ -74,9 +76,11 @@ class Scorer:
         For each direction: "kernel" and "frechet" (`distances`) between the target's test images
         and the "translation"s of the source's test images; the "floor", as many of the target's
         training images; and the "ceiling", the source's test images as they are. "cycle_l1" is
-        the error of images translated there and back. With true pairs, "pairs" has the mean
-        "l1", "psnr", "ssim" and, with EfficientNet-Lite0, "features", by kind of prediction, and
-        the figures of `evaluate.measure`. Values are `distances.Measured`.
+        the error of images translated there and back. Networks with styles have a "diversity": the
+        distances of translations of an image in two styles drawn at random, "l1" and with
+        EfficientNet-Lite0 "features", as the MUNIT paper measures it with LPIPS. With true pairs,
+        "pairs" has the mean "l1", "psnr", "ssim" and, with EfficientNet-Lite0, "features", by kind
+        of prediction, and the figures of `evaluate.measure`. Values are `distances.Measured`.
 
         Images are ranked by the error of their translation, or without pairs by that of the cycle.
         """
@@ -88,6 +92,8 @@ class Scorer:
             scores[way] = {"cycle_l1": distances.mean(cycles)}
             if found is not None:
                 scores[way] |= self._set_distances(way, found)
+            if isinstance(pair, StyledPair):
+                scores[way]["diversity"] = self._diversity(pair, way, spread(source, STYLED))
             rankings[way] = _ranking(cycles, source)
         if self._pairs:
             self._add_pairs(pair, scores, rankings)
@@ -138,6 +144,26 @@ class Scorer:
                     found.append(self._extractor(y))
                 bar.update(len(x))
         return torch.cat(found) if found else None, torch.cat(cycles)
+
+    @torch.no_grad()
+    def _diversity(self, pair: StyledPair, way: Direction, files: Sequence[Path]) -> Scores:
+        values: dict[str, list[Tensor]] = defaultdict(list)
+        first = 0
+        codes = pair.random_styles(2 * DRAWS * len(files), seed=0).unflatten(0, (len(files), 2, -1))
+        with progress.bar(total=len(files), desc=f"styles of {way}", unit="image") as bar:
+            for x in self._read(way[0], files):
+                for draw in range(DRAWS):
+                    styles = codes[first : first + len(x), :, draw].unbind(1)
+                    with evaluating(pair):
+                        one, other = (pair.translate(x, way, style) for style in styles)
+                    values["l1"].append(similarity.l1(one, other).cpu())
+                    if self._extractor is not None:
+                        apart = self._extractor.distance(one, other)
+                        if apart is not None:
+                            values["features"].append(apart.cpu())
+                first += len(x)
+                bar.update(len(x))
+        return {name: distances.mean(torch.cat(parts)) for name, parts in values.items()}
 
     def _add_pairs(self, pair: DomainPair, scores: Scores, rankings: dict[str, Ranking]) -> None:
         values: dict[tuple[str, str, str], list[Tensor]] = defaultdict(list)

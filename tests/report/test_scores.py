@@ -66,3 +66,13 @@ def test_a_measure_by_which_a_baseline_is_better_is_named():
     said = "\n".join(report.sentences({"a2b": way, "b2a": way}, None))
     wanted = "by feature distance the translation does NOT beat the unchanged input (0.6000 against"
     assert said.count(wanted) == 2 and "PSNR" not in said and "50% below" in said
+
+
+def test_diversity_has_a_table_of_its_own():
+    found = scores((0.1, 0.0), (1, 0))
+    assert "styles" not in str(report.tables(found, NAMES))
+    found["a2b"] |= {"diversity": {"l1": Measured(0.25), "features": Measured(0.5)}}
+    title, rows = report.tables(found, NAMES)[-1]
+    assert title == "two random styles of an image: distance"
+    assert rows[0] == ["", "L1", "features"]
+    assert rows[1:] == [[way, "0.2500", "0.5000"] for way in ("a to b", "b to a")]

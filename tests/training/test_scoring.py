@@ -13,7 +13,10 @@ from fastunit.common.errors import DataError
 from fastunit.data import discovery
 from fastunit.data.discovery import Domains
 from fastunit.evaluation import distances
+from fastunit.models.styled_pair import StyledPair
+from fastunit.models.unit import networks
 from fastunit.training import held_out, scoring
+from tests.support.munit import munit as styled
 
 CPU = torch.device("cpu")
 
@@ -40,6 +43,41 @@ class Darker(nn.Module):
 @pytest.fixture
 def settings(tiny) -> config.Config:
     return config.from_dict(tiny)
+
+
+@pytest.fixture
+def munit(tiny) -> StyledPair:
+    pair = networks(config.from_dict(styled(tiny)))
+    with torch.no_grad():  # new networks hardly depend on the style
+        for p in pair.parameters():
+            p.add_(torch.randn_like(p) / 10)
+    return pair.generator_pair()
+
+
+def test_translations_in_two_styles_are_compared(settings, domains, munit):
+    files = list(domains.test_a)
+    scores, _ = scoring.Scorer(settings, domains, Levels(), CPU).score(munit)
+    codes = munit.random_styles(10 * len(files), seed=0).view(len(files), 2, 5, -1)
+    one, other = (
+        torch.cat(
+            [
+                munit.eval().translate(images([file], settings), "a2b", codes[n, kind, draw][None])
+                for n, file in enumerate(files)
+                for draw in range(5)
+            ]
+        )
+        for kind in range(2)
+    )
+    found = scores["a2b"]["diversity"]
+    assert set(found) == {"l1", "features"} and found["l1"].value > 1e-3
+    assert found["l1"].value == pytest.approx((one - other).abs().mean().item(), rel=1e-4)
+    wanted = Levels().distance(one, other).mean().item()
+    assert found["features"].value == pytest.approx(wanted, rel=1e-4)
+
+
+def test_networks_without_styles_have_no_diversity(settings, domains):
+    scores, _ = scoring.Scorer(settings, domains, None, CPU).score(Darker())
+    assert "diversity" not in scores["a2b"]
 
 
 @pytest.fixture

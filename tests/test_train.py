@@ -111,7 +111,7 @@ def test_help_needs_no_package_and_no_pytorch(tmp_path, name):
 def test_the_built_in_configurations_are_named(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
-    assert "demo, emoji, maps, paper, photos" in " ".join(capsys.readouterr().out.split())
+    assert "demo, emoji, maps, munit, paper, photos" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_demo_s_networks_are_not_trained_on_photographs_by_default(command, tmp_path):
@@ -207,7 +207,7 @@ def test_a_dry_run_refuses_the_data_that_training_refuses(command, photos, spoil
 
 @pytest.mark.parametrize(
     ("setting", "reason"),
-    [("input_dim_b=2", "input_dim is 2"), ("new_size=null", "data.builtin=scenes are too small")],
+    [("input_dim_b=2", "input_dim_b is 2"), ("new_size=null", "data.builtin=scenes are too small")],
 )
 def test_a_dry_run_of_the_demo_refuses_too(setting, reason, capsys):
     sizes = ["--set", "crop_image_height=128", "--set", "crop_image_width=128"]

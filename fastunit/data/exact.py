@@ -128,7 +128,7 @@ def _regular(data: bytes, reading: Reading, deep: bool) -> bool:
         if not is_tiff(data):
             raise DataError(
                 f"{reading.channels} channels are read from TIFF and {ARRAY} files alone; save it "
-                "as one of them"
+                "as one of them, or train with an input_dim of 1 or 3"
             )
         return False
     return not (floating(data) and (deep or reading.value_range))

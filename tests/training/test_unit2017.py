@@ -275,7 +275,7 @@ def test_what_does_not_fit_the_paper_is_refused(tiny):
     ):
         with pytest.raises(ConfigError, match=message):
             from_dict(paper(tiny) | changes)
-    with pytest.raises(ValueError, match="network=paper: UNIT_Trainer has the 2018 release's"):
+    with pytest.raises(ValueError, match="network=paper: UNIT_Trainer has UNIT's networks"):
         UNIT_Trainer(to_dict(from_dict(paper(tiny))))
 
 

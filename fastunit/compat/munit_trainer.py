@@ -62,11 +62,10 @@ class MUNIT_Trainer(ReleaseTrainer):
             x_a: images of domain a, at most display_size; sides are multiples of the downsampling.
             x_b: images of domain b, likewise.
         """
-        self.eval()
-        c_a, c_b = self.gen_a.encode(x_a)[0], self.gen_b.encode(x_b)[0]
-        x_ba = self.gen_a.decode(c_b, self._shown(self.s_a, x_b))
-        x_ab = self.gen_b.decode(c_a, self._shown(self.s_b, x_a))
-        self.train()
+        with self._evaluating():
+            c_a, c_b = self.gen_a.encode(x_a)[0], self.gen_b.encode(x_b)[0]
+            x_ba = self.gen_a.decode(c_b, self._shown(self.s_a, x_b))
+            x_ab = self.gen_b.decode(c_a, self._shown(self.s_b, x_a))
         return x_ab, x_ba
 
     @torch.no_grad()
@@ -79,21 +78,22 @@ class MUNIT_Trainer(ReleaseTrainer):
             x_a: images of domain a, at most display_size; sides are multiples of the downsampling.
             x_b: images of domain b, likewise.
         """
-        self.eval()
-        drawn_a, drawn_b = (x.new_empty(len(x), self.style_dim, 1, 1).normal_() for x in (x_b, x_a))
-        c_a, own_a = self.gen_a.encode(x_a)
-        c_b, own_b = self.gen_b.encode(x_b)
-        outputs = (
-            x_a,
-            self.gen_a.decode(c_a, own_a),
-            self.gen_b.decode(c_a, self._shown(self.s_b, x_a)),
-            self.gen_b.decode(c_a, drawn_b),
-            x_b,
-            self.gen_b.decode(c_b, own_b),
-            self.gen_a.decode(c_b, self._shown(self.s_a, x_b)),
-            self.gen_a.decode(c_b, drawn_a),
-        )
-        self.train()
+        with self._evaluating():
+            drawn_a, drawn_b = (
+                x.new_empty(len(x), self.style_dim, 1, 1).normal_() for x in (x_b, x_a)
+            )
+            c_a, own_a = self.gen_a.encode(x_a)
+            c_b, own_b = self.gen_b.encode(x_b)
+            outputs = (
+                x_a,
+                self.gen_a.decode(c_a, own_a),
+                self.gen_b.decode(c_a, self._shown(self.s_b, x_a)),
+                self.gen_b.decode(c_a, drawn_b),
+                x_b,
+                self.gen_b.decode(c_b, own_b),
+                self.gen_a.decode(c_b, self._shown(self.s_a, x_b)),
+                self.gen_a.decode(c_b, drawn_a),
+            )
         return outputs
 
     def _shown(self, styles: Tensor, x: Tensor) -> Tensor:

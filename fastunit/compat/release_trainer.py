@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -140,8 +141,9 @@ class ReleaseTrainer(nn.Module):
         """Update both, as `dis_update` and then `gen_update` do, in less time.
 
         One forward pass of the generators, with the same noise, serves both updates, unless the
-        mapping has `share_fakes: false`; the release draws other noise for the second. The updates
-        are called one after the other where they are overridden, or anything else is replaced.
+        constructor's mapping has `share_fakes: false`; the release draws other noise for the
+        second. The updates are called one after the other where they are overridden, or anything
+        else is replaced.
 
         Args:
             x_a: as in `dis_update`.
@@ -241,6 +243,15 @@ class ReleaseTrainer(nn.Module):
                 scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
         print(f"Resume from iteration {iteration}")  # as the release does
         return iteration
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Evaluate inside the block; train after it, as the release does."""
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train()
 
     def _networks(self) -> dict[str, nn.Module]:
         return {name: getattr(self, name) for name in NETWORKS}

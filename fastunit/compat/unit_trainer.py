@@ -68,14 +68,13 @@ class UNIT_Trainer(ReleaseTrainer):
                 that are multiples of the downsampling.
             x_b: images of domain b, likewise.
         """
-        self.eval()
-        if self._built.changes(self._networks()):
-            h_a, h_b = self.gen_a.encode(x_a)[0], self.gen_b.encode(x_b)[0]
-            x_ba, x_ab = self.gen_a.decode(h_b), self.gen_b.decode(h_a)
-        else:  # images of any size
-            unit = self._unit()
-            x_ab, x_ba = unit.translate(x_a, "a2b"), unit.translate(x_b, "b2a")
-        self.train()
+        with self._evaluating():
+            if self._built.changes(self._networks()):
+                h_a, h_b = self.gen_a.encode(x_a)[0], self.gen_b.encode(x_b)[0]
+                x_ba, x_ab = self.gen_a.decode(h_b), self.gen_b.decode(h_a)
+            else:  # images of any size
+                unit = self._unit()
+                x_ab, x_ba = unit.translate(x_a, "a2b"), unit.translate(x_b, "b2a")
         return x_ab, x_ba
 
     @torch.no_grad()
@@ -86,17 +85,16 @@ class UNIT_Trainer(ReleaseTrainer):
             x_a: images of domain a; sides are multiples of the downsampling.
             x_b: images of domain b, likewise.
         """
-        self.eval()
-        h_a, h_b = self.gen_a.encode(x_a)[0], self.gen_b.encode(x_b)[0]
-        outputs = (
-            x_a,
-            self.gen_a.decode(h_a),
-            self.gen_b.decode(h_a),
-            x_b,
-            self.gen_b.decode(h_b),
-            self.gen_a.decode(h_b),
-        )
-        self.train()
+        with self._evaluating():
+            h_a, h_b = self.gen_a.encode(x_a)[0], self.gen_b.encode(x_b)[0]
+            outputs = (
+                x_a,
+                self.gen_a.decode(h_a),
+                self.gen_b.decode(h_a),
+                x_b,
+                self.gen_b.decode(h_b),
+                self.gen_a.decode(h_b),
+            )
         return outputs
 
     def __compute_kl(self, mu: Tensor) -> Tensor:

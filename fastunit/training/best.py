@@ -71,7 +71,8 @@ class Best:
         self._real = {
             name: features.of_all(self._extractor, self._read(name)) for name in self._files
         }
-        self.value, self.iteration = float("inf"), 0
+        self.value, self.iteration = float("inf"), 0  # of what is kept
+        self.lowest, self.since = self.value, self.iteration  # of what was measured
 
     def resume(self, run_dir: Path, iteration: int) -> None:
         """Go on with the best checkpoint of a run's folder, unless it is of a later iteration."""
@@ -87,6 +88,7 @@ class Best:
             return
         if state["iteration"] <= iteration:
             self.value, self.iteration = state["held_out"], state["iteration"]
+            self.lowest, self.since = self.value, self.iteration
 
     @torch.no_grad()
     def measure(self, pair: DomainPair) -> dict[str, float]:
@@ -105,6 +107,8 @@ class Best:
         Raises:
             StorageError: it cannot be written; the previous one stays.
         """
+        if value < self.lowest:
+            self.lowest, self.since = value, state["iteration"]
         if not value < self.value:
             return False
         checkpoint.write({**state, "held_out": value}, run_dir / checkpoint.FOLDER / NAME)

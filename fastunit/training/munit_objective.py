@@ -1,4 +1,4 @@
-"""MUNIT's objective (Huang, Liu, Belongie and Kautz 2018, section 4) as named losses.
+"""MUNIT's objective (Huang, Liu, Belongie and Kautz 2018, section 3.2) as named losses.
 
 The names are those of `objective.LOSSES`. Noise are the styles that translations get, from their
 prior N(0, I): keys "a" (of b translated to a, [N_b, style_dim]) and "b" ([N_a, style_dim]), where
@@ -57,7 +57,7 @@ def decode_both(unit: MUNIT, batch: Batch) -> Decoded:
     Raises:
         ValueError: a key of noise is missing, or styles do not fit the images.
     """
-    drawn = drawn_styles(unit, batch)
+    drawn = drawn_styles(batch, unit.gen_a.style_dim)
     contents = c_a, c_b = unit.encode(batch.x_a, batch.x_b)
     styles = s_a, s_b = unit.encode_styles(batch.x_a, batch.x_b)
     if c_a.shape[1:] != c_b.shape[1:]:
@@ -72,14 +72,13 @@ def decode_both(unit: MUNIT, batch: Batch) -> Decoded:
     return Decoded(contents, styles, drawn, x_aa, x_ba, x_ab, x_bb)
 
 
-def drawn_styles(unit: MUNIT, batch: Batch) -> Pair:
-    """Return the styles of both translations, [N, style_dim], given or drawn.
+def drawn_styles(batch: Batch, size: int) -> Pair:
+    """Return the styles of both translations, [N, size], given or drawn.
 
     Raises:
         ValueError: a key of noise is missing, or styles do not fit the images.
     """
     noise = checked(batch.noise, NOISE)
-    size = unit.gen_a.style_dim
 
     def styles(name: str, like: Tensor) -> Tensor:
         found, shape = noise[name], (len(like), size)
@@ -117,7 +116,7 @@ def discriminator_losses(
     if decoded is None:
         with torch.no_grad():
             c_a, c_b = unit.encode(batch.x_a, batch.x_b)
-            fakes = unit.decode(c_b, c_a, drawn_styles(unit, batch))
+            fakes = unit.decode(c_b, c_a, drawn_styles(batch, unit.gen_a.style_dim))
     else:
         fakes = decoded.x_ba.detach(), decoded.x_ab.detach()
     return losses_of_fakes(unit, batch, fakes, config, call)
@@ -131,7 +130,7 @@ def generator_losses(
     decoded: Decoded | None = None,
     call: Call = directly,
 ) -> Losses:
-    """Return the generators' losses (equations 2 to 5, and the terms that the release adds).
+    """Return the generators' losses (equations 1 to 4, and the terms that the release adds).
 
     Args:
         unit: the networks of both domains.
@@ -142,10 +141,11 @@ def generator_losses(
         call: calls a function of tensors; may compile it.
 
     Codes are differentiated on both sides of a loss. The cycle, with config.recon_x_cyc_w above 0,
-    goes back with the image's own style. A term of weight 0 is left out, with its passes.
+    goes back with the image's own style. Style, content, cycle
+    and perceptual terms of weight 0 are left out, with their passes.
 
     Returns:
-        The losses with a weight above 0, and generator_total, scalars in float32 or wider.
+        The losses that are not left out, and generator_total, scalars in float32 or wider.
             Gradients also reach the discriminators unless they are frozen.
 
     Raises:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastunit.config import MunitConfig
-from fastunit.training.munit_objective import NOISE
-from fastunit.training.objective import Batch, Losses, checked, weighted
+from fastunit.training.munit_objective import drawn_styles
+from fastunit.training.objective import Batch, Losses, weighted
 
 
 def discriminator_losses(trainer: Any, batch: Batch, config: MunitConfig) -> Losses:
@@ -66,13 +65,6 @@ def generator_losses(trainer: Any, batch: Batch, config: MunitConfig) -> Losses:
 
 
 def _styles(batch: Batch, config: MunitConfig) -> tuple[Tensor, Tensor]:
-    """Return the styles of both translations, [N, style_dim, 1, 1], given or drawn."""
-    noise, size = checked(batch.noise, NOISE), config.gen.style_dim
-
-    def styles(name: str, like: Tensor) -> Tensor:
-        found = noise[name]
-        if found is None:
-            return torch.randn(len(like), size, 1, 1, dtype=like.dtype, device=like.device)
-        return found.reshape(len(like), size, 1, 1)
-
-    return styles("a", batch.x_b), styles("b", batch.x_a)
+    """Return the styles of both translations as the release's decoders take them."""
+    s_a, s_b = drawn_styles(batch, config.gen.style_dim)
+    return s_a[..., None, None], s_b[..., None, None]

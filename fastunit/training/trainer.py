@@ -158,7 +158,7 @@ class Trainer(Loop[TrainState]):
                 self._best.keep(values["held_out"], state.state(), self.run_dir)
             except StorageError as error:
                 _logger.warning("%s; the run goes on", self._refused(error))
-            self._enough = self._out_of_patience(self._best.iteration)
+            self._enough = self._out_of_patience(self._best.since)
         if self._due(self.config.image_save_iter):
             self._shows.show(state.generator_pair, state.iteration, keep=metrics)
         elif self._due(self.config.image_display_iter):

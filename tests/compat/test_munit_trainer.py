@@ -138,6 +138,18 @@ def test_forward_and_sample_use_the_shown_styles():
         torch.testing.assert_close(mine, target)
     with pytest.raises(ValueError, match=r"4 images need as many styles, but .*display_size=3"):
         trainer.sample(x_a.repeat(2, 1, 1, 1), x_b)
+    assert trainer.training
+
+
+def test_styles_that_do_not_fit_are_refused_whatever_is_replaced():
+    own = type("Own", (MUNIT_Trainer,), {"recon_criterion": lambda s, x, y: (x - y).abs().mean()})
+    for cls in (MUNIT_Trainer, own):
+        trainer = cls(CONFIG).double()
+        x_a, x_b = torch.rand(2, 3, 16, 16).double(), torch.rand(2, 1, 16, 16).double()
+        wrong = {name: torch.rand(3, 2).double() for name in "ab"}
+        for update in (trainer.dis_update, trainer.gen_update):
+            with pytest.raises(ValueError, match=r"noise a of shape \(3, 2\) must be of \(2, 3\)"):
+                update(x_a, x_b, noise=wrong)
 
 
 def test_files_have_the_releases_layout_and_resume_to_the_bit(tmp_path):

@@ -105,6 +105,24 @@ def test_patience_ends_a_run_that_gets_no_better(worsening, command, more, patie
     assert ("no better than that of iteration 1" in err) == (last < 4)
 
 
+def test_patience_counts_measurements_whose_checkpoint_cannot_be_written(
+    levels, command, more, monkeypatch
+):
+    values, write = iter([0.9, 0.5, 0.4, 0.3]), checkpoint.write
+    monkeypatch.setattr(best.Best, "measure", lambda self, pair: {"held_out": next(values)})
+
+    def refused(state, path, **options):
+        if path.name == best.NAME:
+            raise StorageError(f"cannot write {path}: No space left on device")
+        return write(state, path, **options)
+
+    monkeypatch.setattr(checkpoint, "write", refused)
+    keys = ("evaluate_every=1", "patience=1", "checkpoint.on_save_error=retry")
+    code, out, err = command("--output", "run", *(part for key in keys for part in ("--set", key)))
+    assert code == 0 and "trained to iteration 4," in out
+    assert "No space left" in err and "no better" not in err
+
+
 def test_patience_counts_across_a_resume(worsening, command, more):
     keys = ("--set", "evaluate_every=1", "--set", "patience=2")
     command("--output", "run", *keys, "--max-iter", 2)

@@ -134,18 +134,18 @@ def test_without_a_weight_a_term_and_its_passes_are_left_out(off, left, calls, t
 def test_styles_are_drawn_afresh_and_follow_the_seed(tiny):
     s = Setting(tiny, SHAPES["unlike"])
     torch.manual_seed(5)
-    first = drawn_styles(s.unit, Batch(s.x_a, s.x_b))
-    second = drawn_styles(s.unit, Batch(s.x_a, s.x_b))
+    first = drawn_styles(Batch(s.x_a, s.x_b), s.unit.gen_a.style_dim)
+    second = drawn_styles(Batch(s.x_a, s.x_b), s.unit.gen_a.style_dim)
     torch.manual_seed(5)
-    again = drawn_styles(s.unit, Batch(s.x_a, s.x_b))
+    again = drawn_styles(Batch(s.x_a, s.x_b), s.unit.gen_a.style_dim)
     assert [each.shape for each in first] == [(3, 3), (2, 3)]
     assert all(map(torch.equal, first, again)) and not torch.equal(first[0], second[0])
     del s.styles["b"]
     with pytest.raises(ValueError, match=r"noise has no b; it must hold a, b"):
-        drawn_styles(s.unit, s.batch)
+        drawn_styles(s.batch, s.unit.gen_a.style_dim)
     wrong = Batch(s.x_a, s.x_b, {"a": rand(3, 3), "b": rand(3, 3)})
     with pytest.raises(ValueError, match=r"noise b of shape \(3, 3\) must be of \(2, 3\)"):
-        drawn_styles(s.unit, wrong)
+        drawn_styles(wrong, s.unit.gen_a.style_dim)
 
 
 def trained(tiny, **changes):

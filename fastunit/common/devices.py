@@ -49,7 +49,8 @@ def free_memory(device: torch.device) -> int:
     """Return the bytes that this process can still allocate on a device.
 
     On a GPU what PyTorch keeps for reuse counts as free; on the CPU what Linux can free without
-    swapping, within the limit of the control group; 2 GiB where it does not say.
+    swapping, within the limit of the control group (version 2), whose file cache counts as free; 2
+    GiB where it does not say.
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -57,7 +58,8 @@ def free_memory(device: torch.device) -> int:
     free = [proc_bytes("/proc/meminfo", "MemAvailable")]
     with suppress(OSError, ValueError):  # "max" where there is no limit
         limit, used = ((_GROUP / name).read_text() for name in ("memory.max", "memory.current"))
-        free.append(max(0, int(limit) - int(used)))
+        cache = re.search(r"^inactive_file (\d+)$", (_GROUP / "memory.stat").read_text(), re.M)
+        free.append(max(0, int(limit) - int(used) + int(cache[1] if cache else 0)))
     return min((count for count in free if count is not None), default=2**31)
 
 

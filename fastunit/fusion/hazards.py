@@ -55,10 +55,13 @@ def _name(node: Node) -> str:
 def may_write(hazard: Node, image: Any) -> bool:
     """Return whether a node may write to the memory of an image.
 
-    An operation in place writes to its first argument, or to `out`; of others nothing is known.
+    An operation in place writes to its first argument, or to `out`; of others, and of those that
+    write to lists, nothing is known.
     """
-    known = [hazard.kwargs[name] for name in _WRITTEN if name in hazard.kwargs]
-    written = [*hazard.args[:1], *known] if _is_in_place(hazard) else hazard.all_input_nodes
+    known = [hazard.kwargs[name] for name in _WRITTEN if hazard.kwargs.get(name) is not None]
+    written = [*hazard.args[:1], *known]
+    if not _is_in_place(hazard) or not all(isinstance(each, Node) for each in written):
+        written = hazard.all_input_nodes
     memory = _memory(image)
     return memory is None or any(_memory(node) == memory for node in written)
 

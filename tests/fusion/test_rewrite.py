@@ -178,6 +178,13 @@ def repeated_and_written(x):
     return z + y.relu_().sum()
 
 
+def padded_and_written_in_a_list(x):
+    y = x * 1
+    z = conv(F.pad(y, (1,) * 4), padding=0)
+    torch._foreach_mul_((y,), 3.0)
+    return z + y.sum()
+
+
 def padded_and_other_written(x):
     y = F.pad(x * 1, (1,) * 4, "reflect")
     return conv(y, padding=0).add_(R)
@@ -188,6 +195,7 @@ def padded_and_other_written(x):
     [
         (added_to_its_input, "3x3 convolution"),
         (repeated_and_written, "3x3 convolution"),
+        (padded_and_written_in_a_list, "3x3 convolution"),
         (padded_and_other_written, "reflect padding, 3x3 convolution, residual"),
     ],
 )

@@ -139,7 +139,8 @@ def test_free_memory_is_within_the_control_groups_limit(tmp_path, monkeypatch):
     (tmp_path / "memory.current").write_text("1000\n")
     assert devices.free_memory(CPU) > 1000
     (tmp_path / "memory.max").write_text("5000\n")
-    assert devices.free_memory(CPU) == 4000
+    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 600\nactive_file 50\n")
+    assert devices.free_memory(CPU) == 4600
 
 
 # ---- the command line

@@ -119,6 +119,16 @@ def test_networks_without_styles_have_no_slider(serve):
     assert found[0]["translation"] == found[1]["translation"]
 
 
+def test_sixteen_bits_are_shown_too(serve):
+    buffer = io.BytesIO()
+    gray = np.random.default_rng(0).integers(0, 65536, (21, 30), dtype=np.uint16)
+    Image.fromarray(gray).save(buffer, "PNG")
+    status, found = translated(serve(), buffer.getvalue())
+    assert status == 200
+    assert np.abs(pixels(found["input"])[..., 0] - gray / 257.0).max() <= 1
+    assert pixels(found["cycle"]).shape == (21, 30, 3)
+
+
 def test_the_page_offers_the_examples_of_a_folder(serve, photos):
     server = serve("--images", photos)
     status, page = ask(server, "/")

@@ -241,6 +241,7 @@ def _ask(
         "key": reading.key,
         "limits": asdict(limits),
         "loader": reading.loader,
+        "arrays": reading.arrays,
         "pixels": pixels,
         "wanted": wanted and asdict(wanted),
     }

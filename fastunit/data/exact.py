@@ -12,6 +12,7 @@ import ast
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ _ROWS = 256  # scaled at a time
 _LUMINANCE = (0.299, 0.587, 0.114)
 
 
-def in_domain(files: Sequence[Path], reading: Reading) -> bool:
-    """Return whether training reads a domain's files as float32."""
-    return reading.exact or any(name.lower().endswith(ARRAY) for name in Files(files).names)
+def of_domain(files: Sequence[Path], reading: Reading) -> Reading:
+    """Return how a domain's files are read, which depends on whether arrays are among them."""
+    return replace(reading, arrays=any(n.lower().endswith(ARRAY) for n in Files(files).names))
 
 
 def decode(data: bytes, reading: Reading, *, deep: bool) -> np.ndarray:
@@ -116,7 +117,7 @@ def scaled(values: np.ndarray, reading: Reading) -> np.ndarray:
 
 
 def is_array(data: bytes, reading: Reading) -> bool:
-    """Return whether a file that `decode` reads is beyond what Pillow opens."""
+    """Return whether `decode` reads a file as an array: .npy, and TIFFs by tifffile."""
     return not _regular(data, reading, deep=True)
 
 
@@ -137,7 +138,7 @@ def _regular(data: bytes, reading: Reading, deep: bool) -> bool:
 def _range(values: np.ndarray, key: str) -> tuple[float, float]:
     """Return the range of a dtype."""
     remedy = f"state their range, as in --set {key}=[low,high]"
-    if values.dtype in (np.uint8, np.uint16):
+    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
         return 0, np.iinfo(values.dtype).max
     if values.dtype.kind != "f":
         raise DataError(f"values of {values.dtype} have no usual range; {remedy}")

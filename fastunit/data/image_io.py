@@ -60,11 +60,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a domain's files are converted to 8-bit pixels.
+    """How a domain's files are converted to pixels, of 8 bits or float32.
 
-    `value_range` (low, high) holds the values that become -1 and 1; with it, and for other than 1
-    or 3 channels, `exact` reads the files. `key` names its configuration key in messages. `loader`
-    is data.loader: with "pillow", or without DALI, Pillow alone decodes.
+    `value_range` (low, high) holds the values that become -1 and 1; with it, for other than 1 or 3
+    channels, and where `arrays` are among the files, `exact` reads them. `key` names its
+    configuration key in messages. `loader` is data.loader: with "pillow", or without DALI, Pillow
+    alone decodes.
     """
 
     channels: int = 3
@@ -72,6 +73,7 @@ class Reading:
     key: str = "data.range_a or data.range_b"
     limits: Limits = field(default_factory=Limits)
     loader: ImageLoader = "auto"
+    arrays: bool = False
 
     def __hash__(self) -> int:
         return hash((self.channels, self.value_range))  # of a part: millions of files ask
@@ -79,7 +81,7 @@ class Reading:
     @property
     def exact(self) -> bool:
         """Whether all files are read as float32, by `exact`."""
-        return self.value_range is not None or self.channels not in (1, 3)
+        return self.arrays or self.value_range is not None or self.channels not in (1, 3)
 
 
 def reading_of(config: Any, domain: str) -> Reading:

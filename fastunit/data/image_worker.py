@@ -53,6 +53,7 @@ def main() -> int:
             for part in parts:
                 replies.write(part)
             replies.flush()
+            answer = parts = part = None  # the next file may need their memory
     return 0
 
 
@@ -77,17 +78,18 @@ def _answer(request: dict[str, Any], used: int) -> tuple[dict[str, Any], list[An
         request["key"],
         limits,
         request["loader"],
+        request["arrays"],
     )
     try:
         data = image_io.content(Path(os.fsdecode(bytes.fromhex(request["path"]))), limits)
         if request["wanted"]:
             picture = pictures.read(data, reading, pictures.Wanted(**request["wanted"]))
         else:
-            picture = pictures.Picture(exact.decode(data, reading, deep=False))
-        pixels, deep = picture.pixels, None
-        if not exact.is_array(data, reading) and kind_of(data).deep:
+            picture = pictures.Picture(exact.decode(data, reading, deep=reading.arrays))
+        values = None
+        if not request["pixels"] and not exact.is_array(data, reading) and kind_of(data).deep:
             deep = image_io.sixteen_bits(data, reading)
-        values = None if deep is None else value_ranges.used(deep)
+            values = None if deep is None else value_ranges.used(deep)
     except DataError as error:
         return {"error": str(error)}, []
     except MemoryError:
@@ -97,7 +99,7 @@ def _answer(request: dict[str, Any], used: int) -> tuple[dict[str, Any], list[An
     digest = hashlib.blake2b(data, digest_size=DIGEST).hexdigest()
     parts = _bytes(picture) if request["pixels"] else []
     lengths = [len(part) for part in parts]
-    answer = {"shape": pixels.shape, "values": values, "digest": digest, "parts": lengths}
+    answer = {"shape": picture.pixels.shape, "values": values, "digest": digest, "parts": lengths}
     return answer, parts
 
 
@@ -106,8 +108,8 @@ def _bytes(picture: Any) -> list[Any]:
     return [_flat(picture.pixels), alpha, picture.profile, picture.exif]
 
 
-def _flat(values: np.ndarray) -> bytes:
-    return values.tobytes()
+def _flat(values: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(values).data.cast("B")
 
 
 def _data_bytes() -> int:

@@ -201,7 +201,7 @@ def _reader(
     threads: int,
     files: Sequence[Path],
 ) -> Reader:
-    arrays = exact.in_domain(files, rule.reading)
+    arrays = exact.of_domain(files, rule.reading).exact
     if dali.used(rule.reading.loader) and not arrays:
         from fastunit.data.dali_reader import DaliReader
 

@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ import numpy as np
 from fastunit.common import progress, text, waiting
 from fastunit.common.errors import DataError
 from fastunit.common.files import cache_dir
-from fastunit.data import dali, decoding, passed, value_ranges
+from fastunit.data import dali, decoding, exact, passed, value_ranges
 from fastunit.data.decoding import Decoded
 from fastunit.data.file_list import Files
 from fastunit.data.image_io import Reading
@@ -139,7 +139,8 @@ class _Group:
     """Files that are read in one way, and the verdicts on them."""
 
     def __init__(self, files: Files, rule: SizeRule) -> None:
-        self.files, self.rule = files, rule
+        self.files = files
+        self.rule = replace(rule, reading=exact.of_domain(files, rule.reading))
         self.new: list[str] = []  # files of which the index knows nothing
         self.bad: dict[str, str] = {}  # file -> reason
         self.values: Values | None = None  # of all good 16-bit files
@@ -249,7 +250,8 @@ def _submit(pool: ThreadPoolExecutor, new: _New, entries: Index) -> Future[Decod
 def _mode(reading: Reading) -> str:
     """Return how files are read, as far as the result of their check depends on it."""
     decoder = "" if dali.used(reading.loader) else " pillow"
-    return f"{reading.channels} {'16' if reading.value_range else '8'}{decoder}"
+    bits = "16" if reading.value_range else "32" if reading.arrays else "8"
+    return f"{reading.channels} {bits}{decoder}"
 
 
 def _index_version() -> str:

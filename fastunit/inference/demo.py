@@ -100,7 +100,7 @@ class Server(ThreadingHTTPServer):
         return {
             "input": _data_url(eight_bits(pixels)),
             "translation": _data_url(eight_bits(y)),
-            "cycle": None if cycle is None else _data_url(cycle),
+            "cycle": None if cycle is None else _data_url(eight_bits(cycle)),
             "text": f"{width}x{height} pixels, {seconds:.2f} s on {self._translator.device}",
         }
 

@@ -98,8 +98,7 @@ class FileTranslator:
         jobs = [job for job in jobs if not job.is_video]
         for target in (target for job in jobs for target in job.targets):
             deep_files.check(target, self._bits, self._channels)
-        if videos:
-            self._check_videos()
+        videos = self._possible(videos, alone=not jobs)
         pool = ThreadPoolExecutor(THREADS)
         try:
             with tqdm(total=len(jobs) + len(videos), desc="translating", unit="image") as bar:
@@ -164,6 +163,19 @@ class FileTranslator:
             ]
         middle = len(images) // 2
         return self._outputs(images[:middle], style) + self._outputs(images[middle:], style)
+
+    def _possible(self, videos: list[Job], alone: bool) -> list[Job]:
+        """Return the videos, or none if they cannot be translated; raises DataError if `alone`."""
+        try:
+            if videos:
+                self._check_videos()
+        except DataError as error:
+            if alone:
+                raise
+            for job in videos:
+                self._fail(job, error)
+            return []
+        return videos
 
     def _check_videos(self) -> None:
         video.require()

@@ -275,7 +275,7 @@ def eight_bits(y: np.ndarray) -> np.ndarray:
     Raises:
         CheckpointError: they are not finite.
     """
-    return y if y.dtype == np.uint8 else _leveled(torch.from_numpy(y), torch.uint8).numpy()
+    return y if y.dtype == np.uint8 else _leveled(torch.tensor(y), torch.uint8).numpy()
 
 
 def finite(y: np.ndarray) -> np.ndarray:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,10 @@ _CODECS = {".webm": ("libvpx-vp9", {"crf": "20", "b:v": "0"})}
 _CODEC = ("libx264", {"crf": "14"})
 _BT709, _BT601, _UNKNOWN = 1, 5, 2  # colours, as FFmpeg numbers them
 _LIMITED = 1  # luminance of 16..235
+_SLACK = 0.25  # seconds by which a file may exceed its last frame's end
 _HIGH = 720  # lines from which on colours are BT.709's where a file does not say
 
+_logger = logging.getLogger(__name__)
 Frames = Callable[[list[np.ndarray]], Sequence[np.ndarray]]
 
 
@@ -42,16 +47,40 @@ def translate(source: Path, target: Path, frames: Frames, *, batch: int, limits:
         OSError: the target cannot be written.
     """
     av = require()
+    with _named(), av.open(str(source)) as given:
+        if not given.streams.video:
+            raise DataError("there is no video in it")
+        # Inside: to `atomic` many of FFmpeg's errors are errors of the target.
+        with atomic(target) as temporary, _named(), av.open(str(temporary), "w") as made:
+            count, end = _copy(given, _Writer(made, given, target.suffix), frames, batch, limits)
+        if end < (length := _length(given)) - _SLACK:
+            _logger.warning(
+                "%s: its frames end at %.2f of %.2f seconds; it may have been cut off",
+                *(source, end, length),
+            )
+        return count
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Raise errors of FFmpeg as DataError, or as OSError where a disk is full."""
+    av = require()
     try:
-        with av.open(str(source)) as given:
-            if not given.streams.video:
-                raise DataError("there is no video in it")
-            with atomic(target) as temporary, av.open(str(temporary), "w") as made:
-                return _copy(given, _Writer(made, given, target.suffix), frames, batch, limits)
+        yield
     except av.error.FFmpegError as error:
         if error.errno in FULL:
             raise OSError(error.errno, error.strerror) from error
         raise DataError(f"damaged, or of a kind that is not read: {error.strerror}") from error
+
+
+def _length(given: Any) -> float:
+    """Return the seconds of the first video stream, as far as the file says; else 0."""
+    video = given.streams.video[0]
+    if video.duration is not None:
+        return float(video.duration * video.time_base)
+    said = re.fullmatch(r"(\d+):(\d+):([\d.]+)", video.metadata.get("DURATION", ""))  # of MKV
+    hours, minutes, seconds = map(float, said.groups() if said else (0, 0, 0))
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def require() -> Any:
@@ -63,8 +92,11 @@ def require() -> Any:
     return av
 
 
-def _copy(given: Any, writer: _Writer, frames: Frames, batch: int, limits: Limits) -> int:
-    count = 0
+def _copy(
+    given: Any, writer: _Writer, frames: Frames, batch: int, limits: Limits
+) -> tuple[int, float]:
+    """Translate all frames; return how many there are, and the seconds until they end."""
+    count, start, time = 0, None, 0
     waiting: list[tuple[np.ndarray, int]] = []
 
     def translate_waiting() -> None:
@@ -78,7 +110,9 @@ def _copy(given: Any, writer: _Writer, frames: Frames, batch: int, limits: Limit
         pixels = _upright(frame)
         if waiting and waiting[0][0].shape != pixels.shape:
             raise DataError("the size of its frames changes")
-        waiting.append((pixels, writer.time(count) if frame.pts is None else frame.pts))
+        time = writer.time(count) if frame.pts is None else frame.pts
+        start = time if start is None else start
+        waiting.append((pixels, time))
         count += 1
         if len(waiting) == batch:
             translate_waiting()
@@ -86,7 +120,8 @@ def _copy(given: Any, writer: _Writer, frames: Frames, batch: int, limits: Limit
     if not count:
         raise DataError("it has no frames")
     writer.close()
-    return count
+    shown = (time - (start or 0)) * given.streams.video[0].time_base
+    return count, float(shown + 1 / writer.rate)
 
 
 def _frames(given: Any, writer: _Writer, limits: Limits) -> Iterator[Any]:
@@ -118,8 +153,8 @@ class _Writer:
     def __init__(self, made: Any, given: Any, suffix: str) -> None:
         self._made, self._given = made, given.streams.video[0]
         codec, options = _CODECS.get(suffix.lower(), _CODEC)
-        self._rate = self._given.average_rate or 25
-        self._video = made.add_stream(codec, rate=self._rate, options=options)
+        self.rate = self._given.average_rate or 25
+        self._video = made.add_stream(codec, rate=self.rate, options=options)
         self._sounds, self._early, self._open = {}, [], False
         for sound in given.streams.audio:
             try:
@@ -131,7 +166,7 @@ class _Writer:
 
     def time(self, number: int) -> int:
         """Return the time of a frame in a video that has none, in units of the given video's."""
-        return round(number / (self._rate * self._given.time_base))
+        return round(number / (self.rate * self._given.time_base))
 
     def add(self, pixels: np.ndarray, time: int) -> None:
         """Encode uint8 [H, W, 3], shown at a time in units of the given video's."""

@@ -15,7 +15,7 @@ from fastunit.data import decoding, exact
 from fastunit.data.image_io import Limits, Reading
 from fastunit.data.picture import Wanted
 from fastunit.data.pipeline import DomainLoader
-from fastunit.data.validation import SizeRule, problem
+from fastunit.data.validation import SizeRule, problem, validate
 
 tifffile = pytest.importorskip("tifffile", reason="writes the files")
 RANGE = (-2.0, 6.0)
@@ -113,6 +113,27 @@ def test_fortran_order_and_big_endian_arrays(tmp_path):
 
 
 # ---- training
+
+
+def test_big_endian_whole_numbers_have_the_range_of_their_type(tmp_path, as_trained):
+    values = np.random.default_rng(0).integers(0, 65536, (9, 8, 3)).astype(">u2")
+    np.save(tmp_path / "x.npy", values)
+    found = as_trained(tmp_path / "x.npy", 3, exact=True)
+    np.testing.assert_allclose(found, values / 65535 * 2 - 1, atol=1e-6)
+
+
+def test_a_check_reads_a_domain_with_arrays_as_training_does(tmp_path):
+    """Beside an array, TIFFs are read by the reader of arrays, which turns none."""
+    array, upright, turned = (tmp_path / n for n in ("a.npy", "upright.tif", "turned.tif"))
+    np.save(array, np.zeros((9, 8, 3), np.uint8))
+    gray = Image.fromarray(np.random.default_rng(0).random((9, 8), np.float32))
+    gray.save(upright)
+    gray.save(turned, tiffinfo={274: 6})
+    options = {"rule": SizeRule(None, None, Reading(3)), "workers": 1, "skip_bad": False}
+    assert tuple(validate([array, upright], **options)) == (array, upright)
+    for files, reason in (([turned], "mode F"), ([array, turned], "to be turned")):
+        with pytest.raises(DataError, match=rf"turned\.tif: .*{reason}"):
+            validate(files, **options)
 
 
 def test_a_stream_crops_resizes_and_mirrors_any_channels(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fastunit
 from fastunit.common.errors import DataError
@@ -150,7 +151,39 @@ def test_a_file_that_ends_early_is_refused(tmp_path):
     assert not (tmp_path / "out.mp4").exists()
 
 
+def test_a_stream_that_is_cut_is_said_to_be(tmp_path, caplog):
+    frames = np.random.default_rng(2).integers(0, 256, (7, 96, 96, 3), np.uint8)
+    source = make(tmp_path / "in.mkv", frames)
+    assert run(source, tmp_path / "whole.mkv") and not caplog.records
+    source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+    run(source, tmp_path / "out.mkv")
+    (record,) = caplog.records
+    assert "in.mkv: its frames end at 0." in record.getMessage()
+    assert "of 1.00 seconds; it may have been cut off" in record.getMessage()
+
+
+def test_an_error_in_writing_is_the_video_s_not_the_disk_s(tmp_path, monkeypatch):
+    def unsupported(self, pixels, time):
+        raise av.error.OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(video._Writer, "add", unsupported)
+    with pytest.raises(DataError, match="Operation not supported"):
+        run(make(tmp_path / "in.mkv", patches()), tmp_path / "out.mkv")
+    assert not list(tmp_path.glob("out*"))
+
+
 # ---- the command line
+
+
+def test_pictures_beside_videos_that_cannot_be_translated_are(tmp_path, model, capsys):
+    (tmp_path / "in").mkdir()
+    make(tmp_path / "in/x.mkv", patches(height=32, width=32))
+    Image.fromarray(patches(1, 32, 32)[0]).save(tmp_path / "in/y.png")
+    words = ["--direction", "a2b", "--device", "cpu", "--bits", "16"]
+    assert main([*map(str, (model, tmp_path / "in", tmp_path / "out")), *words]) == 1
+    assert "x.mkv: videos have 8 bits" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["y.png"]
+    assert main([*map(str, (model, tmp_path / "in/x.mkv", tmp_path / "z.mkv")), *words]) == 2
 
 
 def test_the_command_translates_videos_as_their_frames(tmp_path, model, capsys):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fastunit.kernels.common import checks, derivatives, eager
 from fastunit.kernels.common.checks import Activation, Form, Norm, PadMode
-from fastunit.kernels.common.frame import channels_last, dense, memory_format, owned
+from fastunit.kernels.common.frame import channels_last, dense, memory_format, no_view, owned
 from fastunit.kernels.common.runtime import Impl, choose_impl, is_auto
 from fastunit.kernels.common.spellings import takes_pytorch_arguments
 from fastunit.kernels.norm_act.aten import (
@@ -77,7 +77,8 @@ def norm_act(
             where sample n takes row n // (N // G). None leaves it out.
         beta: shift after the norm, likewise.
         eps: added to the variance ("in") or the standard deviation ("ln").
-        act: "none", "relu", "lrelu", "prelu", "selu" or "tanh".
+        act: "none", "relu", "lrelu", "prelu", "selu" or "tanh"; or, by PyTorch after the operation
+            and without a halo, "gelu", "silu", "sigmoid" or "hardswish".
         slope: negative slope; a float for lrelu, a tensor [1] or [C], of x's dtype or float32,
             for prelu.
         residual: of x's shape and dtype, added after the activation. Under autocast it is cast.
@@ -118,7 +119,7 @@ def _run(
     *,
     norm: Norm,
     eps: float,
-    act: Activation,
+    act: str,
     impl: Impl,
     halo: int = 0,
     pad_mode: PadMode = "zero",
@@ -195,7 +196,8 @@ def instance_norm_act(
         weight: scale [C], of x's dtype or float32; see `arguments_of`. None leaves it out.
         bias: shift [C], likewise.
         eps: added to the variance.
-        act: "none", "relu", "lrelu", "prelu", "selu" or "tanh".
+        act: "none", "relu", "lrelu", "prelu", "selu" or "tanh"; or, by PyTorch after the operation,
+            "gelu", "silu", "sigmoid" or "hardswish".
         slope: negative slope; a float for lrelu, a tensor [1] or [C] for prelu.
         residual: of x's shape and dtype, added after the activation.
         impl: "auto", "triton", "aten" or "plain"; see `fastunit.kernels.common.runtime`.
@@ -409,7 +411,7 @@ class _Eager(torch.autograd.Function):
         *tensors, options, impl, _ = args
         found = _fprop(options, impl, *tensors)
         _save(ctx, args, found)
-        return found[0]
+        return no_view(found[0]) if impl == "triton" else found[0]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple:

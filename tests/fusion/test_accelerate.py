@@ -252,6 +252,26 @@ def test_shapes_for_which_nothing_is_fused_run_as_they_were(monkeypatch):
     assert (fast.acceleration.graphs, fast.acceleration.runs) == (2, 1)
 
 
+def test_keywords_that_change_nothing_spare_the_checks_too(monkeypatch):
+    class Named(nn.Conv2d):
+        def forward(self, x, *, mask=None, features=False):
+            y = super().forward(x) * (1 if mask is None else mask)
+            return (y, [y]) if features else y
+
+    monkeypatch.setattr(rules, "loss", lambda chain: "small")
+    model, x = Named(3, 4, 3), torch.rand(1, 3, 8, 8)
+    fast = fastunit.accelerate(model)
+    calls = [{}, {"features": True}, {"mask": torch.rand(6, 6)}]
+    for _ in range(2):
+        for given in calls:
+            torch.testing.assert_close(flat(fast(x, **given)), flat(model(x, **given)))
+    monkeypatch.setattr(rules, "loss", lambda chain: None)
+    torch._dynamo.reset()  # a call that were traced would be a graph more
+    for given in calls:
+        fast(x, **given)
+    assert (fast.acceleration.graphs, fast.acceleration.runs) == (3, 0)
+
+
 def test_many_networks_do_not_share_a_limit():
     several = [fastunit.accelerate(nn.Sequential(nn.Conv2d(3, c, 3))) for c in range(1, 11)]
     for fast in several:

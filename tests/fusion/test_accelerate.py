@@ -272,6 +272,21 @@ def test_keywords_that_change_nothing_spare_the_checks_too(monkeypatch):
     assert (fast.acceleration.graphs, fast.acceleration.runs) == (3, 0)
 
 
+def test_what_a_gpu_is_better_left_alone_with_says_why(monkeypatch):
+    monkeypatch.setattr(rules, "loss", rules.on_gpu)
+    model = PatchGan().double()
+    fast = fastunit.accelerate(model)
+    assert_same(model, fast, image(side=128))
+    report = fast.acceleration
+    assert [entry.where for entry in report.fused] == ["model.2", "model.5"]
+    reasons = [entry.why for entry in report.left]
+    alone, large = "too little around the convolution", "filters too large for the image"
+    for reason, wanted in zip(reasons, (alone, large, alone), strict=True):
+        assert reason.startswith(wanted)
+    fast = fastunit.accelerate(CycleGenerator(), example=image(side=64).float())
+    assert len(fast.acceleration.fused) == 2 * FUSED["CycleGAN generator"]
+
+
 def test_many_networks_do_not_share_a_limit():
     several = [fastunit.accelerate(nn.Sequential(nn.Conv2d(3, c, 3))) for c in range(1, 11)]
     for fast in several:

@@ -64,11 +64,14 @@ def fprop(
     bias = None if b is None or plan.norm == "in" else b.contiguous()
     if fused:
         epilogue = gemm.Epilogue(bias, border, plan.act, plan.slope)
+        if reader is not None and conv.writes_frames:
+            place = {"frame": reader.x_frame, "halo": reader.halo, "pad_mode": reader.pad_mode}
+            epilogue = epilogue._replace(**place)
         y, _ = conv.fprop(haloed, filters, epilogue)
         y = channels_last(y)
         if reader is not None:
-            whole = is_frame(y, reader.x_frame)
-            y = y.permute(0, 2, 3, 1) if whole else _haloed(y, reader)
+            framed = conv.writes_frames or is_frame(y, reader.x_frame)
+            y = y.permute(0, 2, 3, 1) if framed else _haloed(y, reader)
         return y, saved, None, None, None
     epilogue = gemm.Epilogue(bias, border, norm=plan.norm, eps=plan.eps)
     raw, statistics = conv.fprop(haloed, filters, epilogue)

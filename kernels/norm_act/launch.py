@@ -94,10 +94,9 @@ def norm_act_triton(
         *x.stride(),
         *(x if residual is None else residual).stride(),
         *scalars,
-        options.halo,
+        *_halo(options),
         *place,
         *tiles,
-        PAD_MODE=options.pad_mode,
         ACT=options.act,
         VEC=vector(frame.pitch),
         **config.launch_options(),
@@ -178,9 +177,8 @@ def norm_act_backward_triton(
     if options.halo and not options.folds:
         dy = dy[:, options.halo : -options.halo, options.halo : -options.halo]
     pointers, scalars = _parameters(mean, rstd, gamma, beta, slope, options, samples)
-    scalars = (*scalars, options.halo if options.folds else 0)
-    pad_mode = options.pad_mode if options.folds else "zero"
-    modes = {"PAD_MODE": pad_mode, "ACT": options.act, "FROM_OUTPUT": from_output}
+    scalars = (*scalars, *_halo(options))
+    modes = {"ACT": options.act, "FROM_OUTPUT": from_output}
     check_offsets(x, dy)
     total = coefficient = None
     if sums or options.norm != "none":
@@ -288,7 +286,7 @@ def _apply(
 ) -> None:
     """Write dx, the last of the pointers, and dresidual."""
     samples, height, width, channels = x.shape
-    halo = scalars[-1]
+    halo, reflects = scalars[-2:]
     config, place, tiles = _tiled(frame)
     slack_tiles = cdiv(frame.slack, config.block_m) if samples else 0
     launch(
@@ -307,7 +305,7 @@ def _apply(
         *_strides(more),
         *x.stride(),
         *scalars,
-        {"zero": 1, "reflect": 3, "replicate": 1 + 2 * halo}[modes["PAD_MODE"]],
+        3 if reflects else 1 + 2 * halo,
         *place,
         frame.slack,
         samples,
@@ -316,6 +314,11 @@ def _apply(
         **modes,
         **config.launch_options(),
     )
+
+
+def _halo(options: NormActOptions) -> tuple[int, int]:
+    """Return the halo as the kernels see it, none if it is of zeros, and whether it reflects."""
+    return (options.halo, int(options.pad_mode == "reflect")) if options.folds else (0, 0)
 
 
 def _dense_frame(x: Tensor, halo: int) -> Frame:

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastunit.kernels.common.runtime import is_auto
 from fastunit.kernels.conv.plan import Plan
 from fastunit.kernels.norm_act import plain as norm_act
-from fastunit.kernels.norm_act.op import norm_act_eager
+from fastunit.kernels.norm_act.operators import norm_act_eager
 
 # Values of an image, and of the filters, up to which `split_block` is the faster on a CPU. Above,
 # the operator's memory matters more; large filters on few pixels want `aten.filter_gradient`.

@@ -152,6 +152,7 @@ def backward_reduce_kernel(
                 gamma_ptr,
                 total_ptr,
                 coefficient_ptr,
+                NORM != "none",
                 sample,
                 first + tl.arange(0, MERGE_C),
                 tiles,
@@ -160,7 +161,7 @@ def backward_reduce_kernel(
                 samples_per_gamma,
                 eps,
                 tiny,
-                NORM,
+                NORM == "ln",
                 SUMS,
                 MERGE_T,
                 MERGE_C,
@@ -185,6 +186,7 @@ def backward_reduce_kernel(
                     wanted,
                     add,
                     SUMS,
+                    MERGE_T,
                     MERGE_C,
                 )
 
@@ -251,7 +253,8 @@ def backward_apply_kernel(
     more_ptr,  # [N, H, W, C], channel stride 1: a gradient of the image itself, if `adds`
     coefficient_ptr,  # [N, 3, C] fp32, or None without statistics
     dx_ptr,  # [N, pixels, pitch], rows of `width` pixels; `slack` pixels before are zeroed
-    dresidual_ptr,  # [N, H, W, C], or None
+    dresidual_ptr,  # [N, H, W, C], of dy with its halo folded, if `keeps`; or None
+    keeps,
     H,
     W,
     C,
@@ -326,7 +329,8 @@ def backward_apply_kernel(
     if dresidual_ptr is not None:
         offs_r = ((h * W + w) * C)[:, None] + offs_c[None, :]
         dresidual_ptrs = dresidual_ptr + sample * H * W * C + offs_r
-        tl.store(dresidual_ptrs, dy.to(dresidual_ptr.dtype.element_ty), mask=mask)
+        dresidual = dy.to(dresidual_ptr.dtype.element_ty)
+        tl.store(dresidual_ptrs, dresidual, mask=mask & (keeps != 0))
 
     xhat = normalise(xhat, mean_ptr, rstd_ptr, sample, C, offs_c)
     pre = affine(xhat, gamma_ptr, beta_ptr, samples_per_gamma, samples_per_beta, sample, C, offs_c)

@@ -190,7 +190,9 @@ def norm_act_backward_triton(
     own = residual and (options.halo > 0 or more is not None)
     dresidual = x.new_empty(x.shape) if own else None
     pointers = (*pointers, None if options.norm == "none" else coefficient, dx)
-    _apply(dy, more, x, pointers, dresidual, scalars, modes, frame)
+    # One variant for all passes with a residual: where dy itself is its gradient, x is not written.
+    given = x if residual and dresidual is None else dresidual
+    _apply(dy, more, x, pointers, (given, int(own)), scalars, modes, frame)
     if not sums or total is None or coefficient is None:
         return NormActGradients(dx, dresidual, None, None, None, None)
     rows = rows or Rows(None, None, None, False)
@@ -240,7 +242,7 @@ def _sums(
         total,
         coefficient,
         merge.counter,
-        *row_arguments(rows if merge.last else None, total, merge.slots),
+        *row_arguments(rows if merge.last else None, total, merge.slots, merge.counter),
         height,
         width,
         channels,
@@ -262,7 +264,8 @@ def _sums(
     if not merge.last:
         _, rstd, gamma, _, _ = pointers
         merge_sums(
-            sums, rstd, gamma, total, coefficient, height * width, scalars[0], options, rows
+            sums, rstd, gamma, total, coefficient, height * width, scalars[0], options, rows,
+            merge.counter,
         )  # fmt: skip
     if rows is not None and not samples:
         rows.finish_none()
@@ -279,12 +282,12 @@ def _apply(
     more: Tensor | None,
     x: Tensor,
     pointers: tuple[Tensor | None, ...],
-    dresidual: Tensor | None,
+    dresidual: tuple[Tensor | None, int],
     scalars: tuple[float, ...],
     modes: dict[str, Any],
     frame: Frame,
 ) -> None:
-    """Write dx, the last of the pointers, and dresidual."""
+    """Write dx, the last of the pointers, and dresidual if 1 is beside it."""
     samples, height, width, channels = x.shape
     halo, reflects = scalars[-2:]
     config, place, tiles = _tiled(frame)
@@ -297,7 +300,7 @@ def _apply(
         *pointers[:5],
         dy if more is None else more,
         *pointers[5:],
-        dresidual,
+        *dresidual,
         height,
         width,
         channels,

@@ -18,6 +18,7 @@ import triton.language as tl
 from fastunit.kernels.common.activations import activate
 from fastunit.kernels.common.last_program import is_last
 from fastunit.kernels.common.runtime import COUNTS
+from fastunit.kernels.norm_act.forward_kernels import source
 from fastunit.kernels.norm_act.merge_kernels import finish_statistics
 
 
@@ -25,16 +26,6 @@ from fastunit.kernels.norm_act.merge_kernels import finish_statistics
 def _operand(x, UPCAST: tl.constexpr):
     """Give the interpreter, whose bf16 products are wrong, fp32 operands."""
     return x.to(tl.float32) if UPCAST else x
-
-
-@triton.jit
-def _copied(i, size, halo, mirror):
-    """Return which of `size` lines the line i copies, from -halo on, and whether it copies one.
-
-    A line of the halo copies the edge, or, with mirror 1, its mirror image about the edge.
-    """
-    edge = tl.minimum(tl.maximum(i, 0), size - 1)
-    return edge + mirror * (edge - i), (i >= -halo) & (i < size + halo)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -50,15 +41,15 @@ def conv_gemm_kernel(
     counter_ptr,  # zeros; see `is_last`
     tiles_m,
     tiles_n,
-    windows,  # windows of a sample, window_columns of them in a row; for UP = 1 one for each
-    window_columns,  # pixel of the frame, those of the halo anew
+    windows,  # of a sample, window_columns of them in a row; for UP = 1 one for each pixel of the
+    window_columns,  # frame: a pixel of the halo has that of the pixel which it copies
     P,
     Q,
     K,
     pitch,
     lead,  # of the frame: rows and columns before the image
-    halo,  # of these, and of what follows the image, copy the image; 0: zeros
-    mirror,  # 1: as a reflection, 0: of the edge
+    halo,  # how many of these, and of those after the image, copy the image; others are zeros
+    reflects,  # 1: by reflection, 0: its edge
     R,
     run_v,  # S * C; this and the strides of x are in units of VEC values
     shift_v,  # of the first window from x_ptr
@@ -107,8 +98,8 @@ def conv_gemm_kernel(
     column = offs_m % window_columns
     inside = offs_m < windows
     if UP == 1:
-        row, in_rows = _copied(row - lead, P, halo, mirror)
-        column, in_columns = _copied(column - lead, Q, halo, mirror)
+        row, in_rows = source(row - lead, P, halo, reflects)
+        column, in_columns = source(column - lead, Q, halo, reflects)
         inside = in_rows & in_columns
     # What is no window reads the sample's first one instead, so that loads need no mask.
     window_v = tl.where(inside, row * stride_window_row_v + column * stride_window_v, 0)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(runtime.INTERPRET, reason="the interpreter compi
 BOUNDS = {
     "launches, batch 1": 786,
     "launches, batch 8": 786,
-    "Triton variants, batch 1 and 8 together": 82,
+    "Triton variants, batch 1 and 8 together": 68,
     "MB moved to lay weights and their gradients out, batch 1": 800,
     "MB moved to lay weights and their gradients out, batch 8": 870,
     "calls that make the host wait": 0,

@@ -127,7 +127,7 @@ def split_reduce_kernel(
     stride_r,
     stride_s,
     tiles_k,
-    ADD: tl.constexpr,  # to what dw holds
+    add,  # 1: to what dw holds
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
@@ -153,6 +153,6 @@ def split_reduce_kernel(
         partial_ptrs += split_stride
     at = group.to(tl.int64) * stride_g + r * stride_r + s * stride_s
     dw_ptrs = dw_ptr + at + offs_k[None, :] * stride_k + offs_c[:, None] * stride_c
-    if ADD:
+    if add != 0:
         total += tl.load(dw_ptrs, mask=mask, other=0.0).to(tl.float32)
     tl.store(dw_ptrs, total.to(dw_ptr.dtype.element_ty), mask=mask)

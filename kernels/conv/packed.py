@@ -39,10 +39,10 @@ class Block(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A filter with its two layouts and where in the buffer these begin."""
+    """A filter, and both of its layouts with where in the buffer they begin."""
 
     w: Tensor
-    places: tuple[tuple[Layout, int], tuple[Layout, int]]
+    places: tuple[tuple[Layout, int], ...]
 
 
 class PackedFilters:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastunit.kernels.common.frame import channels_last, check_offsets, dense
 from fastunit.kernels.common.runtime import cdiv, launch, next_power_of_2
-from fastunit.kernels.conv.direct import grouped_gradients
+from fastunit.kernels.conv.direct import filters_gradient, grouped_gradients
 from fastunit.kernels.conv.dot_kernels import dot_backward_kernel, dot_kernel, dot_merge_kernel
 from fastunit.kernels.conv.layouts import Direct
 from fastunit.kernels.conv.plan import Gradients, NeededGradients, Plan
@@ -68,8 +68,10 @@ def backward(
     dx = torch.empty_like(image) if needed.x else None
     dw = torch.empty_like(w) if needed.w else None
     db = None if b is None or not needed.sums else b.new_empty(groups, 1)
+    add = False
     if into is not None:
-        dw, db, *_ = grouped_gradients(into)
+        dw, add = filters_gradient(into)
+        db = grouped_gradients(into)[1]
     bias_sums = image.new_empty(samples * tiles, dtype=torch.float32)
     sums = None if dw is None else bias_sums.new_empty(samples * tiles, channels)
     launch(
@@ -85,7 +87,7 @@ def backward(
             dot_merge_kernel, (groups * tiles_c,),
             bias_sums, sums, dw, db, partials, channels, tiles_c,
             *((0, 0) if dw is None else (dw.stride(0), dw.stride(2))),
-            0 if db is None else db.stride(0), int(into is not None),
+            0 if db is None else db.stride(0), int(add), int(into is not None),
             BLOCK_T=64, BLOCK_C=block_c,
         )  # fmt: skip
     dx = None if dx is None else channels_last(dx)

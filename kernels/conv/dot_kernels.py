@@ -108,7 +108,8 @@ def dot_merge_kernel(
     stride_g,
     stride_c,
     stride_b,
-    add,  # 1: to what the gradients hold
+    add_dw,  # 1: to what dw holds
+    add_db,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -124,7 +125,7 @@ def dot_merge_kernel(
             ptrs = partial_ptr + (before + start + offs_t)[:, None] * C + offs_c[None, :]
             acc += tl.load(ptrs, mask=mask, other=0.0)
         dw_ptrs = dw_ptr + group * stride_g + offs_c * stride_c
-        dw = tl.load(dw_ptrs, mask=(offs_c < C) & (add != 0), other=0.0).to(tl.float32)
+        dw = tl.load(dw_ptrs, mask=(offs_c < C) & (add_dw != 0), other=0.0).to(tl.float32)
         dw += tl.sum(acc, 0)
         tl.store(dw_ptrs, dw.to(dw_ptr.dtype.element_ty), mask=offs_c < C)
     if db_ptr is not None:
@@ -134,5 +135,6 @@ def dot_merge_kernel(
             total += tl.load(partial_b_ptr + before + start + offs_t, mask=mask, other=0.0)
         first = pid % tiles_c == 0
         db_ptrs = db_ptr + group * stride_b
-        db = tl.load(db_ptrs, mask=first & (add != 0), other=0.0).to(tl.float32) + tl.sum(total, 0)
+        db = tl.load(db_ptrs, mask=first & (add_db != 0), other=0.0).to(tl.float32)
+        db += tl.sum(total, 0)
         tl.store(db_ptrs, db.to(db_ptr.dtype.element_ty), mask=first)

@@ -201,8 +201,8 @@ def wgrad(
     runtime.launch(
         split_reduce_kernel, (tiles_c * tiles_k, taps[0] * taps[1], groups),
         partial, dw, len(partial), partial.stride(0), channels, channels_dy, *taps,
-        x.shape[3], dy.shape[3], *dw.stride(), tiles_k,
-        ADD=add, BLOCK_C=block_c, BLOCK_K=block_k,
+        x.shape[3], dy.shape[3], *dw.stride(), tiles_k, int(add),
+        BLOCK_C=block_c, BLOCK_K=block_k,
     )  # fmt: skip
 
 

@@ -34,7 +34,6 @@ KERNELS = PRODUCTS | {
     "shift_add_kernel",
     "dot_kernel",
     "dot_backward_kernel",
-    "dot_merge_kernel",
 }
 
 pytestmark = pytest.mark.skipif(runtime.INTERPRET, reason="the interpreter compiles nothing")

@@ -1,6 +1,6 @@
 """Convolution with one 1x1 filter, a dot product over channels: the Triton kernels.
 
-Sums are in fp32, in a fixed order, without atomics; offsets within a sample are int32.
+Sums are in fp32, in a fixed order, without atomics; forward, offsets within a sample are int32.
 """
 
 # Kernels call kernels, and `triton.jit` is typed as if these calls never returned.

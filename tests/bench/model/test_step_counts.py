@@ -21,8 +21,8 @@ pytestmark = pytest.mark.skipif(runtime.INTERPRET, reason="the interpreter compi
 
 # Upper bounds, without torch.compile, which fuses some of the losses' launches.
 BOUNDS = {
-    "launches, batch 1": 797,
-    "launches, batch 8": 797,
+    "launches, batch 1": 676,
+    "launches, batch 8": 676,
     "Triton variants, batch 1 and 8 together": 81,
     "MB moved to lay weights and their gradients out, batch 1": 800,
     "MB moved to lay weights and their gradients out, batch 8": 870,

@@ -41,7 +41,8 @@ OLDEST = 80  # Ampere: bf16 and tf32 tensor cores
 COUNTS = (
     *("H", "W", "P", "Q", "R", "pixels", "width", "columns", "halo", "lead", "crop", "copies"),
     *("slack", "samples", "length", "splits", "blocks", "rows", "groups", "S", "C_dw", "K_dw"),
-    *("add", "adds", "sums", "merges", "keeps", "normed", "reflects", "pitch_dy_v"),
+    *("add", "add_dw", "add_db", "adds", "sums", "merges", "keeps", "normed", "reflects"),
+    "pitch_dy_v",
     *("tiles_k", "tiles_x", "tiles_dy", "stride_g", "stride_k", "stride_c", "stride_r", "stride_s"),
     *("tiles", "tiles_c", "tiles_l", "tiles_m", "tiles_n", "windows", "window_columns", "split"),
     *("samples_per_gamma", "samples_per_beta", "samples_per_group", "pixels_per_group"),

@@ -35,7 +35,6 @@ KERNELS = PRODUCTS | {
     "shift_add_kernel",
     "dot_kernel",
     "dot_backward_kernel",
-    "dot_merge_kernel",
 }
 # Bytes that ptxas keeps in local memory across a product's loop, once a program.
 PARKED = {(100, "wgrad", 128, 128): 16, (100, "conv_gemm", 128, 32): 32}

@@ -254,7 +254,6 @@ def backward_apply_kernel(
     coefficient_ptr,  # [N, 3, C] fp32, or None without statistics
     dx_ptr,  # [N, pixels, pitch], rows of `width` pixels; `slack` pixels before are zeroed
     dresidual_ptr,  # [N, H, W, C], of dy with its halo folded, if `keeps`; or None
-    keeps,
     H,
     W,
     C,
@@ -284,6 +283,7 @@ def backward_apply_kernel(
     samples,
     tiles,
     tiles_c,
+    keeps,
     ACT: tl.constexpr,
     FROM_OUTPUT: tl.constexpr,
     VEC: tl.constexpr,

@@ -190,9 +190,9 @@ def norm_act_backward_triton(
     own = residual and (options.halo > 0 or more is not None)
     dresidual = x.new_empty(x.shape) if own else None
     pointers = (*pointers, None if options.norm == "none" else coefficient, dx)
-    # One variant for all passes with a residual: where dy itself is its gradient, x is not written.
+    # One variant for all passes with a residual: where dy is its gradient, x stands in, unwritten.
     given = x if residual and dresidual is None else dresidual
-    _apply(dy, more, x, pointers, (given, int(own)), scalars, modes, frame)
+    _apply(dy, more, x, pointers, given, own, scalars, modes, frame)
     if not sums or total is None or coefficient is None:
         return NormActGradients(dx, dresidual, None, None, None, None)
     rows = rows or Rows(None, None, None, False)
@@ -282,12 +282,13 @@ def _apply(
     more: Tensor | None,
     x: Tensor,
     pointers: tuple[Tensor | None, ...],
-    dresidual: tuple[Tensor | None, int],
+    dresidual: Tensor | None,
+    keeps: bool,
     scalars: tuple[float, ...],
     modes: dict[str, Any],
     frame: Frame,
 ) -> None:
-    """Write dx, the last of the pointers, and dresidual if 1 is beside it."""
+    """Write dx, the last of the pointers, and dresidual if it `keeps` that."""
     samples, height, width, channels = x.shape
     halo, reflects = scalars[-2:]
     config, place, tiles = _tiled(frame)
@@ -300,7 +301,7 @@ def _apply(
         *pointers[:5],
         dy if more is None else more,
         *pointers[5:],
-        *dresidual,
+        dresidual,
         height,
         width,
         channels,
@@ -313,6 +314,7 @@ def _apply(
         frame.slack,
         samples,
         *tiles,
+        int(keeps),
         VEC=vector(frame.pitch),
         **modes,
         **config.launch_options(),

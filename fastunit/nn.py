@@ -5,11 +5,12 @@ Parameters and state_dict keys are those of PyTorch's modules whose place they t
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from fastunit.kernels import conv_norm_act, instance_norm_act
+from fastunit.kernels.common.checks import Activation
 from fastunit.kernels.norm_act.op import arguments_of
 from fastunit.models.unfused import say_plain, untouched
 
@@ -18,6 +19,7 @@ __all__ = ["AdaINConv2d", "ConvNormAct2d", "InstanceNormAct2d"]
 _PADS = {nn.ZeroPad2d: "zero", nn.ReflectionPad2d: "reflect", nn.ReplicationPad2d: "replicate"}
 _ACTIVATIONS = {
     nn.ReLU: "relu", nn.LeakyReLU: "lrelu", nn.PReLU: "prelu", nn.SELU: "selu", nn.Tanh: "tanh",
+    nn.GELU: "gelu", nn.SiLU: "silu", nn.Sigmoid: "sigmoid", nn.Hardswish: "hardswish",
 }  # fmt: skip
 _PADDING_MODES = {"zeros": "zero", "reflect": "reflect", "replicate": "replicate"}
 
@@ -29,7 +31,7 @@ class InstanceNormAct2d(nn.InstanceNorm2d):
         num_features: channels C.
         eps: added to the variance.
         affine: whether to scale and shift by `weight` and `bias`, both [C].
-        act: "none", "relu", "lrelu", "selu" or "tanh".
+        act: as in `fastunit.kernels.conv_norm_act`, but for "prelu".
         slope: negative slope of lrelu.
 
     Images [N, C, H, W] or [C, H, W] of any floating dtype and memory format, as in
@@ -41,7 +43,7 @@ class InstanceNormAct2d(nn.InstanceNorm2d):
         num_features: int,
         eps: float = 1e-5,
         affine: bool = False,
-        act: Literal["none", "relu", "lrelu", "selu", "tanh"] = "relu",
+        act: Activation = "relu",
         slope: float = 0.2,
     ) -> None:
         super().__init__(num_features, eps=eps, affine=affine)
@@ -59,8 +61,9 @@ class ConvNormAct2d(nn.Sequential):
     dilation), with hooks, parametrizations or replaced modules it runs them one by one.
 
     The modules are [nn.ZeroPad2d | ReflectionPad2d | ReplicationPad2d], nn.Conv2d,
-    [InstanceNorm2d], [nn.ReLU | LeakyReLU | PReLU | SELU | Tanh], in this order; those in brackets
-    may be left out. `residual`, of the result's shape, is added last.
+    [InstanceNorm2d], [nn.ReLU | LeakyReLU | PReLU | SELU | Tanh | GELU | SiLU | Sigmoid |
+    Hardswish], in this order; those in brackets may be left out. PyTorch computes the last four
+    after the operation. `residual`, of the result's shape, is added last.
     """
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -106,6 +109,8 @@ class ConvNormAct2d(nn.Sequential):
             options |= {"norm": "in", "eps": norm.eps, "gamma": norm.weight, "beta": norm.bias}
         if rest and untouched(rest[0], *_ACTIVATIONS):
             act: Any = rest.pop(0)
+            if getattr(act, "approximate", "none") != "none":  # of GELU
+                return None
             options["act"] = _ACTIVATIONS[type(act)]
             if options["act"] == "lrelu":
                 options["slope"] = act.negative_slope
@@ -134,7 +139,7 @@ class AdaINConv2d(nn.Conv2d):
         padding_mode: what they hold: "zeros", "reflect" or "replicate".
         bias: whether there is one; the norm takes it away again, so it only keeps a key.
         eps: added to the variance.
-        act: "none", "relu", "lrelu", "selu" or "tanh".
+        act: as in `fastunit.kernels.conv_norm_act`, but for "prelu".
         slope: negative slope of lrelu.
 
     Input [N, C, H, W] or [C, H, W]; gamma and beta, scale and shift of each sample, [N, K] or
@@ -155,7 +160,7 @@ class AdaINConv2d(nn.Conv2d):
         padding_mode: str = "zeros",
         bias: bool = True,
         eps: float = 1e-5,
-        act: Literal["none", "relu", "lrelu", "selu", "tanh"] = "relu",
+        act: Activation = "relu",
         slope: float = 0.2,
     ) -> None:
         mode: Any = padding_mode

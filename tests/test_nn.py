@@ -49,6 +49,8 @@ FUSED = {
     "affine, prelu": lambda: [
         nn.ZeroPad2d(2), nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.PReLU(4),
     ],
+    "gelu": lambda: [nn.ReflectionPad2d(1), nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.GELU()],
+    "silu": lambda: [nn.Conv2d(3, 4, 3), nn.SiLU(inplace=True)],
     "bare": lambda: [nn.Conv2d(3, 4, 1, bias=False)],
 }  # fmt: skip
 LEFT = {
@@ -61,7 +63,7 @@ LEFT = {
     "uneven padding": lambda: [nn.ZeroPad2d((1, 0, 1, 0)), nn.Conv2d(3, 4, 3)],
     "statistics": lambda: [nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True)],
     "batch norm": lambda: [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)],
-    "gelu": lambda: [nn.Conv2d(3, 4, 3), nn.GELU()],
+    "gelu of tanh": lambda: [nn.Conv2d(3, 4, 3), nn.GELU("tanh")],
     "spectral norm": lambda: [nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)).eval()],
 }
 

@@ -1,13 +1,14 @@
 """Other projects' networks before and after `accelerate`: ``pytest bench/ops/bench_accelerate.py``.
 
 Forward and backward of one image; eager_ratio is the original's time over the accelerated one's,
-and `fused` the number of fused operations. On a CPU in float32 nearly all patterns are left alone
-(fastunit/fusion/rules.py), and the ratio says what tracing costs; `every` fuses all of them.
+in turns (CPU time on a CPU), and `fused` the number of fused operations. On a CPU in float32 nearly
+all patterns are left alone (fastunit/fusion/rules.py), and the ratio says what the wrapper costs;
+`every` fuses all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 
 import pytest
 import torch
@@ -15,23 +16,17 @@ from torch import Tensor, nn
 
 import fastunit
 from bench.ops import harness
+from bench.ops.other_networks import CASES, tensors
 from bench.step.tasks import GPU
 from fastunit.fusion import rules
-from tests.support import networks
 
-CASES: dict[str, Callable[[], nn.Module]] = {
-    "CycleGAN generator": lambda: networks.CycleGenerator(64, 9),
-    "CUT generator": lambda: networks.CutGenerator(64, 9),
-    "PatchGAN": lambda: networks.PatchGan(64),
-    "pix2pix U-Net": lambda: networks.Unet(64, 6),
-    "UNIT generator": lambda: networks.UnitGenerator(64, 4),
-    "UNIT discriminator": lambda: networks.UnitDiscriminator(64, 3),
-    "MUNIT AdaINGen": lambda: networks.MunitGenerator(64, 4),
-    "nnU-Net": lambda: networks.NnUnet(32),
-}
-SIZES = [256] if GPU else [64, pytest.param(128, marks=pytest.mark.full)]
+LARGE = [pytest.param(size, marks=pytest.mark.full) for size in (128, 256)]
+SIZES = [256] if GPU else [64, *LARGE]
+ROUNDS = {64: 30, 128: 15, 256: 15 if GPU else 5}
+TIMER = time.perf_counter if GPU else time.process_time  # which other processes leave alone
 
 
+@pytest.mark.benchmark(timer=TIMER)
 @pytest.mark.parametrize("patterns", ["rules", pytest.param("every", marks=pytest.mark.full)])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", CASES)
@@ -45,18 +40,14 @@ def bench_accelerate(benchmark, device, monkeypatch, name, size, patterns):
     benchmark.extra_info["fused"] = len(fast.acceleration.fused) // fast.acceleration.graphs
     leaves = [x, *(p for p in model.parameters() if p.requires_grad)]
     fused, eager = _runs(fast, x), _runs(model, x)
-    harness.measure(benchmark, device, "both", fused, leaves, eager=eager)
+    rounds = ROUNDS[size]
+    harness.measure(
+        benchmark, device, "both", fused, leaves, eager=eager, rounds=rounds, timer=TIMER
+    )
 
 
 def _runs(model: nn.Module, x: Tensor) -> harness.Run:
     def run() -> tuple[Tensor, ...]:
-        return tuple(_tensors(model(x)))
+        return tuple(tensors(model(x)))
 
     return run
-
-
-def _tensors(y: object) -> list[Tensor]:
-    if isinstance(y, Tensor):
-        return [y]
-    assert isinstance(y, (tuple, list))
-    return [tensor for part in y for tensor in _tensors(part)]

@@ -7,7 +7,6 @@ small inputs stay in the L2 cache. pytest-benchmark's own table then shows the t
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,6 +31,8 @@ def measure(
     *,
     eager: Run | None = None,
     moved_bytes: int | None = None,
+    rounds: int = ROUNDS,
+    timer: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Time an operation and record the results in benchmark.extra_info.
 
@@ -41,14 +42,17 @@ def measure(
         mode: "forward" (without autograd), "backward" alone, or "both".
         run: the operation on fixed inputs; its results are differentiated with fixed gradients.
         leaves: the inputs to differentiate by.
-        eager: the same with PyTorch's operations, timed too: eager_ratio is its time / run's.
+        eager: the same with PyTorch's operations, timed too, in rounds between those of `run`:
+            eager_ratio is its time / run's, of the fastest rounds.
         moved_bytes: least bytes read and written, on a GPU for gb_per_s.
+        rounds: how many are timed.
+        timer: of `eager`; that of `run` is the benchmark's own.
 
     On a GPU, peak_mib is the peak of allocated memory beyond the inputs.
     """
     # Backward is timed by itself, repeatedly: compiled code must not free what it needs.
     with functorch.patch(donated_buffer=False):
-        _measure(benchmark, device, mode, run, leaves, eager, moved_bytes)
+        _measure(benchmark, device, mode, run, leaves, eager, moved_bytes, rounds, timer)
 
 
 def _measure(
@@ -59,16 +63,26 @@ def _measure(
     leaves: Sequence[Tensor],
     eager: Run | None,
     moved_bytes: int | None,
+    rounds: int,
+    timer: Callable[[], float],
 ) -> None:
     calls = CALLS if device.type == "cuda" else 1
     work = _repeated(mode, run, leaves, device)
-    benchmark.pedantic(work, rounds=ROUNDS, warmup_rounds=WARM_UP)
+    other = None if eager is None else _repeated(mode, eager, leaves, device)
+    theirs: list[float] = []
+
+    def time_eager() -> None:
+        if other is not None:
+            start = timer()
+            other()
+            theirs.append(timer() - start)
+
+    benchmark.pedantic(work, setup=time_eager, rounds=rounds, warmup_rounds=WARM_UP)
     seconds = benchmark.stats.stats.median / calls
     facts = benchmark.extra_info
     facts["median_us"] = round(seconds * 1e6, 2)
-    if eager is not None:
-        theirs = _median(_repeated(mode, eager, leaves, device)) / calls
-        facts["eager_ratio"] = round(theirs / seconds, 2)
+    if theirs:
+        facts["eager_ratio"] = round(min(theirs) / benchmark.stats.stats.min, 3)
     if device.type == "cuda":
         facts["peak_mib"] = round(_peak_bytes(_work(mode, run, leaves)) / 2**20, 2)
         if moved_bytes is not None:
@@ -118,16 +132,6 @@ def _repeated(
         torch.cuda.synchronize()
 
     return replay
-
-
-def _median(work: Callable[[], object]) -> float:
-    """Return the median seconds of a round, as `measure` times it."""
-    times = []
-    for _ in range(WARM_UP + ROUNDS):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[WARM_UP:])
 
 
 def _peak_bytes(work: Callable[[], object]) -> int:

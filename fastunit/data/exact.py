@@ -88,6 +88,11 @@ def from_image(image: Image.Image, reading: Reading) -> np.ndarray:
     Raises:
         DataError: with the reason.
     """
+    if reading.channels not in (1, 3):
+        raise DataError(
+            f"the domain has {reading.channels} channels, but Pillow images are gray (1) or RGB "
+            "(3); give a tensor or an array"
+        )
     if image.mode != "F" and not image.mode.startswith("I"):
         return image_io.from_image(image, reading)
     try:

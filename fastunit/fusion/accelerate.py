@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable
-from types import FunctionType
+from types import FunctionType, NoneType
 from typing import Any, TypeVar
 
 import torch
@@ -89,8 +89,12 @@ def _run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _form(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
-    """Return what a graph of a call depends on, or None where it is more than images' shapes."""
-    if kwargs or not all(isinstance(each, Tensor) for each in args):
+    """Return what a graph of a call depends on, or None where it takes numbers, lists or others."""
+    given = [*args, *kwargs, *kwargs.values()]
+    if not all(isinstance(each, (Tensor, bool, str, NoneType)) for each in given):
         return None
-    shapes = tuple((each.shape, each.dtype, each.device) for each in args)
-    return model.training, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), shapes
+    forms = tuple(
+        (each.shape, each.dtype, each.device) if isinstance(each, Tensor) else each
+        for each in given
+    )
+    return model.training, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), forms

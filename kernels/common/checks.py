@@ -13,12 +13,14 @@ from torch import Tensor
 
 PadMode = Literal["zero", "reflect", "replicate"]
 Norm = Literal["none", "in", "ln"]
-Activation = Literal["none", "relu", "lrelu", "prelu", "selu", "tanh"]
+FusedActivation = Literal["none", "relu", "lrelu", "prelu", "selu", "tanh"]
+# What the public operations take: `spellings` applies the others after them.
+Activation = FusedActivation | Literal["gelu", "silu", "sigmoid", "hardswish"]
 # Devices that have autocast; asked once, since torch.compile (2.11) cannot trace the question.
 AUTOCAST = frozenset(
     kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)
 )
-PAD_MODES, NORMS, ACTS = get_args(PadMode), get_args(Norm), get_args(Activation)
+PAD_MODES, NORMS, ACTS = get_args(PadMode), get_args(Norm), get_args(FusedActivation)
 
 
 class Form(NamedTuple):

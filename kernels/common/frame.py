@@ -71,6 +71,14 @@ def channels_last(buffer: Tensor) -> Tensor:
     return buffer.permute(0, 3, 1, 2)
 
 
+def no_view(y: Tensor) -> Tensor:
+    """Return the same memory as a tensor that is no view to autograd.
+
+    What an autograd function returns may only then be changed in place.
+    """
+    return y.new_empty(0).set_(y)
+
+
 def dense(x: Tensor) -> Tensor:
     """View an image [N, C, H, W] as contiguous [N, H, W, C], copying where it is not."""
     return x.permute(0, 2, 3, 1).contiguous()

@@ -1,7 +1,7 @@
 """Arguments as PyTorch's modules and functions have them, which the operations take too.
 
-Strides and paddings as pairs of equal numbers, "zeros" for "zero", "leaky_relu" for "lrelu", and
-one image [C, H, W].
+Strides and paddings as pairs of equal numbers, "zeros" for "zero", "leaky_relu" for "lrelu", one
+image [C, H, W], and the activations that no kernel has: PyTorch's own follow the operation.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
+import torch.nn.functional as F
 from torch import Tensor
+
+from fastunit.kernels.common import checks
 
 P = ParamSpec("P")
 _NUMBERS = ("stride", "padding", "output_padding")
@@ -20,13 +23,19 @@ _OTHER_NAMES = {
     "pad_mode": {"zeros": "zero", "constant": "zero"},
     "halo_mode": {"zeros": "zero", "constant": "zero"},
 }
+# Activations of PyTorch's that follow the operation, which then has none and adds no residual.
+_ACTIVATIONS = {
+    "gelu": F.gelu, "silu": F.silu, "sigmoid": F.sigmoid, "hardswish": F.hardswish
+}  # fmt: skip
+ACTS = checks.ACTS + tuple(_ACTIVATIONS)
 
 
 def takes_pytorch_arguments(operation: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Let an operation of one image batch take the arguments above.
 
     Raises:
-        ValueError: from a call: a pair has two different numbers.
+        ValueError: from a call: a pair has two different numbers; the activation is unknown, or
+            one that cannot be followed by a halo.
     """
 
     @functools.wraps(operation)
@@ -39,6 +48,10 @@ def takes_pytorch_arguments(operation: Callable[P, Tensor]) -> Callable[P, Tenso
             value = options.get(name, "")
             if (value is None or isinstance(value, str)) and value in others:
                 options[name] = others[value]
+        act = options.get("act", "none")
+        if act not in checks.ACTS:
+            checks.choice("act", act, ACTS)
+            return _activated(call, _ACTIVATIONS[act], args, options)
         x = args[0] if args else options["x"]
         if not isinstance(x, Tensor) or x.dim() != 3:
             return operation(*args, **options)
@@ -51,6 +64,22 @@ def takes_pytorch_arguments(operation: Callable[P, Tensor]) -> Callable[P, Tenso
         return operation(*args, **options)[0]
 
     return call
+
+
+def _activated(
+    operation: Callable[..., Tensor],
+    activation: Callable[[Tensor], Tensor],
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+) -> Tensor:
+    """Call an operation without its activation and residual, and apply these."""
+    if options.get("halo"):
+        raise ValueError(f"act={options['act']!r} takes no halo; add it to the result")
+    residual = options.pop("residual", None)
+    y = activation(operation(*args, **options | {"act": "none"}))
+    if residual is None:
+        return y
+    return y + checks.residual(checks.Form(y.shape, y.dtype), residual)
 
 
 def _one(name: str, value: tuple[Any, ...] | list[Any]) -> Any:

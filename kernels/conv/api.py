@@ -64,7 +64,8 @@ def conv_norm_act(
         gamma: scale after the norm, [K] or [G, K], of x's dtype or float32. None leaves it out.
         beta: shift after the norm, likewise.
         eps: added to the variance ("in") or the standard deviation ("ln").
-        act: "none", "relu", "lrelu", "prelu", "selu" or "tanh".
+        act: "none", "relu", "lrelu", "prelu", "selu" or "tanh"; or, by PyTorch after the operation
+            and without a halo, "gelu", "silu", "sigmoid" or "hardswish".
         slope: negative slope; a float for lrelu, a tensor [1] or [K] for prelu.
         residual: [N, K, P, Q], of x's dtype, added after the activation.
         halo: pixels then added on each side of the result, for a convolution that follows with
@@ -120,7 +121,7 @@ def conv_gemm(
         w: filters [K, C, R, S] or [G, K, C, R, S], as in `conv_norm_act`.
         b: bias [K] or [G, K], likewise.
         stride: of the convolution, both axes.
-        act: "none", "relu", "lrelu", "selu" or "tanh".
+        act: as in `conv_norm_act`, but for "prelu".
         slope: negative slope of lrelu.
         impl: "auto", "triton", "aten" or "plain"; see `fastunit.kernels.common.runtime`.
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fastunit.kernels.common import checks, derivatives, eager, runtime
-from fastunit.kernels.common.checks import Activation, Form, Norm, PadMode
+from fastunit.kernels.common.checks import Form, Norm, PadMode
+from fastunit.kernels.common.frame import no_view
 from fastunit.kernels.common.runtime import Impl
 from fastunit.kernels.conv import arguments, aten, launch, linked
 from fastunit.kernels.conv.direct import needed_gradients
@@ -54,7 +55,7 @@ def conv_block(
     pad_mode: PadMode = "zero",
     norm: Norm = "none",
     eps: float = 1e-5,
-    act: Activation = "none",
+    act: str = "none",
     halo: int = 0,
     halo_mode: PadMode = "zero",
     impl: Impl = "auto",
@@ -367,12 +368,12 @@ class _Eager(torch.autograd.Function):
         *tensors, stand_in, plan, into, parameter, ctx.auto = args
         x, w, b, gamma, beta, prelu, residual, filters, _ = tensors
         rows = arguments.grouped(w, b, gamma, beta)
-        found = _IMPLEMENTATIONS[plan.impl].fprop(plan, x, *rows, prelu, residual, filters)
-        _save(ctx, plan, args, found, stand_in)
+        y, *kept = _IMPLEMENTATIONS[plan.impl].fprop(plan, x, *rows, prelu, residual, filters)
+        assert y is not None
+        y = no_view(y) if plan.impl == "triton" else y
+        _save(ctx, plan, args, (y, *kept), stand_in)
         if into is not None and parameter.requires_grad:
             ctx.into = into
-        y = found[0]
-        assert y is not None
         return y
 
     @staticmethod

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastunit.kernels.common import derivatives, runtime
-from fastunit.kernels.common.frame import Frame, channels_last
+from fastunit.kernels.common.frame import Frame, channels_last, no_view
 from fastunit.kernels.conv import arguments, launch
 from fastunit.kernels.conv.direct import needed_gradients
 from fastunit.kernels.conv.geometry import Conv, Transpose, convolution
@@ -105,7 +105,7 @@ class _Linked(torch.autograd.Function):
         ctx.plan, ctx.reader, ctx.x_shape = plan, reader, image.shape
         ctx.linked, ctx.has_residual = conv is not None, residual is not None
         ctx.into = into if into is not None and parameter.requires_grad else None
-        results = (y,) if reader is None else _views(y, reader)
+        results = (no_view(y),) if reader is None else _views(y, reader)
         if plan.fuses_activation(residual is not None, gamma, beta, prelu):
             raw = results[0]
         saved = raw if plan.keeps_product(gamma) else None

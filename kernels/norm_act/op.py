@@ -66,7 +66,8 @@ def norm_act(
             where sample n takes row n // (N // G). None leaves it out.
         beta: shift after the norm, likewise.
         eps: added to the variance ("in") or the standard deviation ("ln").
-        act: "none", "relu", "lrelu", "prelu", "selu" or "tanh".
+        act: "none", "relu", "lrelu", "prelu", "selu" or "tanh"; or, by PyTorch after the operation
+            and without a halo, "gelu", "silu", "sigmoid" or "hardswish".
         slope: negative slope; a float for lrelu, a tensor [1] or [C], of x's dtype or float32,
             for prelu.
         residual: of x's shape and dtype, added after the activation. Under autocast it is cast.
@@ -107,7 +108,7 @@ def _run(
     *,
     norm: Norm,
     eps: float,
-    act: Activation,
+    act: str,
     impl: Impl,
     halo: int = 0,
     pad_mode: PadMode = "zero",
@@ -184,7 +185,8 @@ def instance_norm_act(
         weight: scale [C], of x's dtype or float32; see `arguments_of`. None leaves it out.
         bias: shift [C], likewise.
         eps: added to the variance.
-        act: "none", "relu", "lrelu", "prelu", "selu" or "tanh".
+        act: "none", "relu", "lrelu", "prelu", "selu" or "tanh"; or, by PyTorch after the operation,
+            "gelu", "silu", "sigmoid" or "hardswish".
         slope: negative slope; a float for lrelu, a tensor [1] or [C] for prelu.
         residual: of x's shape and dtype, added after the activation.
         impl: "auto", "triton", "aten" or "plain"; see `fastunit.kernels.common.runtime`.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastunit.kernels.common import derivatives, eager
-from fastunit.kernels.common.frame import channels_last, dense, memory_format, owned
+from fastunit.kernels.common.frame import channels_last, dense, memory_format, no_view, owned
 from fastunit.kernels.norm_act.aten import (
     NormActOptions,
     norm_act_aten,
@@ -205,7 +205,7 @@ class _Eager(torch.autograd.Function):
         *tensors, options, impl, _ = args
         found = _fprop(options, impl, *tensors)
         _save(ctx, args, found)
-        return found[0]
+        return no_view(found[0]) if impl == "triton" else found[0]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple:

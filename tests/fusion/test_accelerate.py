@@ -252,6 +252,41 @@ def test_shapes_for_which_nothing_is_fused_run_as_they_were(monkeypatch):
     assert (fast.acceleration.graphs, fast.acceleration.runs) == (2, 1)
 
 
+def test_keywords_that_change_nothing_spare_the_checks_too(monkeypatch):
+    class Named(nn.Conv2d):
+        def forward(self, x, *, mask=None, features=False):
+            y = super().forward(x) * (1 if mask is None else mask)
+            return (y, [y]) if features else y
+
+    monkeypatch.setattr(rules, "loss", lambda chain: "small")
+    model, x = Named(3, 4, 3), torch.rand(1, 3, 8, 8)
+    fast = fastunit.accelerate(model)
+    calls = [{}, {"features": True}, {"mask": torch.rand(6, 6)}]
+    for _ in range(2):
+        for given in calls:
+            torch.testing.assert_close(flat(fast(x, **given)), flat(model(x, **given)))
+    monkeypatch.setattr(rules, "loss", lambda chain: None)
+    torch._dynamo.reset()  # a call that were traced would be a graph more
+    for given in calls:
+        fast(x, **given)
+    assert (fast.acceleration.graphs, fast.acceleration.runs) == (3, 0)
+
+
+def test_what_a_gpu_is_better_left_alone_with_says_why(monkeypatch):
+    monkeypatch.setattr(rules, "loss", rules.on_gpu)
+    model = PatchGan().double()
+    fast = fastunit.accelerate(model)
+    assert_same(model, fast, image(side=128))
+    report = fast.acceleration
+    assert [entry.where for entry in report.fused] == ["model.2", "model.5"]
+    reasons = [entry.why for entry in report.left]
+    alone, large = "too little around the convolution", "filters too large for the image"
+    for reason, wanted in zip(reasons, (alone, large, alone), strict=True):
+        assert reason.startswith(wanted)
+    fast = fastunit.accelerate(CycleGenerator(), example=image(side=64).float())
+    assert len(fast.acceleration.fused) == 2 * FUSED["CycleGAN generator"]
+
+
 def test_many_networks_do_not_share_a_limit():
     several = [fastunit.accelerate(nn.Sequential(nn.Conv2d(3, c, 3))) for c in range(1, 11)]
     for fast in several:

@@ -73,6 +73,17 @@ def test_the_style_of_an_image_makes_its_reconstruction(translator):
     assert translator.translate(Image.fromarray(x), "a2b", style=style).size == (16, 24)
 
 
+def test_pillow_images_of_a_domain_of_other_channels_are_refused_by_name(tmp_path, save_networks):
+    translator = fastunit.load(save_networks(tmp_path, **MUNIT, input_dim_b=4), device="cpu")
+    for image in (Image.new("RGBA", (16, 16)), Image.new("L", (16, 16)), Image.new("F", (16, 16))):
+        with pytest.raises(
+            DataError, match="the domain has 4 channels, but Pillow images are gray"
+        ):
+            translator.style_of(image, "b")
+        assert translator.style_of(image, "a").shape == (1, 3)  # alpha is dropped
+    assert translator.style_of(draw(16, 16, 4), "b").shape == (1, 3)
+
+
 def test_gradients_reach_the_style(translator):
     style = torch.ones(1, 3, requires_grad=True)
     y = translator.translate(torch.rand(2, 3, 16, 16), "a2b", style=style, grad=True)

@@ -242,7 +242,7 @@ ERRORS = [
     (lambda: norm_act(X.long()), ("x", "floating", "torch.int64")),
     (lambda: norm_act(X, norm="batch"), ("norm='batch'", "none, in, ln")),
     (lambda: norm_act(X, norm=["in"]), ("norm=['in']", "none, in, ln")),
-    (lambda: norm_act(X, act="gelu"), ("act='gelu'", "none, relu, lrelu, prelu, selu, tanh")),
+    (lambda: norm_act(X, act="mish"), ("act='mish'", "none, relu, lrelu, prelu, selu, tanh, gelu")),
     (lambda: norm_act(X, gamma=B), ("gamma", "(3,)", "(4,)")),
     (lambda: norm_act(X, beta=torch.ones(3, 1)), ("beta", "(3,)", "(3, 1)")),
     (lambda: norm_act(X, residual=X[:1]), ("residual", "(1, 3, 6, 5)", "(2, 3, 6, 5)")),

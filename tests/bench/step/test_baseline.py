@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from bench.step import baseline
 from bench.step.baseline import BaselineStep, strongest
 from fastunit import config
 from fastunit.compat import ATTRIBUTES
@@ -116,6 +118,45 @@ def test_options_as_fastunit(options, opponent):
         assert losses[ATTRIBUTES[name]].item() == pytest.approx(reference.item(), rel=FORWARD)
     for key, value in unit.state_dict().items():
         torch.testing.assert_close(step.state_dict()[key], value, rtol=GRADIENT, atol=1e-8)
+
+
+class ComposedNorm(nn.Module):
+    """Instance norm as a formula: PyTorch's backward may be wrong for one image on a CPU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
+        return (x - mean) / (var + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize("pad", ["zero", "reflect"])
+def test_gradients_of_one_image_in_channels_last_are_right(pad, opponent, monkeypatch):
+    settings = config.from_dict(
+        {"gen": SMALL["gen"] | {"pad_type": pad}, "share_fakes": False}
+        | {"dis": SMALL["dis"] | {"norm": "in", "pad_type": pad}}
+    )
+    step = opponent(settings).to(memory_format=torch.channels_last)
+    monkeypatch.setitem(baseline._NORMS, "in", ComposedNorm)
+    composed = BaselineStep(settings).double()
+    composed.load_state_dict(step.state_dict())
+    images = [torch.rand(1, 3, 16, 16, dtype=torch.float64) for _ in range(2)]
+    noise = {key: value[:1] for key, value in normals(settings).items()}
+    last = [x.float().contiguous(memory_format=torch.channels_last) for x in images]
+    for name in ("dis", "gen"):
+        for each, given in ((step, last), (composed, images)):
+            dtype = given[0].dtype
+            losses = getattr(each, f"{name}_losses")
+            each.zero_grad()
+            own = {key: value.to(dtype) for key, value in noise.items()}
+            losses(*given, own)[f"loss_{name}_total"].backward()
+        wanted = {key: p.grad for key, p in composed.named_parameters() if p.grad is not None}
+        assert wanted
+        for key, p in step.named_parameters():
+            if key in wanted:
+                error = (p.grad - wanted[key]).abs().max()
+                assert error <= 1e-4 * (1 + wanted[key].abs().max()), key
 
 
 @pytest.mark.parametrize(("name", "wasteful"), [("baseline", True), ("strongest", False)])

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from fastunit.kernels import conv_norm_act, conv_transpose, instance_norm_act, norm_act
+from fastunit.kernels import (
+    conv_gemm,
+    conv_norm_act,
+    conv_transpose,
+    instance_norm_act,
+    norm_act,
+    upsample_conv,
+)
 from tests.support.tensors import rand
 
 X, W = rand(2, 3, 7, 6), rand(4, 3, 3, 3)
@@ -42,12 +49,29 @@ def test_one_image():
         ({"padding": [0, 1]}, r"padding=\[0, 1\] must be the same for both axes"),
         ({"padding": (0, 1, 2)}, r"padding=\(0, 1, 2\) must be the same"),
         ({"stride": (1.5, 1.5)}, r"stride=1\.5 must be an integer"),
-        ({"act": "gelu"}, "act='gelu' must be one of none, relu"),
+        ({"act": "mish"}, "act='mish' must be one of none, relu"),
+        ({"act": "gelu", "halo": 1}, "act='gelu' takes no halo"),
+        ({"act": "gelu", "residual": X}, r"residual of shape \(2, 3, 7, 6\) must have x's shape"),
     ],
 )
 def test_what_they_do_not_take_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         conv_norm_act(X, W, **options)
+
+
+@pytest.mark.parametrize("act", ["gelu", "silu", "sigmoid", "hardswish"])
+def test_activations_of_pytorchs_follow_the_operation(act):
+    f, residual = getattr(nn.functional, act), rand(2, 4, 7, 6)
+    given: dict = {"padding": 1, "norm": "in", "act": act, "residual": residual}
+    wanted = f(nn.functional.instance_norm(nn.functional.conv2d(X, W, padding=1))) + residual
+    torch.testing.assert_close(conv_norm_act(X, W, **given), wanted)
+    given["residual"] = residual[0]
+    torch.testing.assert_close(conv_norm_act(X[0], W, **given), wanted[0])
+    torch.testing.assert_close(norm_act(X, act=act), f(X))
+    torch.testing.assert_close(upsample_conv(X, W, act=act), f(upsample_conv(X, W)))
+    torch.testing.assert_close(conv_gemm(X, W, act=act), f(nn.functional.conv2d(X, W)))
+    leaf = X.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: conv_norm_act(x, W, act=act), (leaf[:1, :, :4, :4],))
 
 
 @pytest.mark.parametrize("name", ["groups", "dilation"])

@@ -302,7 +302,7 @@ def _take_worker(new: bool) -> _Worker:
     try:
         worker = _Worker()
     except OSError as error:
-        raise ResourceError(_not_started(error.strerror)) from error
+        raise ResourceError(_not_started(error.strerror or str(error))) from error
     with _lock:
         _busy.add(worker)  # before it has started, so that `stop` ends it too
     try:

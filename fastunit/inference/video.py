@@ -204,8 +204,7 @@ class _Writer:
 
     def close(self) -> None:
         """Write the frames that the encoder holds back, and the file's end."""
-        import av
-
+        av = require()
         self._made.mux(self._video.encode())
         try:
             self._made.close()

@@ -106,7 +106,9 @@ def _product(kernel: str, x: Tensor, precision: str, *sizes: int, border: bool =
     arch = generation(runtime.arch(x.device))
     multiprocessors = runtime.multiprocessors(x.device) or GPUS[arch].multiprocessors
     precision = precision if x.element_size() == 4 else "ieee"
-    return Product(kernel, arch, multiprocessors, x.element_size(), precision, *sizes, border)
+    return Product(kernel, arch, multiprocessors, x.element_size(), precision, *sizes)._replace(
+        border=border
+    )
 
 
 @functools.cache

@@ -73,6 +73,12 @@ def test_only_standard_operators_and_a_free_size_are_in_the_graph(exported):
     assert calls and not any("fastunit" in call for call in calls)
 
 
+@pytest.mark.parametrize("name", ["onnx", "pt2", "safetensors"])
+def test_others_may_read_a_file_as_any_other(exported, name, tmp_path):
+    (tmp_path / "other").touch()
+    assert exported(name)[1].stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_shared_layers_are_in_a_safetensors_file_once_and_shared_again(exported):
     from safetensors import safe_open
 

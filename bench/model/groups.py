@@ -13,6 +13,7 @@ from collections.abc import Collection
 from bench.model.trace import Event
 
 FUSABLE = "losses, pooling, cat, residual adds"  # torch.compile may fuse these
+FILLS = "fills, zero bias gradients, sums"
 WEIGHTS = "weights: layouts, flips, sums of splits, stacks"
 TABLE = (
     ("products", r"^conv_gemm_kernel "),
@@ -24,9 +25,9 @@ TABLE = (
     ("sampling", r"^_reparameterize_|kernels/sampling/"),
     ("reflect ring of the 5x5 blocks", r"^(lines|taps)_"),
     ("reflect ring of the 5x5 blocks", r"border|ring|phases\.py:(_windows|_add_windows|_outer)"),
-    ("fills, zero bias gradients, sums", r" at kernels/(common/frame\.py:empty|.*parameter_grad)"),
-    ("fills, zero bias gradients, sums", r" at kernels/norm_act/aten\.py:per_row"),
-    ("fills, zero bias gradients, sums", r" at kernels/conv/direct\.py|gradients\.py:zero"),
+    (FILLS, r" at kernels/(common/frame\.py:empty|.*parameter_grad)"),
+    (FILLS, r" at kernels/norm_act/aten\.py:per_row"),
+    (FILLS, r" at kernels/conv/direct\.py|gradients\.py:zero"),
     (WEIGHTS, r"^(pack|split_reduce)_kernel"),
     (WEIGHTS, r"packed\.py"),
     (WEIGHTS, r" at kernels/conv/(gemm|phases|geometry)\.py|laid_out_as|grouped\.py:_stack"),

@@ -15,9 +15,9 @@ from bench.model.gpu import Gpu
 from bench.model.ir import Kernel
 from bench.model.trace import Event
 
-# Pointers from which a kernel reaches other tensors than the one it is given: it reads as many
-# values there as it stores at another pointer.
-REACHING = {"pack_kernel": ("w_ptr", "packed_ptr")}
+# Pointers from which a kernel reaches other tensors than the one it is given: it reads a value
+# there for each of so many that it stores at another pointer.
+REACHING = {"pack_kernel": ("w_ptr", "packed_ptr", 2)}  # both layouts
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Compiler:
         counts = compiled.kernel.count(event.arguments, event.grid)
         whole = {name: part.bytes for name, part in event.arguments[""].items()}
         if reach := REACHING.get(work.name):
-            source, target = reach
-            widths = [_width(event.variant, name) for name in reach]
-            whole[source] = counts.stored[target] * widths[0] // widths[1]
+            source, target, times = reach
+            stored = min(counts.stored[target], whole[target]) // times
+            whole[source] = stored * _width(event.variant, source) // _width(event.variant, target)
 
         def moved(amounts: dict[str | None, int]) -> int:
             """Each byte once, at most: what is read again comes from L2."""

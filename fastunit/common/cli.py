@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from fastunit.common import extras, waiting
-from fastunit.common.errors import StorageError, UserError
+from fastunit.common.errors import ResourceError, StorageError, UserError
 from fastunit.common.progress import STDERR
 from fastunit.common.text import printable
 from fastunit.common.version import version
@@ -51,9 +51,9 @@ def guard(main: Callable[[], int], extra: str = "train") -> int:
     """Run `main` and return its exit code; user errors are printed as one message.
 
     A UserError and a missing package, which `extra` brings, are printed to stderr as ``error: ...``
-    and return 2; a StorageError or OSError (disk full, no permission) returns 3. Ctrl-C returns
-    130, other signals 128 and their number; a closed output pipe returns 141. Any other exception
-    is a bug and propagates with its traceback.
+    and return 2; a StorageError, ResourceError or OSError (disk full, no permission) returns 3.
+    Ctrl-C returns 130, other signals 128 and their number; a closed output pipe returns 141. Any
+    other exception is a bug and propagates with its traceback.
     """
     try:
         return main()
@@ -68,7 +68,7 @@ def guard(main: Callable[[], int], extra: str = "train") -> int:
         return BROKEN_PIPE
     except (UserError, OSError) as error:
         say(f"error: {_reason(error)}", sys.stderr)
-        storage = isinstance(error, (StorageError, OSError))
+        storage = isinstance(error, (StorageError, ResourceError, OSError))
         return STORAGE_ERROR if storage else USAGE_ERROR
     except waiting.Interrupted as error:
         say("interrupted", sys.stderr)

@@ -35,5 +35,9 @@ class StorageError(UserError):
     """A file cannot be written: disk full, quota, read-only; command lines exit with 3."""
 
 
+class ResourceError(UserError):
+    """The system refuses a process or an open file; command lines exit with 3."""
+
+
 class TrainingDiverged(RuntimeError):
     """A loss became NaN or infinite; the message says which one and at which iteration."""

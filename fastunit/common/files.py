@@ -67,10 +67,15 @@ def remove_temporaries(folder: Path) -> None:
     """Delete the temporary files that killed processes have left in a folder."""
     with suppress(OSError):
         for path in folder.iterdir():
-            match = _TEMPORARY.fullmatch(path.name)
-            if match and not _alive(int(match[1])):
+            if is_left(path.name):
                 with suppress(OSError):
                     path.unlink()
+
+
+def is_left(name: str) -> bool:
+    """Return whether a file's name is that of a temporary file that a killed process has left."""
+    match = _TEMPORARY.fullmatch(name)
+    return match is not None and not _alive(int(match[1]))
 
 
 def _alive(pid: int) -> bool:

@@ -7,9 +7,11 @@ process. Processes are kept for a few seconds, and end with this one.
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import math
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -23,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastunit.common.errors import DataError
+from fastunit.common.errors import DataError, ResourceError
 from fastunit.data.image_io import Reading
 from fastunit.data.image_worker import DIGEST
 from fastunit.data.picture import Picture, Wanted
@@ -49,6 +51,7 @@ def measure(file: Path, reading: Reading) -> Decoded:
 
     Raises:
         DataError: the file cannot be used; with the reason, without its name.
+        ResourceError: no process to decode it can be started.
     """
     return _ask(file, reading, pixels=False)[0]
 
@@ -58,6 +61,7 @@ def decode(file: Path, reading: Reading) -> np.ndarray:
 
     Raises:
         DataError: the file cannot be used; with the reason, without its name.
+        ResourceError: no process to decode it can be started.
     """
     return _picture(*_ask(file, reading, pixels=True), reading.channels).pixels
 
@@ -67,6 +71,7 @@ def picture(file: Path, reading: Reading, wanted: Wanted) -> Picture:
 
     Raises:
         DataError: the file cannot be used; with the reason, without its name.
+        ResourceError: no process to decode it can be started.
     """
     return _picture(*_ask(file, reading, pixels=True, wanted=wanted), reading.channels)
 
@@ -85,6 +90,17 @@ def _picture(decoded: Decoded, parts: list[bytes], channels: int) -> Picture:
 
 class _Lost(Exception):
     """A process has died, hangs, or gave no valid answer; the message is the file's reason."""
+
+
+def _not_started(reason: str) -> str:
+    """Return what to say of a process that the system refuses: no image is at fault."""
+    found = f"the process that decodes images does not start: {reason}"
+    if os.strerror(errno.EMFILE) in reason:
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        found += f"; allow more than {most} (ulimit -n), or lower num_workers"
+    elif os.strerror(errno.EAGAIN) in reason:
+        found += "; allow more processes (ulimit -u), or lower num_workers"
+    return found
 
 
 class _Worker:
@@ -107,21 +123,21 @@ class _Worker:
         self._ended, self._starved_before = False, 0.0
 
     def start(self) -> None:
-        """Wait until it can decode; raises DataError if it never can."""
+        """Wait until it can decode; raises ResourceError if it never can."""
         assert self._process.stderr
         try:
             ready = self._line(time.monotonic() + _START) == b"ready"
         except _Lost:
             ready = False
         except TimeoutError as error:
-            raise DataError(
+            raise ResourceError(
                 f"the process that decodes images has not started within {_START:g} s"
             ) from error
         if not ready:
             self.kill()
             said = self._process.stderr.read().decode(errors="replace").strip()
             last = said.splitlines()[-1] if said else "it said nothing"
-            raise DataError(f"the process that decodes images does not start: {last}")
+            raise ResourceError(_not_started(last))
 
     def ask(
         self, request: bytes, seconds: float, channels: int
@@ -286,9 +302,7 @@ def _take_worker(new: bool) -> _Worker:
     try:
         worker = _Worker()
     except OSError as error:
-        raise DataError(
-            f"the process that decodes images does not start: {error.strerror}"
-        ) from error
+        raise ResourceError(_not_started(error.strerror or str(error))) from error
     with _lock:
         _busy.add(worker)  # before it has started, so that `stop` ends it too
     try:

@@ -31,7 +31,7 @@ from fastunit.data.value_ranges import Values
 
 INDEX = "images.sqlite3"  # in the cache folder
 _REMEDY = "Repair or remove them, or skip them with --set data.skip_bad=true"
-_DEFINITION = 5  # version of the decoding: increase with every change to image_io or image_kinds
+_DEFINITION = 5  # of the decoding: increase with every change to image_io, image_kinds or exact
 _AHEAD = 4  # files handed to each process before the first is done
 _logger = logging.getLogger(__name__)
 

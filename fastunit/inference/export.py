@@ -143,7 +143,7 @@ def _write_pt2(
 
 
 def _write_safetensors(pair: DomainPair, config: Config, path: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     first: dict[int, str] = {}
     shared: dict[str, str] = {}
@@ -156,7 +156,8 @@ def _write_safetensors(pair: DomainPair, config: Config, path: Path) -> None:
             shared[name] = kept
     metadata = {"config": configuration.to_dict(config), "shared": shared}
     with files.atomic(path) as temporary:
-        save_file(tensors, temporary, {METADATA: json.dumps(metadata)})
+        # Its save_file makes a file that only its owner may read.
+        temporary.write_bytes(save(tensors, {METADATA: json.dumps(metadata)}))
 
 
 def _named(pair: DomainPair) -> Iterator[tuple[str, Tensor]]:

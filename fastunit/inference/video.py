@@ -151,7 +151,7 @@ class _Writer:
     """Encodes frames, and copies sound, into an open container."""
 
     def __init__(self, made: Any, given: Any, suffix: str) -> None:
-        self._made, self._given = made, given.streams.video[0]
+        self._made, self._given, self._suffix = made, given.streams.video[0], suffix
         codec, options = _CODECS.get(suffix.lower(), _CODEC)
         self.rate = self._given.average_rate or 25
         self._video = made.add_stream(codec, rate=self.rate, options=options)
@@ -160,9 +160,7 @@ class _Writer:
             try:
                 self._sounds[sound.index] = made.add_stream_from_template(sound)
             except ValueError as error:
-                raise DataError(
-                    f"{suffix} cannot hold its sound, {sound.codec_context.name}; choose mkv"
-                ) from error
+                raise self._unfit(sound) from error
 
     def time(self, number: int) -> int:
         """Return the time of a frame in a video that has none, in units of the given video's."""
@@ -191,6 +189,10 @@ class _Writer:
             self._made.mux(self._early)
             self._early.clear()
 
+    def _unfit(self, *sounds: Any) -> DataError:
+        names = ", ".join(sound.codec_context.name for sound in sounds)
+        return DataError(f"{self._suffix} cannot hold its sound, {names}; choose mkv")
+
     def copy(self, packet: Any) -> None:
         """Write a packet of sound."""
         if packet.dts is not None:  # the last one is empty
@@ -201,5 +203,12 @@ class _Writer:
                 self._early.append(packet)
 
     def close(self) -> None:
-        """Write the frames that the encoder holds back."""
+        """Write the frames that the encoder holds back, and the file's end."""
+        av = require()
         self._made.mux(self._video.encode())
+        try:
+            self._made.close()
+        except av.error.FFmpegError as error:  # such as for PCM of unnamed channels in MP4
+            if error.errno in FULL or not self._sounds:
+                raise
+            raise self._unfit(*self._sounds.values()) from error

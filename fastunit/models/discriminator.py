@@ -73,7 +73,7 @@ class Discriminator(nn.Module):
             ValueError: the images' channels do not fit.
         """
         fake, real = self(input_fake), self(input_real)
-        return self._score(fake, 0.0) + self._score(real, 1.0)
+        return self._terms(fake, 0.0).sum() + self._terms(real, 1.0).sum()
 
     def can_join(self, input_fake: Tensor, input_real: Tensor) -> bool:
         """Return whether one pass over fake and real images gives the same as two passes."""
@@ -91,25 +91,31 @@ class Discriminator(nn.Module):
         Raises:
             ValueError: the images' channels do not fit.
         """
-        return self.gen_loss(self(input_fake))
+        return self.gen_terms(self(input_fake)).sum()
 
-    def dis_loss(self, outputs: Sequence[Tensor], fakes: int) -> Tensor:
-        """Return `calc_dis_loss` from the outputs; the batch's first `fakes` images are fake."""
-        fake, real = zip(*(output.tensor_split([fakes]) for output in outputs), strict=True)
-        return self._score(fake, 0.0) + self._score(real, 1.0)
+    def dis_terms(self, outputs: Sequence[Tensor], fakes: int) -> Tensor:
+        """Return the terms, [M], whose sum is what `calc_dis_loss` returns.
 
-    def gen_loss(self, outputs: Sequence[Tensor]) -> Tensor:
-        """Return `calc_gen_loss` from the outputs."""
-        return self._score(outputs, 1.0)
+        Args:
+            outputs: a [N, 1, P, Q] tensor per scale.
+            fakes: how many of the N images are fake: the first ones.
+        """
+        parts = (output.split([fakes, len(output) - fakes]) for output in outputs)
+        fake, real = zip(*parts, strict=True)
+        return torch.cat([self._terms(fake, 0.0), self._terms(real, 1.0)])
 
-    def _score(self, outputs: Sequence[Tensor], target: float) -> Tensor:
-        outputs = [widened(output) for output in outputs]
+    def gen_terms(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return the terms, [M], whose sum is what `calc_gen_loss` returns, from the outputs."""
+        return self._terms(outputs, 1.0)
+
+    def _terms(self, outputs: Sequence[Tensor], target: float) -> Tensor:
+        """Return the terms, [M], of all scales; the sum is that of the means over each scale."""
+        values = widened(torch.cat([output.flatten() for output in outputs]))
+        counts = torch.cat([values.new_full((x.numel(),), x.numel()) for x in outputs])
         if self.gan_type == "lsgan":
-            return total((output - target).square().mean() for output in outputs)
-        return total(
-            F.binary_cross_entropy_with_logits(output, torch.full_like(output, target))
-            for output in outputs
-        )
+            return (values - target).square() / counts
+        targets = torch.full_like(values, target)
+        return F.binary_cross_entropy_with_logits(values, targets, reduction="none") / counts
 
 
 def total(terms: Iterable[Tensor]) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,17 @@ from fastunit.kernels.conv.packed import Block, PackedFilters, aten_filters
 from fastunit.models.chain import Operation, Snapshot, Store
 from fastunit.models.grouped import stacked
 
-Gradients = Callable[..., Tensor | None]
+
+class Gradients(Protocol):
+    """Where backward adds gradients, as `fastunit.training.gradients.FlatGradients`."""
+
+    def of(self, *parameters: Tensor) -> Tensor | None:
+        """Return a buffer for the gradient of a parameter, or those of several; None: none."""
+        ...
+
+    def first_use(self, *filters: Tensor) -> bool:
+        """Return whether the gradient of filters is to be written, not added to its buffer."""
+        ...
 
 
 class NetworkFilters:
@@ -43,9 +54,8 @@ class NetworkFilters:
 
         Args:
             grouped: whether layers of equal settings may be run in groups.
-            gradients: returns a buffer for the gradient of a parameter, or for those of several,
-                stacked; None if there is none. Where all of a block's parameters have one, its
-                backward pass on Triton's kernels adds their gradients to it.
+            gradients: has buffers for the parameters' gradients. Where all of a block's parameters
+                have one, its backward pass on Triton's kernels adds their gradients to it.
 
         Returns:
             Whether there are such blocks.
@@ -108,7 +118,7 @@ class NetworkFilters:
                 values.append(None)
                 buffers.append(None)
                 continue
-            buffer = gradients(*parameters)
+            buffer = gradients.of(*parameters)
             if buffer is None or any(map(_hooked, parameters)):
                 return None
             if len(parameters) == 1:
@@ -118,7 +128,9 @@ class NetworkFilters:
             else:
                 values.append(self._stack(parameters))
             buffers.append(buffer)
-        return Direct(layers[0].weights().weight, tuple(values), tuple(buffers))
+        filters = [layer.weights().weight for layer in layers]
+        first_use = partial(gradients.first_use, *filters)
+        return Direct(filters[0], tuple(values), tuple(buffers), first_use)
 
     def _stack(self, parameters: tuple[Tensor, ...]) -> Tensor:
         """Return a buffer that will hold the parameters, stacked."""

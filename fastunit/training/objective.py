@@ -200,10 +200,8 @@ def _discriminator_terms(
     weight: float,
 ) -> Losses:
     """Return the losses of outputs for fake and real images, of which the first are fake."""
-    loss_a, loss_b = (
-        unit.dis_a.dis_loss(outputs_a, fakes_a),
-        unit.dis_b.dis_loss(outputs_b, fakes_b),
-    )
+    terms = unit.dis_a.dis_terms(outputs_a, fakes_a), unit.dis_b.dis_terms(outputs_b, fakes_b)
+    loss_a, loss_b = _sums(*terms)
     return _discriminator_total(loss_a, loss_b, weight)
 
 
@@ -278,12 +276,8 @@ def generator_terms(
     config: Config,
 ) -> Losses:
     """Return all losses from the discriminators' outputs, images to compare, and other losses."""
-    found = {
-        "adversarial_a": unit.dis_a.gen_loss(outputs_a),
-        "adversarial_b": unit.dis_b.gen_loss(outputs_b),
-        **{name: _l1(*images) for name, images in differences.items()},
-        **losses,
-    }
+    loss_a, loss_b = _sums(unit.dis_a.gen_terms(outputs_a), unit.dis_b.gen_terms(outputs_b))
+    found = {"adversarial_a": loss_a, "adversarial_b": loss_b, **_l1(differences), **losses}
     found = {name: found[name] for name in LOSSES if name in found}
     return found | {"generator_total": weighted(found, config)}
 
@@ -295,8 +289,20 @@ def weighted(losses: Losses, config: Config) -> Tensor:
     )
 
 
-def _l1(output: Tensor, target: Tensor) -> Tensor:
-    return widened(output - target).abs().mean()
+def _sums(a: Tensor, b: Tensor) -> Sequence[Tensor]:
+    """Return the sum of each domain's terms, [M]: in one reduction if there are equally many."""
+    return torch.stack([a, b]).sum(1).unbind() if a.shape == b.shape else (a.sum(), b.sum())
+
+
+def _l1(differences: Mapping[str, tuple[Tensor, Tensor]]) -> Losses:
+    """Return the mean absolute differences: those of equal shapes in one reduction."""
+    found: Losses = {}
+    for shape in dict.fromkeys(x.shape for x, _ in differences.values()):
+        alike = {name: x - y for name, (x, y) in differences.items() if x.shape == shape}
+        errors = widened(torch.cat([*alike.values()])).abs()  # not stack(): it transposes images
+        means = errors.unflatten(0, (len(alike), -1)).mean(tuple(range(1, errors.dim() + 1)))
+        found |= zip(alike, means.unbind(), strict=True)
+    return found
 
 
 def checked(noise: Noise | None, names: tuple[str, ...]) -> Noise:

@@ -226,7 +226,7 @@ def _fresh(folder: Path) -> Path:
             f"output {folder} holds a run that was ended before its first checkpoint; start it "
             f"again (--resume {folder}), or give another folder"
         )
-    if any(name != _LOCK for name in left):
+    if any(name != _LOCK and not files.is_left(name) for name in left):
         raise ConfigError(
             f"output {folder} is not empty; continue that run (--resume), or give another folder"
         )

@@ -183,13 +183,17 @@ class TrainStep:
             batch: images and noise.
         """
         count, found = self.config.accumulate, []
-        self._zero_gradients(optimizer)
+        gradients = self._gen_gradients if optimizer is self.gen_opt else self._dis_gradients
+        is_flat = gradients in self._flat
+        (gradients.zero if is_flat else optimizer.zero_grad)()
         with precision.matmul_settings(self._resolved()):
             for part in batch.parts(count):
                 with self._precision():
                     each = losses(part)
                 (each[total] / count).backward()
                 found.append({name: torch.as_tensor(loss).detach() for name, loss in each.items()})
+        if is_flat:
+            gradients.gather()
         if self.config.clip_grad_norm:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             clip_grad_norm_(parameters, self.config.clip_grad_norm)
@@ -222,20 +226,13 @@ class TrainStep:
         grouped = self._execution.grouped
         grouped = self.device.type == "cuda" if grouped is None else grouped
         with self._precision():
-            if filters.write(grouped, gradients.of):
+            if filters.write(grouped, gradients):
                 self._flat.add(gradients)
 
     def gradient_buffers(self) -> list[Tensor]:
         """Return the buffers that backward adds gradients to; none where autograd keeps them."""
         with self._filters():
             return [gradients.buffer for gradients in self._flat]
-
-    def _zero_gradients(self, optimizer: Optimizer) -> None:
-        gradients = self._gen_gradients if optimizer is self.gen_opt else self._dis_gradients
-        if gradients in self._flat:
-            gradients.zero()
-        else:
-            optimizer.zero_grad()
 
     def _precision(self) -> AbstractContextManager[object]:
         return precision.autocast(self._resolved(), self.device)

@@ -53,11 +53,11 @@ class Frame:
     pitch: int
     slack: int = 0
 
-    def empty(self, samples: int, like: Tensor) -> Tensor:
-        """Return the buffer, of like's dtype and device, without values."""
+    def empty(self, samples: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the buffer, of like's device and of its dtype or another, without values."""
         shape = (samples, self.height, self.width, self.pitch)
         start = self.slack * self.pitch
-        flat = like.new_empty(start + samples * self.height * self.width * self.pitch)
+        flat = like.new_empty(start + math.prod(shape), dtype=dtype)
         return flat[start:].view(shape)
 
     def image(self, buffer: Tensor, size: tuple[int, int], channels: int) -> Tensor:

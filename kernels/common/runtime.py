@@ -41,7 +41,8 @@ OLDEST = 80  # Ampere: bf16 and tf32 tensor cores
 COUNTS = (
     *("H", "W", "P", "Q", "R", "pixels", "width", "columns", "halo", "lead", "crop", "copies"),
     *("slack", "samples", "length", "splits", "blocks", "rows", "groups", "S", "C_dw", "K_dw"),
-    *("add", "adds", "sums", "merges", "pitch_dy_v"),
+    *("add", "add_dw", "add_db", "adds", "sums", "merges", "keeps", "normed", "reflects"),
+    "pitch_dy_v",
     *("tiles_k", "tiles_x", "tiles_dy", "stride_g", "stride_k", "stride_c", "stride_r", "stride_s"),
     *("tiles", "tiles_c", "tiles_l", "tiles_m", "tiles_n", "windows", "window_columns", "split"),
     *("samples_per_gamma", "samples_per_beta", "samples_per_group", "pixels_per_group"),
@@ -172,7 +173,7 @@ def _properties(device: torch.device) -> Any:
     return torch.cuda.get_device_properties(device)
 
 
-_SLOT, _SLOTS = 4096, 256  # counters of a launch; launches until they are used again
+_SLOT, _SLOTS = 4096, 256  # counters of a call; calls until they are used again
 _turn = itertools.count()
 
 
@@ -180,7 +181,8 @@ def counters(count: int, device: torch.device) -> Tensor:
     """Return int32 zeros [count] for a launch, whose kernel must leave zeros behind.
 
     On a GPU they are cut from a buffer, so that no launch fills them. Kernels on other streams and
-    branches of a CUDA graph have others: a slice comes up again after 256 launches.
+    branches of a CUDA graph have others: a slice comes up again after 256 calls, of which a launch
+    makes up to two, for its merge and for its rows.
     """
     if recording():
         return torch.empty(count, dtype=torch.int32, device=device)

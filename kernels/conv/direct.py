@@ -29,6 +29,16 @@ def grouped_gradients(into: Direct) -> tuple[Tensor | None, ...]:
     return grouped(w, *others)
 
 
+def filters_gradient(into: Direct) -> tuple[Tensor, bool]:
+    """Return the buffer of w's gradient, [G, ...], and whether to add to what it holds.
+
+    Counts as a use.
+    """
+    w = grouped_gradients(into)[0]
+    assert w is not None
+    return w, not into.first_use()
+
+
 def direct_rows(plan: Plan, into: Direct) -> Rows | None:
     """Return where gradients of bias, gamma and beta are added; None if all are always zero."""
     _, b, gamma, beta = grouped_gradients(into)

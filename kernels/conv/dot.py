@@ -1,6 +1,6 @@
 """Convolution with one 1x1 filter on Triton kernels, as the last layer of a discriminator is.
 
-It is a dot product over channels: one launch forward, two backward. No frame, no product.
+It is a dot product over channels: one launch forward, one backward. No frame, no product.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from torch import Tensor
 
 from fastunit.kernels.common.frame import channels_last, check_offsets, dense
 from fastunit.kernels.common.runtime import cdiv, launch, next_power_of_2
-from fastunit.kernels.conv.direct import grouped_gradients
-from fastunit.kernels.conv.dot_kernels import dot_backward_kernel, dot_kernel, dot_merge_kernel
+from fastunit.kernels.conv.direct import filters_gradient, grouped_gradients
+from fastunit.kernels.conv.dot_kernels import dot_backward_kernel, dot_kernel
 from fastunit.kernels.conv.layouts import Direct
 from fastunit.kernels.conv.plan import Gradients, NeededGradients, Plan
 
 PIXELS = 16  # of a program
+# Backward, a program has all pixels of as many channels as a sector of memory holds in bfloat16,
+# and so many pixels at a time.
+CHANNELS, PIXELS_BACKWARD = 16, 512
 
 
 def fits(plan: Plan, w: Tensor) -> bool:
@@ -64,30 +67,22 @@ def backward(
     """
     image, dy = dense(x), dense(dy)
     samples, rows, columns, channels = image.shape
-    groups, pixels, tiles = len(w), rows * columns, cdiv(rows * columns, PIXELS)
+    groups, tiles_c = len(w), cdiv(channels, CHANNELS)
     dx = torch.empty_like(image) if needed.x else None
     dw = torch.empty_like(w) if needed.w else None
     db = None if b is None or not needed.sums else b.new_empty(groups, 1)
+    add = False
     if into is not None:
-        dw, db, *_ = grouped_gradients(into)
-    bias_sums = image.new_empty(samples * tiles, dtype=torch.float32)
-    sums = None if dw is None else bias_sums.new_empty(samples * tiles, channels)
+        dw, add = filters_gradient(into)
+        db = grouped_gradients(into)[1]
     launch(
-        dot_backward_kernel, (samples * tiles,),
-        dy, None if plan.act == "none" else dense(y), image, w.flatten(1), dx, sums, bias_sums,
-        pixels, channels, max(1, samples // groups), tiles, plan.slope,
-        ACT=plan.act, BLOCK_M=PIXELS, BLOCK_C=_block(channels),
+        dot_backward_kernel, (groups * tiles_c,),
+        dy, None if plan.act == "none" else dense(y), image, w.flatten(1), dx, dw, db,
+        samples // groups * rows * columns, channels, tiles_c,
+        *((0, 0) if dw is None else (dw.stride(0), dw.stride(2))),
+        0 if db is None else db.stride(0), int(add), int(into is not None), plan.slope,
+        ACT=plan.act, BLOCK_M=PIXELS_BACKWARD, BLOCK_C=CHANNELS, num_warps=8,
     )  # fmt: skip
-    if dw is not None or db is not None:
-        block_c, partials = min(32, next_power_of_2(channels)), samples // groups * tiles
-        tiles_c = cdiv(channels, block_c)
-        launch(
-            dot_merge_kernel, (groups * tiles_c,),
-            bias_sums, sums, dw, db, partials, channels, tiles_c,
-            *((0, 0) if dw is None else (dw.stride(0), dw.stride(2))),
-            0 if db is None else db.stride(0), int(into is not None),
-            BLOCK_T=64, BLOCK_C=block_c,
-        )  # fmt: skip
     dx = None if dx is None else channels_last(dx)
     if into is not None:
         dw = db = None

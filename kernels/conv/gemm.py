@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastunit.kernels.common import runtime
-from fastunit.kernels.common.frame import MAX_OFFSET, check_offsets, vector
+from fastunit.kernels.common.frame import MAX_OFFSET, Frame, check_offsets, vector
 from fastunit.kernels.conv import tiles
 from fastunit.kernels.conv.filter_kernels import split_reduce_kernel
 from fastunit.kernels.conv.gemm_kernels import conv_gemm_kernel, wgrad_kernel
@@ -24,11 +24,12 @@ from fastunit.kernels.norm_act.merges import Merge, merge_of, merge_statistics
 
 
 class Epilogue(NamedTuple):
-    """What happens to a product before it is stored, in this order.
+    """What happens to a product before it is stored, in this order, and where it is stored.
 
     bias: contiguous [G, K]; border: what `Ring` adds along the border, [4, N, length, K] fp32; then
     act. With `norm` "in" or "ln" the statistics of what is stored are returned too, `eps` as in
-    `norm_act`.
+    `norm_act`. A `frame` gets the result with `halo` pixels made from it around it; without one it
+    is dense.
     """
 
     bias: Tensor | None = None
@@ -37,6 +38,9 @@ class Epilogue(NamedTuple):
     slope: float = 0.0
     norm: str = "none"
     eps: float = 0.0
+    frame: Frame | None = None
+    halo: int = 0
+    pad_mode: str = "zero"
 
 
 PLAIN = Epilogue()
@@ -68,7 +72,8 @@ def gather(
     """Convolve windows of x, [N, rows, columns, pitch]: y [N, P, Q, K] with P x Q the windows.
 
     `filters` have the layout of a gather (see layouts.py); `channels` is K; y is of x's dtype, or
-    of `dtype`. Also returns the statistics, or None.
+    of `dtype`. Also returns the statistics, or None. In a frame, where y may have no statistics,
+    pixels of the halo are computed as the ones that they copy are.
     """
     out = windows.rows, windows.columns
     return _gemm(x, filters, windows, out, channels, 1, 0, epilogue, dtype)
@@ -87,7 +92,7 @@ def scatter(
     """Write up x up output pixels for each window of x; `crop` rows and columns are dropped.
 
     `filters` have the layout of a scatter (see layouts.py). Otherwise as `gather`, with y
-    [N, *out, K].
+    [N, *out, K]; it takes no frame.
     """
     return _gemm(x, filters, windows, out, channels, up, crop, epilogue)
 
@@ -105,10 +110,15 @@ def _gemm(
 ) -> Product:
     samples, rows, columns, pitch = x.shape
     groups, phases, taps, run, ld_w = filters.shape
-    y = x.new_empty(samples, *out, channels, dtype=dtype)
+    frame = epilogue.frame or Frame(0, *out, channels)
+    y = frame.empty(samples, x, dtype)
     check_offsets(x, y)
     vec = vector(pitch)
-    count, precision = windows.rows * windows.columns, _precision()
+    across, count = windows.columns, windows.rows * windows.columns
+    if up == 1:  # there are as many windows as results
+        across, count = frame.width, frame.height * frame.width
+    halo = 0 if epilogue.pad_mode == "zero" else epilogue.halo
+    precision = _precision()
     if windows.rows == 1 and ld_w % 64 == 0:
         tile = tiles.for_lines(x, run)
     else:
@@ -131,7 +141,9 @@ def _gemm(
     runtime.launch(
         conv_gemm_kernel, (samples * tiles_m * tiles_n * (phases // together),),
         x, filters, epilogue.bias, epilogue.border, y, partial, mean, rstd, merge.counter,
-        tiles_m, tiles_n, count, windows.columns, *out, channels, taps, run // vec,
+        tiles_m, tiles_n, count, across, *out, channels,
+        frame.pitch, frame.lead, halo, int(epilogue.pad_mode == "reflect"),
+        taps, run // vec,
         windows.shift * pitch // vec,
         rows * columns * pitch // vec,
         windows.stride * columns * pitch // vec,
@@ -189,8 +201,8 @@ def wgrad(
     runtime.launch(
         split_reduce_kernel, (tiles_c * tiles_k, taps[0] * taps[1], groups),
         partial, dw, len(partial), partial.stride(0), channels, channels_dy, *taps,
-        x.shape[3], dy.shape[3], *dw.stride(), tiles_k,
-        ADD=add, BLOCK_C=block_c, BLOCK_K=block_k,
+        x.shape[3], dy.shape[3], *dw.stride(), tiles_k, int(add),
+        BLOCK_C=block_c, BLOCK_K=block_k,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ import triton.language as tl
 from fastunit.kernels.common.activations import activate
 from fastunit.kernels.common.last_program import is_last
 from fastunit.kernels.common.runtime import COUNTS
+from fastunit.kernels.norm_act.forward_kernels import source
 from fastunit.kernels.norm_act.merge_kernels import finish_statistics
 
 
@@ -33,18 +34,22 @@ def conv_gemm_kernel(
     w_ptr,  # [G, UP * UP, R, run, ld_w]
     b_ptr,  # [G, K], or None
     border_ptr,  # [4, N, max(P, Q), K] fp32 to add at each side of the output, or None
-    y_ptr,  # [N, P, Q, K]
+    y_ptr,  # [N, P, Q, K]; for UP = 1 a frame [N, windows, pitch], rows of window_columns pixels
     partial_ptr,  # [N, UP * UP * tiles_m, 3, K] fp32: mean, M2 and count per tile, or None
     mean_ptr,  # [N, K] fp32, which the last program of an image writes if it `merges`
     rstd_ptr,
     counter_ptr,  # zeros; see `is_last`
     tiles_m,
     tiles_n,
-    windows,  # windows of a sample, window_columns of them in a row
-    window_columns,
+    windows,  # of a sample, window_columns of them in a row; for UP = 1 one for each pixel of the
+    window_columns,  # frame: a pixel of the halo has that of the pixel which it copies
     P,
     Q,
     K,
+    pitch,
+    lead,  # of the frame: rows and columns before the image
+    halo,  # how many of these, and of those after the image, copy the image; others are zeros
+    reflects,  # 1: by reflection, 0: its edge
     R,
     run_v,  # S * C; this and the strides of x are in units of VEC values
     shift_v,  # of the first window from x_ptr
@@ -92,7 +97,11 @@ def conv_gemm_kernel(
     row = offs_m // window_columns
     column = offs_m % window_columns
     inside = offs_m < windows
-    # Rows past the end read the sample's first window instead, so that loads need no mask.
+    if UP == 1:
+        row, in_rows = source(row - lead, P, halo, reflects)
+        column, in_columns = source(column - lead, Q, halo, reflects)
+        inside = in_rows & in_columns
+    # What is no window reads the sample's first one instead, so that loads need no mask.
     window_v = tl.where(inside, row * stride_window_row_v + column * stride_window_v, 0)
 
     run = run_v * VEC
@@ -124,13 +133,14 @@ def conv_gemm_kernel(
     if b_ptr is not None:
         bias = tl.load(b_ptr + group * K + offs_n, mask=offs_n < K, other=0.0)
         acc += bias.to(tl.float32)[None, :]
-    row *= UP
-    column *= UP
-    row_shift = phase // UP - crop
-    column_shift = phase % UP - crop
-    if PHASES == 1:  # else all phases of all windows are inside
-        inside = inside & (row + row_shift >= 0) & (row + row_shift < P)
-        inside = inside & (column + column_shift >= 0) & (column + column_shift < Q)
+    if UP > 1:
+        row *= UP
+        column *= UP
+        row_shift = phase // UP - crop
+        column_shift = phase % UP - crop
+        if PHASES == 1:  # else all phases of all windows are inside
+            inside = inside & (row + row_shift >= 0) & (row + row_shift < P)
+            inside = inside & (column + column_shift >= 0) & (column + column_shift < Q)
     mask = inside[:, None] & (offs_n < K)[None, :]
     if border_ptr is not None:
         # A branch for each side: most tiles touch none, and sides loaded at once spill.
@@ -161,10 +171,16 @@ def conv_gemm_kernel(
                 acc += tl.load(ptrs, mask=mask & at, other=0.0)
 
     # Storing before the statistics takes 128 registers, after them 238.
-    y_sample = y_ptr + sample.to(tl.int64) * P * Q * K
-    y_ptrs = y_sample + ((row * Q + column) * K)[:, None]
-    y_ptrs += ((row_shift * Q + column_shift) * K + offs_n)[None, :]
     y = activate(acc, slope, ACT).to(y_ptr.dtype.element_ty)
+    if UP == 1:
+        y = tl.where(mask, y, 0.0)
+        inside = offs_m < windows  # of what is stored: with statistics the image alone
+        mask = inside[:, None] & (offs_n < pitch)[None, :]
+        y_ptrs = y_ptr + sample.to(tl.int64) * windows * pitch
+        y_ptrs += (offs_m * pitch)[:, None] + offs_n[None, :]
+    else:
+        y_ptrs = y_ptr + sample.to(tl.int64) * P * Q * K + ((row * Q + column) * K)[:, None]
+        y_ptrs += ((row_shift * Q + column_shift) * K + offs_n)[None, :]
     tl.store(y_ptrs, y, mask=mask)
     if partial_ptr is not None:
         acc = y.to(tl.float32)  # as it will be read: its rounding is no spread of a flat image

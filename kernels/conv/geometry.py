@@ -35,6 +35,7 @@ class Conv:
         self.channels_out, self.taps = filters[-4], _pair(filters[-2:])
         fprop, dgrad = layouts(plan.kind, plan.stride, filters)
         self._by_columns, self._dgrad_by_columns = fprop.by_columns, dgrad.by_columns
+        self.writes_frames = not self._by_columns
         self.step, self.halo, self.pad_mode = plan.stride, plan.padding, plan.pad_mode
         self.out = _pair(map(plan.size_out, self.size, self.taps))
         self.padded = _pair(length + 2 * self.halo for length in self.size)
@@ -72,6 +73,8 @@ class Transpose:
 
     Output pixel o is pixel o + crop of the fine frame; input pixel h is h + lead of the coarse.
     """
+
+    writes_frames = False
 
     def __init__(self, plan: Plan, x_shape: Sequence[int], filters: Sequence[int]) -> None:
         self.channels, self.size = x_shape[1], _pair(x_shape[2:])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastunit.kernels.common.frame import channels_last, dense, laid_out_as
 from fastunit.kernels.conv import dot, gemm
-from fastunit.kernels.conv.direct import direct_rows, grouped_gradients
+from fastunit.kernels.conv.direct import direct_rows, filters_gradient
 from fastunit.kernels.conv.geometry import Conv, Transpose, convolution, is_frame
 from fastunit.kernels.conv.layouts import Direct, layouts
 from fastunit.kernels.conv.plan import Gradients, NeededGradients, Plan
@@ -64,11 +64,14 @@ def fprop(
     bias = None if b is None or plan.norm == "in" else b.contiguous()
     if fused:
         epilogue = gemm.Epilogue(bias, border, plan.act, plan.slope)
+        if reader is not None and conv.writes_frames:
+            place = {"frame": reader.x_frame, "halo": reader.halo, "pad_mode": reader.pad_mode}
+            epilogue = epilogue._replace(**place)
         y, _ = conv.fprop(haloed, filters, epilogue)
         y = channels_last(y)
         if reader is not None:
-            whole = is_frame(y, reader.x_frame)
-            y = y.permute(0, 2, 3, 1) if whole else _haloed(y, reader)
+            framed = conv.writes_frames or is_frame(y, reader.x_frame)
+            y = y.permute(0, 2, 3, 1) if framed else _haloed(y, reader)
         return y, saved, None, None, None
     epilogue = gemm.Epilogue(bias, border, norm=plan.norm, eps=plan.eps)
     raw, statistics = conv.fprop(haloed, filters, epilogue)
@@ -144,10 +147,7 @@ def backward(
         dy, raw, mean, rstd, gamma, beta, slope, options, frame=conv.dy_frame,
         from_output=fused, sums=needed.sums, residual=needed.residual, more=more, rows=rows,
     )  # fmt: skip
-    filters_into = None if into is None else grouped_gradients(into)[0]
-    dx, dw = _conv_backward(
-        plan, conv, gradients.dx, haloed, w, needed, filters, filters_into, linked
-    )
+    dx, dw = _conv_backward(plan, conv, gradients.dx, haloed, w, needed, filters, into, linked)
     dresidual = None if gradients.dresidual is None else channels_last(gradients.dresidual)
     found = None, None, None, None
     if needed.sums:
@@ -163,7 +163,7 @@ def _conv_backward(
     w: Tensor,
     needed: NeededGradients,
     filters: Tensor | None,
-    into: Tensor | None,
+    into: Direct | None,
     linked: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of x [N, C, H, W] and of w, for dy in its frame.
@@ -183,8 +183,11 @@ def _conv_backward(
     if needed.w:
         # In w's own layout, which autograd keeps; what is added to it below is added in fp32.
         wide = torch.float32 if plan.corrects_border else w.dtype
-        dw = torch.empty_like(w, dtype=wide) if into is None else into
-        conv.wgrad(haloed, dy, dw, add=into is not None)
+        if into is None:
+            dw, add = torch.empty_like(w, dtype=wide), False
+        else:
+            dw, add = filters_gradient(into)
+        conv.wgrad(haloed, dy, dw, add=add)
     if plan.corrects_border:
         plain = conv.dy_frame.image(dy, conv.out, conv.channels_out)
         inside = dx

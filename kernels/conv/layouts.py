@@ -11,7 +11,7 @@ taps that reach one pixel of each up x up square, in descending order (see phase
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,11 +31,14 @@ class Direct(NamedTuple):
     The tuples are of the filters, bias, gamma and beta, stacked where the block has groups; None
     where it has none. Gradients are added where `parameter`, one of those stacked, requires them.
     Stacked filters that are read in their layouts alone have the right shape and any values.
+    `first_use` returns whether the filters' gradient is to be written, not added, and counts as a
+    use.
     """
 
     parameter: Tensor
     values: tuple[Tensor | None, ...]
     gradients: tuple[Tensor | None, ...]
+    first_use: Callable[[], bool]
 
 
 class Filters(NamedTuple):

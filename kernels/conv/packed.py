@@ -7,6 +7,7 @@ and hands each block its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -18,15 +19,15 @@ from fastunit.kernels.conv.filter_kernels import pack_kernel
 from fastunit.kernels.conv.layouts import Filters, Layout, layouts
 from fastunit.kernels.conv.phases import phase_filters
 
-# What `pack_kernel` is told of each layout of each filter.
-JOB = (
-    "first program", "source", "target", "inner", "outer", "stride of inner", "stride of outer",
-    "stride of R", "stride of S", "R", "S", "up", "rows", "columns", "pitch", "ld", "combined",
-    "by columns",
+# What `pack_kernel` is told of a filter, and of each of its two layouts.
+FILTER = (
+    "first program", "source", "D0", "D1", "stride of D0", "stride of D1", "stride of R",
+    "stride of S", "R", "S", "combined",
 )  # fmt: skip
+LAYOUT = "target", "up", "rows", "columns", "pitch", "ld", "by columns"
 ALIGNMENT = 128  # values between blocks; the kernels' loads are at most 16 bytes wide
 UNIT = 16  # of targets and of ld, in values
-BLOCK_I, BLOCK_O = 32, 64
+TILE = 64  # of channels, both ways
 
 
 class Block(NamedTuple):
@@ -35,6 +36,13 @@ class Block(NamedTuple):
     weights: tuple[Tensor, ...]
     kind: str  # one of plan.Kind
     stride: int
+
+
+class Job(NamedTuple):
+    """A filter, and both of its layouts with where in the buffer they begin."""
+
+    w: Tensor
+    places: tuple[tuple[Layout, int], ...]
 
 
 class PackedFilters:
@@ -49,17 +57,21 @@ class PackedFilters:
     """
 
     def __init__(self, blocks: Sequence[Block], dtype: torch.dtype) -> None:
-        self._blocks, self._described = list(blocks), _described(blocks, dtype)
-        self._places: list[tuple[Tensor, Layout, int]] = []  # of each filter's layouts
+        self._described, self._jobs = _described(blocks, dtype), list[Job]()
         shapes, size = [], 0
         for weights, kind, stride in blocks:
-            for layout in layouts(kind, stride, weights[0].shape):
+            starts = []
+            pair = layouts(kind, stride, weights[0].shape)
+            for layout in pair:
                 count, rows, columns, pitch, ld = layout.shape(weights[0])
                 each = count * rows * columns * pitch * ld
                 shapes.append((size, (len(weights), count, rows, columns * pitch, ld)))
-                self._places += [(w, layout, size + i * each) for i, w in enumerate(weights)]
+                starts.append([size + i * each for i in range(len(weights))])
                 size += -(-len(weights) * each // ALIGNMENT) * ALIGNMENT
-        self.buffer = blocks[0].weights[0].new_empty(size, dtype=dtype, requires_grad=False)
+            for w, *places in zip(weights, *starts, strict=True):
+                self._jobs.append(Job(w, tuple(zip(pair, places, strict=True))))
+        # The kernel leaves the zeros that fill the layouts up.
+        self.buffer = blocks[0].weights[0].new_zeros(size, dtype=dtype, requires_grad=False)
         views = [_view(self.buffer, start, shape) for start, shape in shapes]
         self.filters = [
             Filters(("triton", kind, stride), fprop, dgrad)
@@ -75,40 +87,44 @@ class PackedFilters:
     @torch.no_grad()
     def write(self) -> None:
         """Lay out the filters as they are now: one launch, or one for each of their dtypes."""
-        if not runtime.recording() and not eager.only_autograd(*(w for w, _, _ in self._places)):
+        weights = [job.w for job in self._jobs]
+        if not runtime.recording() and not eager.only_autograd(*weights):
             self._write_aten()
             return
-        addresses = [_address(w) for w, _, _ in self._places]
+        addresses = [_address(w) for w in weights]
         if addresses != self._addresses:
             self._addresses = addresses
-            of_dtypes = {w.dtype: w for w, _, _ in self._places}.values()
+            of_dtypes = {w.dtype: w for w in weights}.values()
             self._tables = {base.dtype: (base, *self._table(base)) for base in of_dtypes}
         for base, jobs, owner in self._tables.values():
             runtime.launch(
                 pack_kernel, (len(owner),), base, self.buffer, jobs, owner,
-                COLUMNS=len(JOB), UNIT=UNIT, BLOCK_I=BLOCK_I, BLOCK_O=BLOCK_O,
+                OF_FILTER=len(FILTER), OF_LAYOUT=len(LAYOUT), UNIT=UNIT, BLOCK=TILE, num_warps=8,
             )  # fmt: skip
 
     def _write_aten(self) -> None:
-        for w, layout, start in self._places:
-            laid = layout.make(w[None], self.buffer.dtype)
-            self.buffer[start : start + laid.numel()].copy_(laid.view(-1))
+        for w, places in self._jobs:
+            for layout, start in places:
+                laid = layout.make(w[None], self.buffer.dtype)
+                self.buffer[start : start + laid.numel()].copy_(laid.view(-1))
 
     def _table(self, base: Tensor) -> tuple[Tensor, Tensor]:
         """Return the jobs of the filters of base's dtype, and the job of each program."""
         jobs, counts, first = [], [], 0
-        for w, layout, start in self._places:
+        for w, places in self._jobs:
             if w.dtype != base.dtype:
                 continue
-            count, rows, columns, pitch, ld = layout.shape(w)
             source = (_address(w) - _address(base)) // w.element_size()
-            axes = layout.inner, 1 - layout.inner
-            channels, strides = [w.shape[i] for i in axes], [w.stride(i) for i in axes]
-            where = first, source, start // UNIT, *channels, *strides, *w.stride()[2:], *w.shape[2:]
-            flags = int(layout.combined), int(layout.by_columns)
-            jobs.append([*where, layout.up, rows, columns, pitch, ld // UNIT, *flags])
-            tiles = runtime.cdiv(pitch, BLOCK_I) * runtime.cdiv(ld, BLOCK_O)
-            counts.append(count * rows * columns * tiles)
+            job = [first, source, *w.shape[:2], *w.stride(), *w.shape[2:]]
+            job.append(int(places[0][0].combined))
+            taps = math.prod(n + places[0][0].combined for n in w.shape[2:])
+            for layout, start in sorted(places, key=lambda place: -place[0].inner):
+                _, rows, columns, pitch, ld = layout.shape(w)
+                columns = w.shape[3] if layout.by_columns else columns
+                job += [start // UNIT, layout.up, rows, columns, pitch, ld // UNIT]
+                job.append(int(layout.by_columns))
+            jobs.append(job)
+            counts.append(taps * math.prod(runtime.cdiv(n, TILE) for n in w.shape[:2]))
             first += counts[-1]
         owner = [job for job, count in enumerate(counts) for _ in range(count)]
         tables = torch.tensor(jobs), torch.tensor(owner, dtype=torch.int32)

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastunit.kernels.common.runtime import is_auto
 from fastunit.kernels.conv.plan import Plan
 from fastunit.kernels.norm_act import plain as norm_act
-from fastunit.kernels.norm_act.op import norm_act_eager
+from fastunit.kernels.norm_act.operators import norm_act_eager
 
 # Values of an image, and of the filters, up to which `split_block` is the faster on a CPU. Above,
 # the operator's memory matters more; large filters on few pixels want `aten.filter_gradient`.
@@ -59,10 +59,10 @@ def split_block(
         x = F.interpolate(x, scale_factor=2, mode="nearest")
     if plan.padding and not inside:
         x = F.pad(x, (plan.padding,) * 4, mode=plan.pad_mode)
-    if b is not None:
-        if plan.norm == "in":  # takes a bias away again: it is left out, its gradient is 0
-            b = torch.where(b.new_zeros((), dtype=torch.bool), b, 0.0)
-        b = b.to(x.dtype)
+    if b is not None and plan.norm == "in":  # takes a bias away again: its gradient is 0
+        followed = b.requires_grad and torch.is_grad_enabled()
+        b = torch.where(b.new_zeros((), dtype=torch.bool), b, 0.0) if followed else None
+    b = None if b is None else b.to(x.dtype)
     w, padding = w.to(x.dtype), plan.padding if inside else 0
     if w.dim() > 4:
         raw = _grouped(plan, x, w, b, padding)

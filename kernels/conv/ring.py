@@ -84,11 +84,12 @@ class Ring:
         tiles_m, tiles_x = cdiv(self._length, block_m), cdiv(self._pitch, block_c)
         tiles_dy = 0 if dy is None else cdiv(self._pitch_dy, block_c)
         vec, vec_dy = vector(self._pitch), vector(self._pitch_dy)
+        given, written = (x, lines) if dy is None else (dy, edges)  # not read without dy
         launch(
             lines_kernel, (SIDES * samples * tiles_m * (tiles_x + tiles_dy),),
-            x, dy, lines, edges if dy is not None else None, samples,
+            x, given, lines, written, samples,
             *self._size, self._channels, *x.stride()[:3],
-            *self._out, self._channels_out, *(x if dy is None else dy).stride()[:3],
+            *self._out, self._channels_out, *given.stride()[:3],
             self._length, self._pitch // vec, self._pitch_dy // vec_dy, slack,
             tiles_m, tiles_x, tiles_dy,
             VEC=vec, VEC_DY=vec_dy, BLOCK_M=block_m, BLOCK_C=block_c,

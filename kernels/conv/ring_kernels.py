@@ -38,16 +38,15 @@ def _large_source(i, length, is_row):
 
     Rows are reflected; columns are replicated, since the rows' share has the corners.
     """
-    reflected, _ = source(i, 2 * length, HALO, "reflect")
-    replicated, _ = source(i, 2 * length, HALO, "replicate")
-    return tl.where(is_row, reflected, replicated) // 2
+    i, _ = source(i, 2 * length, HALO, is_row)
+    return i // 2
 
 
 # Channels are specialised: where they are multiples of 16, loads are wide.
 @triton.jit(do_not_specialize=COUNTS)
 def lines_kernel(
     x_ptr,  # [N, H, W, C], channel stride 1
-    dy_ptr,  # [N, P, Q, K], channel stride 1, or None
+    dy_ptr,  # [N, P, Q, K], channel stride 1; it and the edges if `tiles_dy`
     lines_ptr,  # [4, N, length, pitch]: differences of x, upsampled and extended, then zeros
     edges_ptr,  # [4, N, length, pitch_dy]: the outer lines of dy, then zeros; `slack` before
     samples,
@@ -69,7 +68,7 @@ def lines_kernel(
     slack,  # at most BLOCK_M
     tiles_m,
     tiles_x,  # along the channels of x
-    tiles_dy,  # along those of dy, 0 without it
+    tiles_dy,  # along those of dy, 0 without it: at run time, which saves a variant
     VEC: tl.constexpr,
     VEC_DY: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -95,7 +94,7 @@ def lines_kernel(
         ptrs = line_ptr + (offs_m * pitch)[:, None] + offs_c[None, :]
         stored = (offs_m < length)[:, None] & (offs_c < pitch)[None, :]
         tl.store(ptrs, difference.to(lines_ptr.dtype.element_ty), mask=stored)
-    elif dy_ptr is not None:
+    else:
         offs_c = (tile_c - tiles_x) * BLOCK_C + tl.arange(0, BLOCK_C)
         size, step, outer, _ = _side(side, P, Q, stride_dyh, stride_dyw)
         mask = (offs_m < size)[:, None] & (offs_c < K)[None, :]

@@ -24,6 +24,7 @@ from fastunit.kernels.conv.tile_costs import (
 
 MEASURED: dict[Product, Choice] = {}  # overrides the cost function; nothing is measured yet
 MOST_SPLITS = 64
+WIDEST_WITH_BORDER = 128  # columns: more spill where a border's corrections are added
 
 
 def generation(arch: int) -> int:
@@ -67,9 +68,10 @@ def for_windows(
     """
     columns, together = filter_columns(channels), 1
     if whole and phases in (4, 16) and columns <= 128:  # tiles and columns divide one another
-        together = min(phases, 128 // columns) if border else phases  # more spill with a border
+        together = min(phases, WIDEST_WITH_BORDER // columns) if border else phases
     results, columns = images * phases // together, together * columns if together > 1 else channels
-    return best(_product("conv_gemm", x, precision, results, windows, columns, taps, run)).tile
+    sizes = results, windows, columns, taps, run
+    return best(_product("conv_gemm", x, precision, *sizes, border=border)).tile
 
 
 def for_lines(x: Tensor, run: int) -> Tile:
@@ -100,11 +102,13 @@ def for_filters(
     return tile, blocks * tile.block_k
 
 
-def _product(kernel: str, x: Tensor, precision: str, *sizes: int) -> Product:
+def _product(kernel: str, x: Tensor, precision: str, *sizes: int, border: bool = False) -> Product:
     arch = generation(runtime.arch(x.device))
     multiprocessors = runtime.multiprocessors(x.device) or GPUS[arch].multiprocessors
     precision = precision if x.element_size() == 4 else "ieee"
-    return Product(kernel, arch, multiprocessors, x.element_size(), precision, *sizes)
+    return Product(kernel, arch, multiprocessors, x.element_size(), precision, *sizes)._replace(
+        border=border
+    )
 
 
 @functools.cache
@@ -140,6 +144,8 @@ def _tiles(product: Product, block_k: int) -> list[Tile]:
             max(rows, columns) > 128 or (product.arch, rows, columns) == (100, 128, 32)
         ):
             continue  # float32 spills
+        if product.border and columns > WIDEST_WITH_BORDER:
+            continue
         large = rows * columns >= 128 * 128
         short = product.arch == 80 or kernel == "wgrad" or rows == columns == 128
         found.append(Tile(rows, columns, block_k, 8 if large else 4, 3 if short else 4))

@@ -94,7 +94,8 @@ def backward_reduce_kernel(
     samples_per_beta,
     slope_step,
     slope,
-    halo,
+    halo,  # as in `source`
+    reflects,
     tiles,
     tiles_c,
     eps,
@@ -102,7 +103,6 @@ def backward_reduce_kernel(
     merges,
     MERGE_T: tl.constexpr,
     MERGE_C: tl.constexpr,
-    PAD_MODE: tl.constexpr,
     NORM: tl.constexpr,
     ACT: tl.constexpr,
     FROM_OUTPUT: tl.constexpr,
@@ -113,8 +113,8 @@ def backward_reduce_kernel(
     sample, tile, offs_m, offs_c = locate(tiles, tiles_c, BLOCK_M, BLOCK_C)
     row = offs_m // (W + 2 * halo)
     column = offs_m % (W + 2 * halo)
-    h, _ = source(row - halo, H, halo, PAD_MODE)
-    w, _ = source(column - halo, W, halo, PAD_MODE)
+    h, _ = source(row - halo, H, halo, reflects)
+    w, _ = source(column - halo, W, halo, reflects)
     in_c = offs_c < C
     mask = (row < H + 2 * halo)[:, None] & in_c[None, :]
     offs_x = (h * stride_xh + w * stride_xw)[:, None] + (offs_c * stride_xc)[None, :]
@@ -152,6 +152,7 @@ def backward_reduce_kernel(
                 gamma_ptr,
                 total_ptr,
                 coefficient_ptr,
+                NORM != "none",
                 sample,
                 first + tl.arange(0, MERGE_C),
                 tiles,
@@ -160,7 +161,7 @@ def backward_reduce_kernel(
                 samples_per_gamma,
                 eps,
                 tiny,
-                NORM,
+                NORM == "ln",
                 SUMS,
                 MERGE_T,
                 MERGE_C,
@@ -185,24 +186,25 @@ def backward_reduce_kernel(
                     wanted,
                     add,
                     SUMS,
+                    MERGE_T,
                     MERGE_C,
                 )
 
 
 @triton.jit
-def _copies(k, size, halo, PAD_MODE: tl.constexpr):
-    """Return (base, sign, low, high): lines low..high have a k-th copy at base + sign * line."""
-    base, sign, low, high = halo, 1, 0, size - 1
-    if PAD_MODE == "reflect":
-        base = tl.where(k == 2, halo + 2 * (size - 1), halo)
-        sign = tl.where(k == 0, 1, -1)
-        low = tl.where(k == 1, 1, tl.where(k == 2, size - 1 - halo, 0))
-        high = tl.where(k == 1, halo, tl.where(k == 2, size - 2, size - 1))
-    elif PAD_MODE == "replicate":
-        base = tl.where(k == 0, halo, tl.where(k <= halo, k - 1, size + k - 1))
-        sign = tl.where(k == 0, 1, 0)
-        low = tl.where(k > halo, size - 1, 0)
-        high = tl.where((k == 0) | (k > halo), size - 1, 0)
+def _copies(k, copies, size, halo, reflects):
+    """Return (base, sign, low, high): lines low..high have a k-th copy at base + sign * line.
+
+    The 0-th copy is the line itself; half of the others are before the image, half behind it.
+    """
+    itself = k == 0
+    behind = k > copies // 2
+    edge = tl.where(behind, size - 1, 0)
+    replicated = tl.where(behind, edge + k, k - 1)
+    base = tl.where(itself, halo, tl.where(reflects != 0, halo + 2 * edge, replicated))
+    sign = tl.where(itself, 1, -reflects)
+    low = tl.where(itself, 0, edge + reflects * tl.where(behind, -halo, 1))
+    high = tl.where(itself, size - 1, edge + reflects * tl.where(behind, -1, halo))
     return base, sign, low, high
 
 
@@ -217,18 +219,18 @@ def _load_folded(
     stride_dyh,
     stride_dyw,
     halo,
+    reflects,
     copies,  # per axis, the pixel itself among them
     first_h,
     last_h,
     first_w,
     last_w,
-    PAD_MODE: tl.constexpr,
 ):
     """Return the sum of dy over the copies of each pixel (h, w), of those in the ranges."""
     acc = tl.zeros(mask.shape, tl.float32)
     for k in range(copies * copies):
-        base_h, sign_h, low_h, high_h = _copies(k // copies, H, halo, PAD_MODE)
-        base_w, sign_w, low_w, high_w = _copies(k % copies, W, halo, PAD_MODE)
+        base_h, sign_h, low_h, high_h = _copies(k // copies, copies, H, halo, reflects)
+        base_w, sign_w, low_w, high_w = _copies(k % copies, copies, W, halo, reflects)
         # Most tiles have no mirrored rows; they skip them as a whole.
         some = (first_h <= high_h) & (last_h >= low_h) & (first_w <= high_w) & (last_w >= low_w)
         if some:
@@ -251,7 +253,7 @@ def backward_apply_kernel(
     more_ptr,  # [N, H, W, C], channel stride 1: a gradient of the image itself, if `adds`
     coefficient_ptr,  # [N, 3, C] fp32, or None without statistics
     dx_ptr,  # [N, pixels, pitch], rows of `width` pixels; `slack` pixels before are zeroed
-    dresidual_ptr,  # [N, H, W, C], or None
+    dresidual_ptr,  # [N, H, W, C], of dy with its halo folded, if `keeps`; or None
     H,
     W,
     C,
@@ -270,7 +272,8 @@ def backward_apply_kernel(
     samples_per_beta,
     slope_step,
     slope,
-    halo,
+    halo,  # as in `source`
+    reflects,
     copies,
     lead,
     pixels,
@@ -280,7 +283,7 @@ def backward_apply_kernel(
     samples,
     tiles,
     tiles_c,
-    PAD_MODE: tl.constexpr,
+    keeps,
     ACT: tl.constexpr,
     FROM_OUTPUT: tl.constexpr,
     VEC: tl.constexpr,
@@ -313,12 +316,12 @@ def backward_apply_kernel(
         stride_dyh,
         stride_dyw,
         halo,
+        reflects,
         copies,
         first // width - lead,
         last // width - lead,
         tl.where(one_row, first % width - lead, 0),
         tl.where(one_row, last % width - lead, W - 1),
-        PAD_MODE,
     )
     offs_more = (h * stride_mh + w * stride_mw)[:, None] + offs_c[None, :]
     more_ptrs = more_ptr + sample * stride_mn + offs_more
@@ -326,7 +329,8 @@ def backward_apply_kernel(
     if dresidual_ptr is not None:
         offs_r = ((h * W + w) * C)[:, None] + offs_c[None, :]
         dresidual_ptrs = dresidual_ptr + sample * H * W * C + offs_r
-        tl.store(dresidual_ptrs, dy.to(dresidual_ptr.dtype.element_ty), mask=mask)
+        dresidual = dy.to(dresidual_ptr.dtype.element_ty)
+        tl.store(dresidual_ptrs, dresidual, mask=mask & (keeps != 0))
 
     xhat = normalise(xhat, mean_ptr, rstd_ptr, sample, C, offs_c)
     pre = affine(xhat, gamma_ptr, beta_ptr, samples_per_gamma, samples_per_beta, sample, C, offs_c)

@@ -30,17 +30,15 @@ def locate(tiles, tiles_c, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def source(i, size, halo, PAD_MODE: tl.constexpr):
-    """Return which of `size` lines the padded line i, from -halo, copies, and whether any."""
+def source(i, size, halo, reflects):
+    """Return which of `size` lines the padded line i, from -halo, copies, and whether any.
+
+    It is the nearest line, or if `reflects` the one as far behind that as i is before it. A halo
+    of zeros is none here, 0. At run time, so that padding modes share a variant.
+    """
     inside = (i >= -halo) & (i < size + halo)
-    if PAD_MODE == "zero":
-        inside = (i >= 0) & (i < size)
-    elif PAD_MODE == "reflect":
-        i = tl.where(i < 0, -i, i)
-        i = tl.where(i >= size, 2 * (size - 1) - i, i)
-    else:
-        i = tl.minimum(tl.maximum(i, 0), size - 1)
-    return i, inside
+    nearest = tl.minimum(tl.maximum(i, 0), size - 1)
+    return nearest + (nearest - i) * reflects, inside
 
 
 @triton.jit
@@ -163,22 +161,22 @@ def fprop_kernel(
     samples_per_beta,
     slope_step,
     slope,
-    halo,
+    halo,  # as in `source`
+    reflects,
     lead,
     pixels,
     width,
     pitch_v,  # in units of VEC channels
     tiles,
     tiles_c,
-    PAD_MODE: tl.constexpr,
     ACT: tl.constexpr,
     VEC: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     sample, _, offs_m, offs_c = locate(tiles, tiles_c, BLOCK_M, BLOCK_C)
-    h, in_h = source(offs_m // width - lead, H, halo, PAD_MODE)
-    w, in_w = source(offs_m % width - lead, W, halo, PAD_MODE)
+    h, in_h = source(offs_m // width - lead, H, halo, reflects)
+    w, in_w = source(offs_m % width - lead, W, halo, reflects)
     mask = (in_h & in_w)[:, None] & (offs_c < C)[None, :]
     offs_x = (h * stride_xh + w * stride_xw)[:, None] + (offs_c * stride_xc)[None, :]
     y = tl.load(x_ptr + sample * stride_xn + offs_x, mask=mask, other=0.0).to(tl.float32)

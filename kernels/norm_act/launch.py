@@ -94,10 +94,9 @@ def norm_act_triton(
         *x.stride(),
         *(x if residual is None else residual).stride(),
         *scalars,
-        options.halo,
+        *_halo(options),
         *place,
         *tiles,
-        PAD_MODE=options.pad_mode,
         ACT=options.act,
         VEC=vector(frame.pitch),
         **config.launch_options(),
@@ -178,9 +177,8 @@ def norm_act_backward_triton(
     if options.halo and not options.folds:
         dy = dy[:, options.halo : -options.halo, options.halo : -options.halo]
     pointers, scalars = _parameters(mean, rstd, gamma, beta, slope, options, samples)
-    scalars = (*scalars, options.halo if options.folds else 0)
-    pad_mode = options.pad_mode if options.folds else "zero"
-    modes = {"PAD_MODE": pad_mode, "ACT": options.act, "FROM_OUTPUT": from_output}
+    scalars = (*scalars, *_halo(options))
+    modes = {"ACT": options.act, "FROM_OUTPUT": from_output}
     check_offsets(x, dy)
     total = coefficient = None
     if sums or options.norm != "none":
@@ -192,7 +190,9 @@ def norm_act_backward_triton(
     own = residual and (options.halo > 0 or more is not None)
     dresidual = x.new_empty(x.shape) if own else None
     pointers = (*pointers, None if options.norm == "none" else coefficient, dx)
-    _apply(dy, more, x, pointers, dresidual, scalars, modes, frame)
+    # One variant for all passes with a residual: where dy is its gradient, x stands in, unwritten.
+    given = x if residual and dresidual is None else dresidual
+    _apply(dy, more, x, pointers, given, own, scalars, modes, frame)
     if not sums or total is None or coefficient is None:
         return NormActGradients(dx, dresidual, None, None, None, None)
     rows = rows or Rows(None, None, None, False)
@@ -242,7 +242,7 @@ def _sums(
         total,
         coefficient,
         merge.counter,
-        *row_arguments(rows if merge.last else None, total, merge.slots),
+        *row_arguments(rows if merge.last else None, total, merge.slots, merge.counter),
         height,
         width,
         channels,
@@ -264,7 +264,8 @@ def _sums(
     if not merge.last:
         _, rstd, gamma, _, _ = pointers
         merge_sums(
-            sums, rstd, gamma, total, coefficient, height * width, scalars[0], options, rows
+            sums, rstd, gamma, total, coefficient, height * width, scalars[0], options, rows,
+            merge.counter,
         )  # fmt: skip
     if rows is not None and not samples:
         rows.finish_none()
@@ -282,13 +283,14 @@ def _apply(
     x: Tensor,
     pointers: tuple[Tensor | None, ...],
     dresidual: Tensor | None,
+    keeps: bool,
     scalars: tuple[float, ...],
     modes: dict[str, Any],
     frame: Frame,
 ) -> None:
-    """Write dx, the last of the pointers, and dresidual."""
+    """Write dx, the last of the pointers, and dresidual if it `keeps` that."""
     samples, height, width, channels = x.shape
-    halo = scalars[-1]
+    halo, reflects = scalars[-2:]
     config, place, tiles = _tiled(frame)
     slack_tiles = cdiv(frame.slack, config.block_m) if samples else 0
     launch(
@@ -307,15 +309,21 @@ def _apply(
         *_strides(more),
         *x.stride(),
         *scalars,
-        {"zero": 1, "reflect": 3, "replicate": 1 + 2 * halo}[modes["PAD_MODE"]],
+        3 if reflects else 1 + 2 * halo,
         *place,
         frame.slack,
         samples,
         *tiles,
+        int(keeps),
         VEC=vector(frame.pitch),
         **modes,
         **config.launch_options(),
     )
+
+
+def _halo(options: NormActOptions) -> tuple[int, int]:
+    """Return the halo as the kernels see it, none if it is of zeros, and whether it reflects."""
+    return (options.halo, int(options.pad_mode == "reflect")) if options.folds else (0, 0)
 
 
 def _dense_frame(x: Tensor, halo: int) -> Frame:

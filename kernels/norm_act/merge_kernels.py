@@ -17,6 +17,7 @@ import triton.language as tl
 from fastunit.kernels.common.last_program import is_last
 from fastunit.kernels.common.runtime import COUNTS
 from fastunit.kernels.norm_act.row_kernels import finish_rows
+from fastunit.kernels.norm_act.sum_kernels import sum_tiles
 
 
 @triton.jit
@@ -117,25 +118,13 @@ def merge_kernel(
 
 
 @triton.jit
-def _sum_tiles(sums_ptrs, in_c, tiles, stride, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Return the sum over tiles, `stride` values apart, in order."""
-    offs_t = tl.arange(0, BLOCK_T)
-    tile_ptrs = sums_ptrs[None, :] + (offs_t * stride)[:, None]
-    acc = tl.zeros((BLOCK_C,), tl.float32)
-    for start in range(0, tiles, BLOCK_T):
-        mask = (offs_t < tiles - start)[:, None] & in_c[None, :]
-        acc += tl.sum(tl.load(tile_ptrs, mask=mask, other=0.0, cache_modifier=".cg"), 0)
-        tile_ptrs += BLOCK_T * stride
-    return acc
-
-
-@triton.jit
 def merge_sums(
     sums_ptr,  # [N, tiles, SUMS, C] fp32
-    rstd_ptr,  # [N, C] fp32, or None
+    rstd_ptr,  # [N, C] fp32, read if `normed`; or None
     gamma_ptr,  # [G, C], or None
     total_ptr,  # [N, SUMS, C] fp32
     coefficient_ptr,  # [N, 3, C] fp32: b, c and the sum of dx
+    normed,  # if there is a norm
     sample,
     offs_c,
     tiles,
@@ -144,7 +133,7 @@ def merge_sums(
     samples_per_gamma,
     eps,
     tiny,
-    NORM: tl.constexpr,
+    LN: tl.constexpr,
     SUMS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -155,12 +144,12 @@ def merge_sums(
     sums_ptrs = sums_ptr + sample * tiles * SUMS * C + offs_c
     total_ptrs = total_ptr + sample * SUMS * C + offs_c
     coefficient_ptrs = coefficient_ptr + sample * 3 * C + offs_c
-    dpre = _sum_tiles(sums_ptrs, in_c, tiles, SUMS * C, BLOCK_T, BLOCK_C)
-    dpre_xhat = _sum_tiles(sums_ptrs + C, in_c, tiles, SUMS * C, BLOCK_T, BLOCK_C)
+    dpre = sum_tiles(sums_ptrs, in_c, tiles, SUMS * C, BLOCK_T, BLOCK_C)
+    dpre_xhat = sum_tiles(sums_ptrs + C, in_c, tiles, SUMS * C, BLOCK_T, BLOCK_C)
     tl.store(total_ptrs, dpre, mask=in_c)
     tl.store(total_ptrs + C, dpre_xhat, mask=in_c)
     for extra in tl.static_range(2, SUMS):
-        total = _sum_tiles(sums_ptrs + extra * C, in_c, tiles, SUMS * C, BLOCK_T, BLOCK_C)
+        total = sum_tiles(sums_ptrs + extra * C, in_c, tiles, SUMS * C, BLOCK_T, BLOCK_C)
         tl.store(total_ptrs + extra * C, total, mask=in_c)
 
     gamma = tl.full((BLOCK_C,), 1.0, tl.float32)
@@ -169,32 +158,33 @@ def merge_sums(
         row = gamma_ptr + (sample // samples_per_gamma) * C
         gamma = tl.load(row + offs_c, mask=in_c, other=0.0).to(tl.float32)
     if rstd_ptr is not None:
-        rstd = tl.load(rstd_ptr + sample * C + offs_c, mask=in_c, other=1.0)
-    if NORM == "in":
-        tl.store(coefficient_ptrs, rstd * gamma * dpre / pixels, mask=in_c)
-        tl.store(coefficient_ptrs + C, rstd * gamma * dpre_xhat / pixels, mask=in_c)
-    elif NORM == "ln":
+        rstd = tl.load(rstd_ptr + sample * C + offs_c, mask=in_c & (normed != 0), other=1.0)
+    if LN:
         count = pixels * 1.0 * C
         std = 1.0 / rstd - eps
         b = rstd * (tl.sum(gamma * dpre, 0) / count)
         c = tl.sum(gamma * dpre_xhat, 0) / ((count - 1.0) * std)
         c = tl.where(std > tiny, c, 0.0)
-        xhat = _sum_tiles(sums_ptrs + 2 * C, in_c, tiles, SUMS * C, BLOCK_T, BLOCK_C)
+        xhat = sum_tiles(sums_ptrs + 2 * C, in_c, tiles, SUMS * C, BLOCK_T, BLOCK_C)
         tl.store(coefficient_ptrs, b, mask=in_c)
         tl.store(coefficient_ptrs + C, c, mask=in_c)
         dshift = rstd * gamma * dpre - b * pixels - c * xhat
         tl.store(coefficient_ptrs + 2 * C, dshift, mask=in_c)
-    else:
-        tl.store(coefficient_ptrs + 2 * C, gamma * dpre, mask=in_c)
+    else:  # nobody reads b and c without a norm; with one, dx sums to zero
+        tl.store(coefficient_ptrs, rstd * gamma * dpre / pixels, mask=in_c)
+        tl.store(coefficient_ptrs + C, rstd * gamma * dpre_xhat / pixels, mask=in_c)
+        dshift = tl.where(normed != 0, 0.0, gamma * dpre)
+        tl.store(coefficient_ptrs + 2 * C, dshift, mask=in_c)
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def backward_merge_kernel(
     sums_ptr,  # [N, tiles, SUMS, C] fp32
-    rstd_ptr,  # [N, C] fp32, or None
+    rstd_ptr,  # [N, C] fp32, read if `normed`
     gamma_ptr,  # [G, C], or None
     total_ptr,  # [N, SUMS, C] fp32
     coefficient_ptr,  # [N, 3, C] fp32
+    normed,
     dbeta_ptr,  # these to counter_ptr: see `finish_rows`
     dgamma_ptr,
     dshift_ptr,
@@ -212,7 +202,7 @@ def backward_merge_kernel(
     eps,
     tiny,
     tiles_c,
-    NORM: tl.constexpr,
+    LN: tl.constexpr,
     SUMS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -225,6 +215,7 @@ def backward_merge_kernel(
         gamma_ptr,
         total_ptr,
         coefficient_ptr,
+        normed,
         sample,
         offs_c,
         tiles,
@@ -233,7 +224,7 @@ def backward_merge_kernel(
         samples_per_gamma,
         eps,
         tiny,
-        NORM,
+        LN,
         SUMS,
         BLOCK_T,
         BLOCK_C,
@@ -258,5 +249,6 @@ def backward_merge_kernel(
             wanted,
             add,
             SUMS,
+            BLOCK_T,
             BLOCK_C,
         )

@@ -32,10 +32,15 @@ class Merge(NamedTuple):
         return {"MERGE_T": self.block_t, "MERGE_C": self.block_c}
 
 
-def row_arguments(rows: Rows | None, total: Tensor, slots: int) -> tuple[Tensor | int, ...]:
-    """Return the kernels' arguments, dbeta to `add`, for `total` [N, ...] of slots of channels."""
+def row_arguments(
+    rows: Rows | None, total: Tensor, slots: int, unused: Tensor | None
+) -> tuple[Tensor | int | None, ...]:
+    """Return the kernels' arguments, dbeta to `add`, for `total` [N, ...] of slots of channels.
+
+    Without rows, which takes no counter, `unused` is in its place.
+    """
     if rows is None:
-        return total, total, total, 0, 0, 0, counters(1, total.device), 1, 0, 0
+        return total, total, total, 0, 0, 0, unused, 1, 0, 0
     given = {i: each for i, each in enumerate(rows[:3]) if each is not None}
     one = next(iter(given.values()))
     pointers = (given.get(i, one) for i in range(3))
@@ -49,9 +54,11 @@ def merge_of(
 ) -> Merge:
     """Return how to merge `tiles` tiles of `block_c` channels of each of like's images."""
     samples, slots = len(like), cdiv(channels, block_c)
-    if norm == "ln":  # over the channels too, so that one program has all of a sample's
-        block_c, slots = next_power_of_2(max(channels, block_c)), 1
     last = 0 < tiles <= FEW_TILES and math.prod(like.shape) > 0
+    # "ln" is over the channels too: one program has all of a sample's. Otherwise nothing is merged,
+    # and constants that do not depend on the channels save a variant.
+    if norm == "ln" and last:
+        block_c, slots = next_power_of_2(max(channels, block_c)), 1
     counter = counters(samples * slots, like.device)
     return Merge(counter, last, slots, max(_VALUES * 32 * num_warps // block_c, 1), block_c)
 
@@ -61,12 +68,12 @@ def merge_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Write mean and rstd [N, C] fp32 of tiles' mean, M2 and count, [N, T, 3, C] fp32."""
     samples, tiles, _, channels = partial.shape
-    block_c, block_t = _apart(channels, norm)
-    tiles_c = cdiv(channels, block_c)
+    blocks = _apart(channels, norm)
+    tiles_c = cdiv(channels, blocks["BLOCK_C"])
     launch(
         kernels.merge_kernel, (samples * tiles_c,),
         partial, mean, rstd, tiles, channels, tiles_c, eps,
-        NORM=norm, BLOCK_T=block_t, BLOCK_C=block_c,
+        NORM=norm, **blocks,
     )  # fmt: skip
     return mean, rstd
 
@@ -81,22 +88,28 @@ def merge_sums(
     samples_per_gamma: float,
     options: NormActOptions,
     rows: Rows | None,
+    counter: Tensor | None,
 ) -> None:
-    """Write a sample's sums [N, SUMS, C] and coefficients [N, 3, C] of tiles [N, T, SUMS, C]."""
+    """Write a sample's sums [N, SUMS, C] and coefficients [N, 3, C] of tiles [N, T, SUMS, C].
+
+    Without rows `counter` is not used; a kernel needs one.
+    """
     samples, tiles, count, channels = sums.shape
-    block_c, block_t = _apart(channels, options.norm)
-    tiles_c = cdiv(channels, block_c)
+    blocks = _apart(channels, options.norm)
+    tiles_c = cdiv(channels, blocks["BLOCK_C"])
     launch(
         kernels.backward_merge_kernel, (samples * tiles_c,),
-        sums, rstd, gamma, total, coefficient,
-        *row_arguments(rows, total, tiles_c),
+        sums, total if rstd is None else rstd, gamma, total, coefficient, int(rstd is not None),
+        *row_arguments(rows, total, tiles_c, counter),
         tiles, channels, pixels, samples_per_gamma, options.eps, options.tiny(torch.float32),
-        tiles_c, NORM=options.norm, SUMS=count, BLOCK_T=block_t, BLOCK_C=block_c,
+        tiles_c, LN=options.norm == "ln", SUMS=count, **blocks,
     )  # fmt: skip
 
 
-def _apart(channels: int, norm: str) -> tuple[int, int]:
-    """Return the channels and tiles that a program of a merge kernel reads at a time."""
+def _apart(channels: int, norm: str) -> dict[str, int]:
+    """Return the tile that a program of a merge kernel reads at a time, and its warps."""
     every = next_power_of_2(max(channels, 4))
-    block_c = every if norm == "ln" else min(16, every)
-    return block_c, max(4096 // block_c, 1)
+    block_c, warps = min(16, every), 4
+    if norm == "ln":  # over all channels; 64 and 128 of them in one variant, with as many reads
+        block_c, warps = max(128, every), 8
+    return {"BLOCK_T": max(1024 * warps // block_c, 1), "BLOCK_C": block_c, "num_warps": warps}

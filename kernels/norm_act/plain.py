@@ -67,7 +67,16 @@ def _instance_norm(x: Tensor, eps: float) -> Tensor:
     """Normalise each sample's channels, [N, C, H, W]."""
     if transformed() and torch.onnx.is_in_onnx_export():  # it has an operator for this
         return F.instance_norm(x, eps=eps)
-    return _Normalise.apply(x, eps) if only_autograd(x) else _composed(x, eps)
+    if not only_autograd(x):
+        return _composed(x, eps)
+    if x.requires_grad and torch.is_grad_enabled():
+        return _Normalise.apply(x, eps)
+    return _image(_normalised(_columns(x), eps)[0], x)
+
+
+def _normalised(columns: Tensor, eps: float) -> tuple[Tensor, ...]:
+    """Return columns with mean 0 and variance 1, their means, and one over their deviations."""
+    return torch.native_batch_norm(columns, None, None, None, None, True, 0.0, eps)
 
 
 def _composed(x: Tensor, eps: float) -> Tensor:
@@ -89,7 +98,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
         rows = _columns(x)
-        y, mean, rstd = torch.native_batch_norm(rows, None, None, None, None, True, 0.0, eps)
+        y, mean, rstd = _normalised(rows, eps)
         ctx.save_for_backward(x, rows, mean, rstd)
         ctx.eps = eps
         return _image(y, x)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from fastunit.kernels.common.last_program import is_last
+from fastunit.kernels.norm_act.sum_kernels import sum_tiles
 
 
 @triton.jit
@@ -19,13 +20,11 @@ def _add_row(
     count,
     add,
     mask,
+    BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Write the sum over `count` samples, `stride` values apart, in order; or add it."""
-    total = tl.zeros((BLOCK_C,), tl.float32)
-    for _ in range(count):
-        total += tl.load(from_ptrs, mask=mask, other=0.0, cache_modifier=".cg")
-        from_ptrs += stride
+    total = sum_tiles(from_ptrs, mask, count, stride, BLOCK_T, BLOCK_C)
     total += tl.load(to_ptrs, mask=mask & (add != 0), other=0.0).to(tl.float32)
     tl.store(to_ptrs, total.to(to_ptrs.dtype.element_ty), mask=mask)
 
@@ -50,6 +49,7 @@ def finish_rows(
     wanted,
     add,
     SUMS: tl.constexpr,
+    BLOCK_T: tl.constexpr,  # samples read at a time
     BLOCK_C: tl.constexpr,
 ):
     """Sum the parameters' gradients over a row's samples, if this is the last of them."""
@@ -59,12 +59,11 @@ def finish_rows(
         totals, step = total_ptr + first * SUMS * C + offs_c, SUMS * C
         if wanted % 2 == 1:
             to = dbeta_ptr + row * stride_beta + offs_c
-            _add_row(totals, step, to, count, add, in_c, BLOCK_C)
+            _add_row(totals, step, to, count, add, in_c, BLOCK_T, BLOCK_C)
         if wanted // 2 % 2 == 1:
             to = dgamma_ptr + row * stride_gamma + offs_c
-            _add_row(totals + C, step, to, count, add, in_c, BLOCK_C)
+            _add_row(totals + C, step, to, count, add, in_c, BLOCK_T, BLOCK_C)
         if wanted // 4 == 1:
             to = dshift_ptr + row * stride_shift + offs_c
-            _add_row(
-                coefficient_ptr + (first * 3 + 2) * C + offs_c, 3 * C, to, count, add, in_c, BLOCK_C
-            )
+            dshift = coefficient_ptr + (first * 3 + 2) * C + offs_c
+            _add_row(dshift, 3 * C, to, count, add, in_c, BLOCK_T, BLOCK_C)

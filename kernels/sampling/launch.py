@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastunit.kernels.common import runtime
+from fastunit.kernels.common.last_program import is_last
 from fastunit.kernels.sampling import philox
 
 BLOCK = 2048  # values per program: two 16-byte loads of 2-byte values in each of 128 threads
@@ -52,6 +53,8 @@ def _reparameterize_fprop_kernel(
     source_ptr,  # [n] noise, or [2] int64: seed and counter to draw it from
     z_ptr,  # [n]
     partial_ptr,  # [programs] fp32
+    kl_ptr,  # scalar, fp32: the last program writes the sum of the parts
+    counter_ptr,  # a zero; see `is_last`
     n,
     scale,
     SIGMA: tl.constexpr,
@@ -72,6 +75,14 @@ def _reparameterize_fprop_kernel(
         terms += sigma * sigma - 2.0 * log_sigma - 1.0
     tl.store(z_ptr + start + offs, z.to(z_ptr.dtype.element_ty), mask=mask)
     tl.store(partial_ptr + tl.program_id(0), tl.sum(tl.where(mask, terms, 0.0), 0) * scale)
+    programs = tl.num_programs(0)
+    if is_last(counter_ptr, programs):
+        total = tl.zeros((BLOCK,), tl.float32)
+        for first in range(0, programs, BLOCK):
+            parts = partial_ptr + first + offs
+            mask = offs < programs - first
+            total += tl.load(parts, mask=mask, other=0.0, cache_modifier=".cg")
+        tl.store(kl_ptr, tl.sum(total, 0))
 
 
 @triton.jit
@@ -109,14 +120,15 @@ def fprop(
     z, n = torch.empty_like(mu), mu.numel()
     programs = runtime.cdiv(n, BLOCK)
     partial = mu.new_empty(programs, dtype=torch.float32)
+    kl = partial.new_empty(()) if n else partial.new_zeros(())
     runtime.launch(
         _reparameterize_fprop_kernel,
         (programs,),
-        *(mu, raw, source, z, partial, n, scale),
+        *(mu, raw, source, z, partial, kl, runtime.counters(1, mu.device), n, scale),
         SIGMA=sigma,
         BLOCK=BLOCK,
     )
-    return z, partial.sum()
+    return z, kl
 
 
 def dgrad(

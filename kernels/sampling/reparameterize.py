@@ -1,8 +1,9 @@
 """z = mu + sigma * noise with its KL divergence (Kingma and Welling 2014; UNIT, equation 1).
 
 Forward is one launch: it draws the noise (`philox`), writes z, and writes each tile's share of
-the divergence; a sum in fixed order joins these. Backward is one launch. sigma = 1 needs no noise
-there; for a learned sigma it is drawn again, so that of the noise only 16 bytes are kept.
+the divergence, which the program that ends last adds up in fixed order. Backward is one launch.
+sigma = 1 needs no noise there; for a learned sigma it is drawn again, so that of the noise only 16
+bytes are kept.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def reparameterize(
             whichever is wider. An empty batch has a kl of 0.
 
     Computes in float32 or wider. Differentiable in mu and raw_sigma; keeps these two, and
-    for a learned sigma the noise where it was given or drawn as normals. No atomics: the same
-    noise gives the same bits. Works in torch.compile(fullgraph=True) and in CUDA graphs, where
+    for a learned sigma the noise where it was given or drawn as normals. The same noise gives
+    the same bits. Works in torch.compile(fullgraph=True) and in CUDA graphs, where
     each replay draws fresh noise, with a state or without. A recomputation in backward
     (activation checkpointing) must not be given a state: it would draw again, other noise.
 

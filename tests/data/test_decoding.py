@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
 import struct
+import subprocess
 import threading
 import time
 import zlib
@@ -16,9 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastunit.common.errors import DataError
+from fastunit.common.errors import DataError, ResourceError
 from fastunit.data import decoding, image_io
 from fastunit.data.image_io import Limits, Reading
+from fastunit.data.validation import SizeRule, validate
+from tests.support.doubles import raising
 
 pytest.importorskip("nvidia.dali", reason="the files are decoded with NVIDIA DALI")
 ANY = Reading()
@@ -196,7 +200,7 @@ def test_a_process_that_starts_ends_too(small):
     def measure():
         try:
             decoding.measure(small, ANY)
-        except DataError as error:
+        except ResourceError as error:
             reasons.append(str(error))
 
     thread = threading.Thread(target=measure)
@@ -212,9 +216,20 @@ def test_a_process_that_starts_ends_too(small):
 def test_a_process_that_does_not_start_is_told(small, monkeypatch):
     decoding.stop()
     monkeypatch.setattr(decoding, "_START", 0)
-    with pytest.raises(DataError, match="has not started within 0 s"):
+    with pytest.raises(ResourceError, match="has not started within 0 s"):
         decoding.measure(small, ANY)
     assert not decoding._busy
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.EMFILE, "ulimit -n"), (errno.EAGAIN, "ulimit -u")]
+)
+def test_a_process_that_the_system_refuses_is_no_image_s_fault(small, monkeypatch, number, remedy):
+    decoding.stop()
+    monkeypatch.setattr(subprocess, "Popen", raising(OSError(number, os.strerror(number))))
+    for skip_bad in (False, True):
+        with pytest.raises(ResourceError, match=f"{os.strerror(number)}; .*{remedy}"):
+            validate([small], rule=SizeRule(None, None, ANY), workers=1, skip_bad=skip_bad)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from fastunit.data import image_io
 from fastunit.inference.memory import MARGIN, SHARE, Memory
 from fastunit.models.domain_pair import GeneratorPair
 from fastunit.models.levels import FileLevel
+from fastunit.models.strips import Strips
 from fastunit.models.unit import networks
 from fastunit.translate import main
 from tests.support.processes import python
@@ -95,10 +96,11 @@ def test_every_kind_of_input_in_strips(translator):
 
 
 def test_strips_are_not_used_for_gradients_nor_where_all_fits(translator, monkeypatch):
-    monkeypatch.setattr(Memory, "strips", lambda *_: pytest.fail("strips"))
+    monkeypatch.setattr(Strips, "translate", lambda *_, **__: pytest.fail("strips"))
     x = torch.rand(3, 16, 16, requires_grad=True)
     translator.translate(x, "a2b", grad=True, tile=4).sum().backward()
-    translator.translate(draw(16, 16, 3), "a2b", tile="off")
+    for tile in ("off", "auto"):
+        translator.translate(draw(16, 16, 3), "a2b", tile=tile)
 
 
 @pytest.mark.parametrize("tile", [0, -1, "all", 1.5, True])

@@ -26,8 +26,8 @@ def patches(count: int = len(TIMES), height: int = 48, width: int = 64) -> np.nd
     return np.repeat(np.repeat(colours, height // 2, 1), width // 2, 2)
 
 
-def make(file: Path, frames: np.ndarray, *, sound: bool = False, turned: int = 0) -> Path:
-    """Write a nearly lossless video."""
+def make(file: Path, frames: np.ndarray, *, sound: str = "", turned: int = 0) -> Path:
+    """Write a nearly lossless video; `sound` is a codec."""
     with av.open(str(file), "w") as made:
         stream = made.add_stream("libx264rgb", rate=10, options={"crf": "0"})
         stream.height, stream.width = frames.shape[1:3]
@@ -35,9 +35,13 @@ def make(file: Path, frames: np.ndarray, *, sound: bool = False, turned: int = 0
         if turned:
             stream.set_display_rotation(turned)
         if sound:
-            audio = made.add_stream("aac", rate=16000)
+            audio = made.add_stream(sound, rate=16000)
             samples = np.random.default_rng(1).uniform(-0.5, 0.5, (1, 16000)).astype(np.float32)
-            spoken = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+            if sound == "aac":
+                spoken = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+            else:
+                values = (samples * 2**15).astype(np.int16)
+                spoken = av.AudioFrame.from_ndarray(values, format="s16", layout="mono")
             spoken.sample_rate = 16000
         for pixels, time in zip(frames, TIMES, strict=False):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
@@ -95,16 +99,19 @@ def test_frames_come_in_batches(tmp_path):
 
 
 def test_the_sound_is_copied(tmp_path):
-    source = make(tmp_path / "in.mkv", patches(), sound=True)
+    source = make(tmp_path / "in.mkv", patches(), sound="aac")
     run(source, tmp_path / "out.mp4")
     assert sound_of(tmp_path / "out.mp4") == sound_of(source) != []
 
 
-def test_sound_that_a_format_cannot_hold_is_named(tmp_path):
-    source = make(tmp_path / "in.mkv", patches(), sound=True)
-    with pytest.raises(DataError, match=r"\.webm cannot hold its sound, aac; choose mkv"):
-        run(source, tmp_path / "out.webm")
-    assert not (tmp_path / "out.webm").exists()
+@pytest.mark.parametrize(
+    ("suffix", "sound"), [(".webm", "aac"), (".mp4", "pcm_u8"), (".mp4", "pcm_s16le")]
+)
+def test_sound_that_a_format_cannot_hold_is_named(tmp_path, suffix, sound):
+    source = make(tmp_path / "in.mkv", patches(), sound=sound)
+    with pytest.raises(DataError, match=rf"{suffix} cannot hold its sound, {sound}; choose mkv"):
+        run(source, tmp_path / f"out{suffix}")
+    assert not (tmp_path / f"out{suffix}").exists()
 
 
 def test_odd_sizes_keep_every_pixel(tmp_path):
@@ -188,7 +195,7 @@ def test_pictures_beside_videos_that_cannot_be_translated_are(tmp_path, model, c
 
 def test_the_command_translates_videos_as_their_frames(tmp_path, model, capsys):
     (tmp_path / "in/deep").mkdir(parents=True)
-    make(tmp_path / "in/deep/x.mkv", patches(height=32, width=32), sound=True)
+    make(tmp_path / "in/deep/x.mkv", patches(height=32, width=32), sound="aac")
     words = ["--direction", "a2b", "--device", "cpu"]
     assert main([str(model), str(tmp_path / "in"), str(tmp_path / "out"), *words]) == 0
     assert "translated 1 of 1 images a2b" in capsys.readouterr().out

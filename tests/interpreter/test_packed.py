@@ -16,7 +16,7 @@ BLOCKS = {
     "stride 3": [((4, 5, 5, 5), "conv", 3, 1), ((4, 5, 2, 3), "conv", 1, 1)],
     "transpose": [((9, 4, 3, 3), "transpose", 2, 1), ((4, 6, 1, 1), "transpose", 1, 2)],
     "upsample": [((6, 5, 5, 5), "upsample", 1, 2), ((4, 5, 3, 3), "upsample", 1, 1)],
-    "wider than a tile": [((40, 36, 1, 1), "conv", 1, 1)],
+    "wider than a tile": [((70, 66, 1, 2), "conv", 1, 1), ((66, 65, 2, 2), "upsample", 1, 1)],
 }
 
 

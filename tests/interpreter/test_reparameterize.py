@@ -9,6 +9,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from fastunit.kernels import reparameterize
+from fastunit.kernels.sampling import launch
 from fastunit.kernels.sampling.philox import noise_state
 from tests.support.sampling import leaves, results
 
@@ -64,6 +65,13 @@ def test_the_mean_of_the_squares():
     kl = reparameterize(mu, impl="triton")[1]
     torch.testing.assert_close(kl, mu.square().mean())
     torch.testing.assert_close(torch.autograd.grad(kl, mu)[0], 2 * mu / 3000)
+
+
+def test_the_last_program_adds_more_parts_than_a_tile_has_values(monkeypatch):
+    (mu,) = leaves("unit", 3, 1000)
+    monkeypatch.setattr(launch, "BLOCK", 32)  # 94 programs
+    kl = reparameterize(mu, impl="triton")[1]
+    torch.testing.assert_close(kl, mu.square().mean())
 
 
 def test_the_noise_is_unit_normal_and_independent():

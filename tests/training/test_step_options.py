@@ -188,7 +188,7 @@ def test_a_step_that_breaks_the_graph_is_not_said_to_be_compiled(make, batch, mo
     eager, step = make(compile="off"), make(compile="on")
     noise = noise_for(eager.unit, *batch)
     for each in (eager, step):
-        each.unit.dis_a.dis_loss = partial(breaking, each.unit.dis_a.dis_loss)
+        each.unit.dis_a.dis_terms = partial(breaking, each.unit.dis_a.dis_terms)
     with caplog.at_level(logging.WARNING, "fastunit"):
         losses = [each(*batch, noise=noise) for each in (eager, step)]
     assert_agree(losses[1], losses[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,18 @@ def test_a_grid_that_a_kill_has_prevented_is_made_on_resume(command):
     assert code == 0 and Path("run/samples/00000002.png").exists()
     left = {path.name for path in Path("run").rglob("*")}
     assert "gen_00000007.pt" not in left and not any(".tmp" in name for name in left)
+
+
+def test_a_run_killed_while_its_first_file_was_written_starts_anew(command):
+    Path("run").mkdir()
+    for name in (".lock", ".fastunit-999999999-0.tmp.yaml"):
+        (Path("run") / name).touch()
+    code, _, _ = command("--output", "run", "--max-iter", 1)
+    assert code == 0 and not list(Path("run").glob("*.tmp*"))
+    Path("other").mkdir()
+    (Path("other") / f".fastunit-{os.getpid()}-0.tmp.yaml").touch()  # somebody writes it now
+    code, _, err = command("--output", "other", "--max-iter", 1)
+    assert code == 2 and "output other is not empty" in err
 
 
 def test_a_run_that_was_ended_before_its_first_checkpoint_starts_again(

@@ -115,11 +115,12 @@ def test_what_a_loaded_pointer_points_to_is_counted():
     assert cost.bytes_in == 4 * 8 + 4 * 64 * 4
 
 
-def test_a_kernel_that_reaches_other_tensors_reads_as_much_as_it_stores(monkeypatch):
+@pytest.mark.parametrize("stored", [1, 2])
+def test_a_kernel_that_reaches_other_tensors_reads_by_what_it_stores(stored, monkeypatch):
     x, y = torch.empty(8, dtype=torch.bfloat16), torch.empty(1000)
     assert cost_of(_copy_kernel, (8,), x, y, 1000, BLOCK=128).bytes_in == 16
-    monkeypatch.setattr(kernels, "REACHING", {"_copy_kernel": ("x_ptr", "y_ptr")})
-    assert cost_of(_copy_kernel, (8,), x, y, 1000, BLOCK=128).bytes_in == 8 * 128 * 2
+    monkeypatch.setattr(kernels, "REACHING", {"_copy_kernel": ("x_ptr", "y_ptr", stored)})
+    assert cost_of(_copy_kernel, (8,), x, y, 1000, BLOCK=128).bytes_in == 1000 // stored * 2
 
 
 def test_both_accesses_of_an_atomic_are_seen():

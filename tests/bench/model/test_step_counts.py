@@ -21,8 +21,8 @@ pytestmark = pytest.mark.skipif(runtime.INTERPRET, reason="the interpreter compi
 
 # Upper bounds, without torch.compile, which fuses some of the losses' launches.
 BOUNDS = {
-    "launches, batch 1": 760,
-    "launches, batch 8": 760,
+    "launches, batch 1": 658,
+    "launches, batch 8": 658,
     "Triton variants, batch 1 and 8 together": 68,
     "MB moved to lay weights and their gradients out, batch 1": 553,
     "MB moved to lay weights and their gradients out, batch 8": 629,

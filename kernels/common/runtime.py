@@ -40,7 +40,7 @@ OLDEST = 80  # Ampere: bf16 and tf32 tensor cores
 # wide.
 COUNTS = (
     *("H", "W", "P", "Q", "R", "pixels", "width", "columns", "halo", "lead", "crop", "copies"),
-    *("slack", "samples", "length", "splits", "blocks", "rows", "groups", "S", "C_dw", "K_dw"),
+    *("slack", "samples", "length", "splits", "blocks", "groups", "S", "C_dw", "K_dw"),
     *("add", "add_dw", "add_db", "adds", "sums", "merges", "keeps", "normed", "reflects"),
     "pitch_dy_v",
     *("tiles_k", "tiles_x", "tiles_dy", "stride_g", "stride_k", "stride_c", "stride_r", "stride_s"),

@@ -30,7 +30,7 @@ def launches():
 def test_two_batch_sizes_share_few_variants(launches):
     found = variants(launches, 90)
     assert len(found) <= 67
-    assert sum(found.values()) == len(launches) > 900
+    assert sum(found.values()) == len(launches) > 800
 
 
 def test_every_count_is_some_kernels_argument(launches):

@@ -106,9 +106,9 @@ def _product(kernel: str, x: Tensor, precision: str, *sizes: int, border: bool =
     arch = generation(runtime.arch(x.device))
     multiprocessors = runtime.multiprocessors(x.device) or GPUS[arch].multiprocessors
     precision = precision if x.element_size() == 4 else "ieee"
-    return Product(kernel, arch, multiprocessors, x.element_size(), precision, *sizes)._replace(
-        border=border
-    )
+    given = kernel, arch, multiprocessors, x.element_size(), precision
+    results, rows, columns, runs, run = sizes
+    return Product(*given, results, rows, columns, runs, run, border)
 
 
 @functools.cache

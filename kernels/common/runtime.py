@@ -44,7 +44,7 @@ COUNTS = (
     *("add", "add_dw", "add_db", "adds", "sums", "merges", "keeps", "normed", "reflects"),
     "pitch_dy_v",
     *("tiles_k", "tiles_x", "tiles_dy", "stride_g", "stride_k", "stride_c", "stride_r", "stride_s"),
-    *("tiles", "tiles_c", "tiles_l", "tiles_m", "tiles_n", "windows", "window_columns", "split"),
+    *("tiles", "tiles_c", "tiles_m", "tiles_n", "windows", "window_columns", "split"),
     *("samples_per_gamma", "samples_per_beta", "samples_per_group", "pixels_per_group"),
     *("samples_per_row", "wanted", "stride_b", "stride_beta", "stride_gamma", "stride_shift"),
     *("slope_step", "run_v", "shift_v", "pitch_v", "K_v", "stride_xn_v", "stride_row_v"),

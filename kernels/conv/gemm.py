@@ -239,13 +239,12 @@ def _correlate(
     pixels = ((per_group - 1) * rows + extent[0] - 1) * columns + extent[1]
     vec, vec_dy, precision = vector(pitch), vector(pitch_dy), _precision()
     largest = MAX_OFFSET // (stride * stride * pitch)
-    results = groups * taps[0]
-    tile, split = tiles.for_filters(x, precision, results, run, pitch_dy, pixels, largest)
-    tiles_l = runtime.cdiv(run, tile.block_m)
+    rows_dw = taps[0] * run
+    tile, split = tiles.for_filters(x, precision, groups, rows_dw, pitch_dy, pixels, largest)
     tiles_n = runtime.cdiv(pitch_dy, tile.block_n)
     splits = runtime.cdiv(pixels, split)
     partial = x.new_empty((splits, groups, taps[0], run, pitch_dy), dtype=torch.float32)
-    programs = taps[0] * tiles_l * tiles_n
+    programs = runtime.cdiv(rows_dw, tile.block_m) * tiles_n
     counter = runtime.counters(programs * groups, x.device)
     result, channels, strides = partial, (0, 0), (0,) * 5
     if dw is not None:
@@ -259,8 +258,8 @@ def _correlate(
         stride * x.shape[2] * pitch // vec,
         stride * pitch // vec,
         x.shape[2] * pitch // vec,
-        split, tiles_l, tiles_n, channels[1], channels[0], *strides, int(dw is not None), int(add),
-        FLAT=stride == 1, EVEN=run % tile.block_m == 0 and pitch_dy % tile.block_n == 0,
+        split, tiles_n, channels[1], channels[0], *strides, int(dw is not None), int(add),
+        FLAT=stride == 1, EVEN=rows_dw % tile.block_m == 0 and pitch_dy % tile.block_n == 0,
         VEC=vec, VEC_DY=vec_dy,
         PRECISION=precision, UPCAST=runtime.INTERPRET,
         BLOCK_M=tile.block_k, BLOCK_L=tile.block_m, BLOCK_N=tile.block_n, SUM_L=tile.sum_rows(),

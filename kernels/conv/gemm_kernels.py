@@ -232,7 +232,6 @@ def wgrad_kernel(
     stride_column_v,
     stride_tap_row_v,
     split,  # pixels per split, a multiple of BLOCK_M
-    tiles_l,
     tiles_n,
     C_dw,  # channels of dw, without padding
     K_dw,
@@ -244,7 +243,7 @@ def wgrad_kernel(
     sums,
     add,  # 1: to what dw holds
     FLAT: tl.constexpr,  # a window's offset is proportional to the pixel's number
-    EVEN: tl.constexpr,  # tiles divide the run and the channels
+    EVEN: tl.constexpr,  # tiles divide the runs and the channels
     VEC: tl.constexpr,
     VEC_DY: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -256,23 +255,25 @@ def wgrad_kernel(
 ):
     pid = tl.program_id(0)
     column_tile = pid % tiles_n
-    run_tile = (pid // tiles_n) % tiles_l
-    r = pid // (tiles_n * tiles_l)
+    run_tile = pid // tiles_n
     group = tl.program_id(2)
     first = tl.program_id(1) * split
     size = tl.minimum(split, pixels - first)
 
+    # The rows of the result are all R runs: a tile has several where they are short.
     run = run_v * VEC
+    rows = R * run
     offs_m = tl.arange(0, BLOCK_M)
     offs_l = run_tile * BLOCK_L + tl.arange(0, BLOCK_L)
     offs_n = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    in_l = offs_l < run
+    in_l = offs_l < rows
     in_n = offs_n < K_v * VEC_DY
 
     start = group.to(tl.int64) * pixels_per_group + first
     start_row = start // columns
     dy_ptrs = dy_ptr + start * K_v * VEC_DY + (offs_m * K_v * VEC_DY)[:, None] + offs_n[None, :]
-    x_run = x_ptr + (start_row * stride_row_v + r * stride_tap_row_v) * VEC + offs_l[None, :]
+    offs_x = offs_l // run * (stride_tap_row_v * VEC) + offs_l % run
+    x_run = x_ptr + start_row * stride_row_v * VEC + offs_x[None, :]
     row = (start % columns).to(tl.int32) + offs_m
     column = row % columns
     row = row // columns
@@ -306,10 +307,9 @@ def wgrad_kernel(
 
     splits = tl.num_programs(1)
     pitch_dy = K_v * VEC_DY
-    result = run * pitch_dy
-    slot = group.to(tl.int64) * R + r
-    between = tl.num_programs(2).to(tl.int64) * R * result
-    partial_ptr += slot * result
+    result = rows.to(tl.int64) * pitch_dy
+    between = tl.num_programs(2) * result
+    partial_ptr += group * result
     tile = (offs_l * pitch_dy)[:, None] + offs_n[None, :]
     partial_ptrs = partial_ptr + tl.program_id(1) * between + tile
     tl.store(partial_ptrs, acc, mask=in_l[:, None] & in_n[None, :])
@@ -318,17 +318,19 @@ def wgrad_kernel(
             pitch = run // S
             for part in range(BLOCK_L // SUM_L):  # a whole tile and its sum need 256 registers
                 offs_p = run_tile * BLOCK_L + part * SUM_L + tl.arange(0, SUM_L)
-                whole = (offs_p < run)[:, None] & in_n[None, :]
+                in_p = offs_p < rows
+                whole = in_p[:, None] & in_n[None, :]
                 part_ptrs = partial_ptr + (offs_p * pitch_dy)[:, None] + offs_n[None, :]
                 total = tl.zeros((SUM_L, BLOCK_N), tl.float32)
                 for _ in range(splits):
                     total += tl.load(part_ptrs, mask=whole, other=0.0, cache_modifier=".cg")
                     part_ptrs += between
-                s_p = offs_p // pitch
+                s_p = offs_p % run // pitch
                 c_p = offs_p % pitch
-                inside = ((offs_p < run) & (c_p < C_dw))[:, None] & (offs_n < K_dw)[None, :]
-                of_group = dw_ptr + group.to(tl.int64) * stride_g + r * stride_r
-                row_ptrs = of_group + (s_p * stride_s + c_p * stride_c)[:, None]
+                inside = (in_p & (c_p < C_dw))[:, None] & (offs_n < K_dw)[None, :]
+                offs_dw = offs_p // run * stride_r + s_p * stride_s + c_p * stride_c
+                row_ptrs = dw_ptr + group.to(tl.int64) * stride_g + offs_dw[:, None]
                 dw_ptrs = row_ptrs + offs_n[None, :] * stride_k
-                total += tl.load(dw_ptrs, mask=inside & (add != 0), other=0.0).to(tl.float32)
+                if add != 0:
+                    total += tl.load(dw_ptrs, mask=inside, other=0.0).to(tl.float32)
                 tl.store(dw_ptrs, total.to(dw_ptr.dtype.element_ty), mask=inside)

@@ -81,22 +81,22 @@ def for_lines(x: Tensor, run: int) -> Tile:
 
 
 def for_filters(
-    x: Tensor, precision: str, results: int, run: int, channels: int, pixels: int, largest: int
+    x: Tensor, precision: str, groups: int, rows: int, channels: int, pixels: int, largest: int
 ) -> tuple[Tile, int]:
-    """Return the tile of (run, channels) of filters' gradient, and the pixels of a split.
+    """Return the tile of (rows, channels) of filters' gradient, and the pixels of a split.
 
     Args:
         x: a frame, whose dtype and device count.
         precision: of float32, "ieee" or "tf32".
-        results: rows of all groups' filters.
-        run: values of a row of a filter.
+        groups: of filters.
+        rows: values of a filter.
         channels: of the other frame, with padding.
         pixels: over which the gradient sums.
         largest: pixels of a split, within which int32 offsets reach.
 
     The pixels of a split are a multiple of the tile's BLOCK_K.
     """
-    product = _product("wgrad", x, precision, results, run, channels, 1, pixels)
+    product = _product("wgrad", x, precision, groups, rows, channels, 1, pixels)
     tile, splits = best(product)
     blocks = min(product.steps(tile, splits), largest // tile.block_k)
     return tile, blocks * tile.block_k

@@ -1,10 +1,12 @@
-"""What is in a folder, and files that are damaged."""
+"""What is in a folder; images, and files that are damaged."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from fastunit.common import files
 
@@ -35,3 +37,16 @@ def with_nan(model: Path, folder: Path) -> Path:
     state["unit"]["gen_a.enc.model.0.conv.weight"][0] = float("nan")
     files.save(state, folder / "nan.pt")
     return folder / "nan.pt"
+
+
+def picture(width: int = 48, height: int = 36, mode: str = "RGB") -> Image.Image:
+    """Return an image of smooth colours."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [127 + 100 * np.sin(x / 7 + k) * np.cos(y / 5 - k) for k in range(3)]
+    return Image.fromarray(np.stack(waves, -1).astype(np.uint8)).convert(mode)
+
+
+def saved(path: Path, mode: str = "RGB", **options) -> Path:
+    """Write a `picture` and return its path."""
+    picture(mode=mode).save(path, **options)
+    return path

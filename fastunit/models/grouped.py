@@ -159,13 +159,15 @@ class GroupedExecution:
         if len(mine.steps) != len(others.steps):
             x, y = both.parts
             return a(image_of(x)), b(image_of(y))
-        if not (self.recompute or self._is_grouping(both) or mine.shares(others)):
+        grouping = both.is_cuda() if self.grouped is None else self.grouped
+        if not (self.recompute or grouping or mine.shares(others)):
             x, y = both.parts
             return mine(image_of(x), self.filters), others(image_of(y), self.filters)
         linked = links(image_of(both.parts[0]))
         readers = mine.readers if linked else [None] * len(mine.readers)
         steps = [*zip(mine.steps, others.steps, readers, strict=True)]
-        both = self._recomputed(steps, both) if self.recompute else self._apply(steps, both)
+        apply_steps = self._recomputed if self.recompute else self._apply
+        both = apply_steps(steps, both, grouping)
         x, y = both.parts
         return image_of(x), image_of(y)
 
@@ -176,7 +178,7 @@ class GroupedExecution:
             found = self.programs[id(network)] = Program(network)
         return found
 
-    def _recomputed(self, steps: Steps, both: BatchPair) -> BatchPair:
+    def _recomputed(self, steps: Steps, both: BatchPair, grouping: bool) -> BatchPair:
         """Apply the steps; backward runs them again from the inputs of blocks."""
         place = 0
         while place < len(steps):
@@ -184,16 +186,17 @@ class GroupedExecution:
             if torch.is_grad_enabled() and _can_recompute(block):
                 again: Any = checkpoint
                 both = again(
-                    self._apply, block, both, use_reentrant=False, preserve_rng_state=False
+                    self._apply, block, both, grouping,
+                    use_reentrant=False, preserve_rng_state=False,
                 )  # fmt: skip
             else:
-                both = self._apply(block, both)
+                both = self._apply(block, both, grouping)
             place += len(block)
         return both
 
-    def _apply(self, steps: Steps, both: BatchPair) -> BatchPair:
+    def _apply(self, steps: Steps, both: BatchPair, grouping: bool) -> BatchPair:
         """Apply the layers of both networks; those that run as one, to both batches at once."""
-        before, grouping = both, self._is_grouping(both)
+        before = both
         for a, b, follow in steps:
             before, given = both, before if a.adds and b.adds else None
             weights = None
@@ -251,9 +254,6 @@ class GroupedExecution:
         parts, residuals = both.parts, (None, None) if given is None else given.parts
         x = call(a, self.filters, follow, parts[0], residuals[0])
         return BatchPair(x, call(b, self.filters, follow, parts[1], residuals[1]), both.counts)
-
-    def _is_grouping(self, both: BatchPair) -> bool:
-        return both.is_cuda() if self.grouped is None else self.grouped
 
 
 def _is_half(steps: Steps, place: int) -> bool:

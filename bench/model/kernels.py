@@ -19,6 +19,15 @@ from bench.model.trace import Event
 # there for each of so many that it stores at another pointer.
 REACHING = {"pack_kernel": ("w_ptr", "packed_ptr", 2)}  # both layouts
 
+# Arguments of which masks let each value be loaded once: a border's corrections, which few tiles
+# have. Other masked loads count as moved.
+ONCE = {("conv_gemm_kernel", "border_ptr")}
+# Pointers that are masked whole where a scalar is 0.
+SWITCHES = {
+    "backward_reduce_kernel": {"more_ptr": "adds"},
+    "backward_apply_kernel": {"more_ptr": "adds", "dresidual_ptr": "keeps"},
+}
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -70,6 +79,9 @@ class Compiler:
         compiled = self.found[event.variant.key]
         counts = compiled.kernel.count(event.arguments, event.grid)
         whole = {name: part.bytes for name, part in event.arguments[""].items()}
+        for pointer, switch in SWITCHES.get(work.name, {}).items():
+            if not event.arguments[switch]:
+                counts.loaded[pointer] = counts.stored[pointer] = 0
         if reach := REACHING.get(work.name):
             source, target, times = reach
             stored = min(counts.stored[target], whole[target]) // times
@@ -82,7 +94,11 @@ class Compiler:
         bytes_in, bytes_out = moved(counts.loaded), moved(counts.stored)
         l2_bytes = bytes_in + bytes_out
         if counts.flops:
-            l2_bytes = sum(counts.loaded.values()) + sum(counts.stored.values())
+            loaded = {
+                name: min(n, whole[name]) if (work.name, name) in ONCE else n
+                for name, n in counts.loaded.items()
+            }
+            l2_bytes = sum(loaded.values()) + sum(counts.stored.values())
         warps = event.variant.options.num_warps
         return Cost(
             bytes_in, bytes_out, l2_bytes, counts.flops, math.prod(event.grid),

@@ -8,6 +8,7 @@ to MEASURED.
 from __future__ import annotations
 
 import functools
+import math
 
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from fastunit.kernels.conv.tile_costs import (
 
 MEASURED: dict[Product, Choice] = {}  # overrides the cost function; nothing is measured yet
 MOST_SPLITS = 64
-WIDEST_WITH_BORDER = 128  # columns: more spill where a border's corrections are added
+LARGEST_WITH_BORDER = 128, 128  # larger ones spill where a border's corrections are added
 
 
 def generation(arch: int) -> int:
@@ -68,7 +69,7 @@ def for_windows(
     """
     columns, together = filter_columns(channels), 1
     if whole and phases in (4, 16) and columns <= 128:  # tiles and columns divide one another
-        together = min(phases, WIDEST_WITH_BORDER // columns) if border else phases
+        together = min(phases, LARGEST_WITH_BORDER[1] // columns) if border else phases
     results, columns = images * phases // together, together * columns if together > 1 else channels
     sizes = results, windows, columns, taps, run
     return best(_product("conv_gemm", x, precision, *sizes, border=border)).tile
@@ -144,7 +145,7 @@ def _tiles(product: Product, block_k: int) -> list[Tile]:
             max(rows, columns) > 128 or (product.arch, rows, columns) == (100, 128, 32)
         ):
             continue  # float32 spills
-        if product.border and columns > WIDEST_WITH_BORDER:
+        if product.border and rows * columns > math.prod(LARGEST_WITH_BORDER):
             continue
         large = rows * columns >= 128 * 128
         short = product.arch == 80 or kernel == "wgrad" or rows == columns == 128

@@ -39,7 +39,7 @@ KERNELS = PRODUCTS | {
 # Bytes that ptxas keeps in local memory across a product's loop, once a program.
 PARKED = {(100, "wgrad", 128, 128): 16, (100, "conv_gemm", 128, 32): 32}
 if triton.__version__.startswith("3.6."):
-    PARKED |= {(90, "conv_gemm", 128, 256): 32, (80, "wgrad", 128, 256): 32}
+    PARKED |= {(80, "wgrad", 128, 256): 32}
 
 pytestmark = pytest.mark.skipif(runtime.INTERPRET, reason="the interpreter compiles nothing")
 

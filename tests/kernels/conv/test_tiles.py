@@ -108,7 +108,7 @@ def test_residual_blocks_take_large_tiles(h100):
 
     # 128 programs of 128x128 load two thirds of what 256 of 64x128 do: 132 do not need to be busy.
     assert (tile(2).block_m, tile(2).block_n) == (128, 128)
-    assert (tile(16).block_m, tile(16).block_n) == (128, 256)
+    assert (tile(16).block_m, tile(16).block_n) == (256, 128)
 
 
 def test_splits_do_not_begin_another_wave(h100, monkeypatch):

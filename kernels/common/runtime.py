@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from triton import knobs
 
-from fastunit.kernels.common import optional_triton
+from fastunit.kernels.common import dependent, optional_triton
 from fastunit.kernels.common.checks import AUTOCAST
 
 Impl = Literal["auto", "triton", "aten", "plain"]
@@ -221,6 +221,8 @@ def launch(
     if _recorder is not None:
         _recorder.take(Launch(kernel, grid, args, constexprs, num_warps, num_stages))
         return
+    if dependent.ON:
+        constexprs |= dependent.options(arch(args[0].device))
     with torch.cuda.device_of(args[0]):
         kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, **constexprs)
 

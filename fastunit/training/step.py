@@ -18,6 +18,7 @@ from fastunit.common import precision
 from fastunit.common.choices import Precision
 from fastunit.common.errors import ConfigError
 from fastunit.config import Config, MunitConfig
+from fastunit.kernels.common import branches
 from fastunit.models.domain_pair import TrainablePair
 from fastunit.models.grouped import GroupedExecution
 from fastunit.models.packed import NetworkFilters
@@ -188,9 +189,10 @@ class TrainStep:
         (gradients.zero if is_flat else optimizer.zero_grad)()
         with precision.matmul_settings(self._resolved()):
             for part in batch.parts(count):
-                with self._precision():
-                    each = losses(part)
-                (each[total] / count).backward()
+                with branches.joined():
+                    with self._precision():
+                        each = losses(part)
+                    (each[total] / count).backward()
                 found.append({name: torch.as_tensor(loss).detach() for name, loss in each.items()})
         if is_flat:
             gradients.gather()

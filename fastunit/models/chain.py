@@ -7,6 +7,7 @@ whether modules have hooks or were replaced is checked once for a network, in on
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
@@ -51,10 +52,15 @@ class Operation(NamedTuple):
         if filters is not None and filters.direct is not None:
             weight, *others = filters.direct.values
             return Weights(cast(Tensor, weight), *others, filters=filters)
-        conv, norm = self.conv, self.norm
-        gamma, beta = (None, None) if norm is None else (_of(norm, "gamma"), _of(norm, "beta"))
-        weight = cast(Tensor, _of(conv, "weight"))
-        return Weights(weight, _of(conv, "bias"), gamma, beta, filters)
+        conv: Any = self.conv
+        norm: Any = self.norm
+        parameters = conv._parameters  # faster than attributes
+        if "weight" in parameters and "bias" in parameters:
+            weight, bias = parameters["weight"], parameters["bias"]
+        else:  # computed from others, or a view of them all
+            weight, bias = conv.weight, conv.bias
+        gamma, beta = (None, None) if norm is None else (norm.gamma, norm.beta)
+        return Weights(weight, bias, gamma, beta, filters)
 
     def resembles(self, other: Operation) -> bool:
         """Return whether two layers differ in their weights alone."""
@@ -68,12 +74,6 @@ class Operation(NamedTuple):
         """Apply the layer as it is, without regard to others."""
         w = self.weights()
         return apply(self.plan, x, w.weight, w.bias, w.gamma, w.beta, prelu, residual)
-
-
-def _of(module: nn.Module, name: str) -> Tensor | None:
-    """Return a parameter, or what is in its place: computed from others, or a view of them all."""
-    parameters = module._parameters  # faster than an attribute
-    return parameters[name] if name in parameters else getattr(module, name)
 
 
 class Step(NamedTuple):
@@ -132,13 +132,14 @@ class Program:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.network, self.steps = network, [*_steps(network)]
+        self.network, self.steps = network, _steps(network)
+        self.layers = [step.layer for step in self.steps]
         self.readers = [_reader(step) for step in self.steps[1:]] + [None]
         self.is_current = Snapshot(network).is_current
 
     def shares(self, other: Program) -> bool:
         """Return whether both networks have a layer in common, at the same place."""
-        return any(a.layer is b.layer for a, b in zip(self.steps, other.steps, strict=True))
+        return any(map(operator.is_, self.layers, other.layers))
 
     def __call__(self, x: Tensor, store: Store | None = None) -> Tensor:
         """Apply the layers, with filters from the store."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -151,4 +152,4 @@ def extended_size(height: int, width: int, multiple: int) -> tuple[int, int]:
 
 
 def _unique(*modules: nn.Module) -> list[nn.Parameter]:
-    return list(dict.fromkeys(p for module in modules for p in module.parameters()))
+    return list(dict.fromkeys(chain(*(module.parameters() for module in modules))))

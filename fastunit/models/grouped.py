@@ -135,7 +135,7 @@ class GroupedExecution:
         a and b hold a network for each scale; `halve` downsamples the images from one to the next.
         """
         both, outputs = BatchPair(x, y), []
-        forks = self._forks(a, b, both)
+        forks = branches.ON and self._forks(a, b, both)
         if forks and both.fits_together():
             both.joined()  # not in a branch: halve reads it too
         for scale, networks in enumerate(zip(a, b, strict=True)):
@@ -172,13 +172,15 @@ class GroupedExecution:
         if len(mine.steps) != len(others.steps):
             x, y = both.parts
             return a(image_of(x)), b(image_of(y))
-        if not (self.recompute or self._is_grouping(both) or mine.shares(others)):
+        grouping = both.is_cuda() if self.grouped is None else self.grouped
+        if not (self.recompute or grouping or mine.shares(others)):
             x, y = both.parts
             return mine(image_of(x), self.filters), others(image_of(y), self.filters)
         linked = links(image_of(both.parts[0]))
         readers = mine.readers if linked else [None] * len(mine.readers)
         steps = [*zip(mine.steps, others.steps, readers, strict=True)]
-        both = self._recomputed(steps, both) if self.recompute else self._apply(steps, both)
+        apply_steps = self._recomputed if self.recompute else self._apply
+        both = apply_steps(steps, both, grouping)
         x, y = both.parts
         return image_of(x), image_of(y)
 
@@ -189,7 +191,7 @@ class GroupedExecution:
             found = self.programs[id(network)] = Program(network)
         return found
 
-    def _recomputed(self, steps: Steps, both: BatchPair) -> BatchPair:
+    def _recomputed(self, steps: Steps, both: BatchPair, grouping: bool) -> BatchPair:
         """Apply the steps; backward runs them again from the inputs of blocks."""
         place = 0
         while place < len(steps):
@@ -197,16 +199,17 @@ class GroupedExecution:
             if torch.is_grad_enabled() and _can_recompute(block):
                 again: Any = checkpoint
                 both = again(
-                    self._apply, block, both, use_reentrant=False, preserve_rng_state=False
+                    self._apply, block, both, grouping,
+                    use_reentrant=False, preserve_rng_state=False,
                 )  # fmt: skip
             else:
-                both = self._apply(block, both)
+                both = self._apply(block, both, grouping)
             place += len(block)
         return both
 
-    def _apply(self, steps: Steps, both: BatchPair) -> BatchPair:
+    def _apply(self, steps: Steps, both: BatchPair, grouping: bool) -> BatchPair:
         """Apply the layers of both networks; those that run as one, to both batches at once."""
-        before, grouping = both, self._is_grouping(both)
+        before = both
         for a, b, follow in steps:
             before, given = both, before if a.adds and b.adds else None
             weights = None
@@ -274,10 +277,8 @@ class GroupedExecution:
             for nets in zip(a, b, strict=True)
         ]
         shared = sum(map(len, scales)) > len(set[Tensor]().union(*scales))
-        return self._is_grouping(both) and not both.is_one() and not shared
-
-    def _is_grouping(self, both: BatchPair) -> bool:
-        return both.is_cuda() if self.grouped is None else self.grouped
+        grouping = both.is_cuda() if self.grouped is None else self.grouped
+        return grouping and not both.is_one() and not shared
 
 
 def _is_half(steps: Steps, place: int) -> bool:

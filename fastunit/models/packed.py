@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -145,18 +145,19 @@ class NetworkFilters:
 
 def _layers(
     mine: list[Operation], others: list[Operation], grouped: bool
-) -> Iterator[tuple[Operation, ...]]:
-    """Yield the layers of both networks, two together where they can be grouped."""
+) -> list[tuple[Operation, ...]]:
+    """Return the layers of both networks, two together where they can be grouped."""
     if not grouped or len(mine) != len(others):
-        yield from ((each,) for each in {each.conv: each for each in [*mine, *others]}.values())
-        return
-    for pair in zip(mine, others, strict=True):
-        if pair[0].conv is pair[1].conv:
-            yield pair[:1]
-        elif pair[0].resembles(pair[1]):
-            yield pair
+        return [(each,) for each in {each.conv: each for each in [*mine, *others]}.values()]
+    found: list[tuple[Operation, ...]] = []
+    for a, b in zip(mine, others, strict=True):
+        if a.conv is b.conv:
+            found.append((a,))
+        elif a.resembles(b):
+            found.append((a, b))
         else:
-            yield from ((each,) for each in pair)
+            found += (a,), (b,)
+    return found
 
 
 def _operations(network: nn.Module) -> list[Operation]:

@@ -33,7 +33,7 @@ class LayoutAdam(Adam):
         found = super()._init_group(group, parameters, gradients, means, squares, *others)
         for index, parameter in enumerate(parameters):
             strides, contiguous = parameter.stride(), parameter.is_contiguous()
-            if not contiguous:
+            if not (contiguous or parameter.is_contiguous(memory_format=torch.channels_last)):
                 _check_dense(parameter)
             if gradients[index].stride() != strides:
                 gradients[index] = _laid_out_as(parameter, gradients[index])
@@ -48,8 +48,6 @@ class LayoutAdam(Adam):
 
 
 def _check_dense(parameter: Tensor) -> None:
-    if parameter.is_contiguous(memory_format=torch.channels_last):
-        return
     span = 1
     for n, step in zip(parameter.shape, parameter.stride(), strict=True):
         span += (n - 1) * step

@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import StepLR
 
 from fastunit.common import precision
-from fastunit.common.choices import Precision
 from fastunit.common.errors import ConfigError
 from fastunit.config import Config, MunitConfig
 from fastunit.kernels.common import branches
@@ -187,7 +186,7 @@ class TrainStep:
         gradients = self._gen_gradients if optimizer is self.gen_opt else self._dis_gradients
         is_flat = gradients in self._flat
         (gradients.zero if is_flat else optimizer.zero_grad)()
-        with precision.matmul_settings(self._resolved()):
+        with precision.matmul_settings(precision.resolve(self.config.precision, self.device)):
             for part in batch.parts(count):
                 with branches.joined():
                     with self._precision():
@@ -237,10 +236,8 @@ class TrainStep:
             return [gradients.buffer for gradients in self._flat]
 
     def _precision(self) -> AbstractContextManager[object]:
-        return precision.autocast(self._resolved(), self.device)
-
-    def _resolved(self) -> Precision:
-        return precision.resolve(self.config.precision, self.device)
+        device = self.device
+        return precision.autocast(precision.resolve(self.config.precision, device), device)
 
     @property
     def device(self) -> torch.device:

@@ -62,9 +62,13 @@ def _beside(device: torch.device) -> Iterator[AbstractContextManager[object]]:
         here.wait_stream(stream)
 
 
-@contextmanager
-def joined() -> Iterator[None]:
+def joined() -> AbstractContextManager[object]:
     """Let scales fork inside the block; at its end all that ran on their streams is joined."""
+    return _joined() if ON else _HERE
+
+
+@contextmanager
+def _joined() -> Iterator[None]:
     global _forked
     _forked = {}
     try:
@@ -76,7 +80,7 @@ def joined() -> Iterator[None]:
 
 def may_fork(x: Tensor, scales: int) -> bool:
     """Return whether so many scales get branches now, to read images x."""
-    return ON and _forked is not None and 1 < scales < LANES // 2 and _captures(x)
+    return _forked is not None and 1 < scales < LANES // 2 and _captures(x)
 
 
 @contextmanager

@@ -89,8 +89,11 @@ def memory_format(*tensors: Tensor) -> torch.memory_format:
 
     Under torch.func nobody can say.
     """
-    if transformed():
-        return torch.contiguous_format
+    return torch.contiguous_format if transformed() else eager_format(*tensors)
+
+
+def eager_format(*tensors: Tensor) -> torch.memory_format:
+    """Return `memory_format`, where it is known that no transform is around the call."""
     last = torch.channels_last
     for tensor in tensors:
         if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=last):
@@ -101,7 +104,7 @@ def memory_format(*tensors: Tensor) -> torch.memory_format:
 def owned(gradient: Tensor, form: torch.memory_format, *others: Tensor) -> Tensor:
     """Return a gradient in a memory format, as a copy if it shares the memory of the others."""
     storage = gradient.untyped_storage()._cdata
-    if any(other.untyped_storage()._cdata == storage for other in others):
+    if storage in [other.untyped_storage()._cdata for other in others]:
         return gradient.clone(memory_format=form)
     return gradient.contiguous(memory_format=form)
 

@@ -89,7 +89,12 @@ def default_impl(impl: str) -> Iterator[None]:
 
 
 def choose_impl(impl: str, x: Tensor) -> str:
-    """Return "triton", "aten" or "plain" for an operation on x.
+    """Return "triton", "aten" or "plain" for an operation on x; raises as `choose`."""
+    return choose(impl, x)[0]
+
+
+def choose(impl: str, x: Tensor) -> tuple[str, bool]:
+    """Return "triton", "aten" or "plain" for an operation on x, and whether impl `is_auto`.
 
     Raises:
         ValueError: impl is unknown, or "triton" was asked for where it cannot run.
@@ -97,11 +102,11 @@ def choose_impl(impl: str, x: Tensor) -> str:
     if impl == "auto":
         impl = _default
     if impl == "auto":
-        return "triton" if x.is_cuda and _obstacle(x) is None else "aten"
+        return "triton" if x.is_cuda and _obstacle(x) is None else "aten", True
     _check(impl)
     if impl == "triton" and (obstacle := _obstacle(x)) is not None:
         raise ValueError(f"impl='triton' {obstacle}; use impl='auto' or 'aten'")
-    return impl
+    return impl, False
 
 
 def is_auto(impl: str) -> bool:

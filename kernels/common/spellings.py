@@ -40,14 +40,11 @@ def takes_pytorch_arguments(operation: Callable[P, Tensor]) -> Callable[P, Tenso
 
     @functools.wraps(operation)
     def call(*args: Any, **options: Any) -> Tensor:
-        for name in _NUMBERS:
-            value = options.get(name)
-            if isinstance(value, (tuple, list)):
+        for name, value in options.items():
+            if name in _NUMBERS and isinstance(value, (tuple, list)):
                 options[name] = _one(name, value)
-        for name, others in _OTHER_NAMES.items():
-            value = options.get(name, "")
-            if (value is None or isinstance(value, str)) and value in others:
-                options[name] = others[value]
+            elif name in _OTHER_NAMES and (value is None or isinstance(value, str)):
+                options[name] = _OTHER_NAMES[name].get(value, value)
         act = options.get("act", "none")
         if act not in checks.ACTS:
             checks.choice("act", act, ACTS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -40,9 +38,6 @@ def result(plan: Plan, *given: tuple[torch.Size, torch.dtype] | None) -> Form:
     checks.padding(out, plan.halo, plan.halo_mode)
     _dtypes(x, w=w, b=b)
     return y
-
-
-remembered_result = functools.lru_cache(4096)(result)  # outside of torch.compile
 
 
 def grouped(w: Tensor, *parameters: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -13,6 +13,7 @@ from fastunit.kernels.common.eager import cached
 from fastunit.kernels.common.frame import laid_out_as, memory_format, owned
 from fastunit.kernels.conv import phases
 from fastunit.kernels.conv.plan import Gradients, NeededGradients, Plan
+from fastunit.kernels.conv.winograd import Winograd, pays
 from fastunit.kernels.norm_act.aten import (
     NormActOptions,
     fold_halo,
@@ -40,6 +41,7 @@ class Direct:
             "output_padding": [plan.output_padding] * 2,
             "groups": 1,
         }
+        self.winograd = Winograd(False, self.options["padding"][0])
 
     def filters(self, w: Tensor, dtype: torch.dtype) -> Tensor:
         """Return w [K, C, R, S] as the methods read it."""
@@ -84,6 +86,7 @@ class Phases:
         self._first = [2 * (pad - reach + 1) + before for _, reach, before in axes]
         mode = "zero" if plan.pad_mode == "zero" else "replicate"
         self.halo = NormActOptions(halo=pad, pad_mode=mode)
+        self.winograd = Winograd(True, 0)
 
     def filters(self, w: Tensor, dtype: torch.dtype) -> Tensor:
         """Return w [K, C, R, S] as the methods read it."""
@@ -167,10 +170,13 @@ def fprop(
     and for the haloed input where the input is its own haloed form.
     """
     conv, form = convolution(plan, x.shape[2:], w), result_format(x, w)
-    haloed = norm_act_aten(x, None, None, None, None, conv.halo)[0] if conv.halo.halo else x
+    halo = conv.halo
+    haloed = norm_act_aten(x, None, None, None, None, halo)[0] if halo.halo else x
     haloed = haloed.contiguous(memory_format=form)
     groups = len(w)
     bias = b.to(x.dtype).unbind() if b is not None and plan.norm != "in" else [None] * groups
+    if pays(plan, haloed, w, x.shape[2:]):
+        conv = conv.winograd
     filters_of_groups = _filters(conv, w, filters, x.dtype)
     if groups == 1 and isinstance(conv, Direct):
         raw = torch.convolution(haloed, filters_of_groups[0], bias[0], **conv.options)
@@ -183,16 +189,18 @@ def fprop(
         phases.add_border_correction(raw, phases.border_correction(x, w))
     raw = raw.contiguous(memory_format=form)
     y, mean, rstd = norm_act_aten(raw, gamma, beta, slope, residual, plan.norm_act)
-    saved = haloed if conv.halo.halo else None
+    saved = haloed if halo.halo else None
     if plan.fuses_activation(residual is not None, gamma, beta, slope):
         raw = None
     return y.contiguous(memory_format=form), saved, raw, mean, rstd
 
 
 def _filters(
-    conv: Direct | Phases, w: Tensor, filters: Tensor | None, dtype: torch.dtype
+    conv: Direct | Phases | Winograd, w: Tensor, filters: Tensor | None, dtype: torch.dtype
 ) -> Sequence[Tensor]:
     """Return the filters of each group as `conv` reads them."""
+    if isinstance(conv, Winograd):
+        return w.unbind()
     if filters is not None:
         return filters.unbind()
     if isinstance(conv, Direct):
@@ -259,18 +267,22 @@ def _conv_backward(
     filters: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     conv, dx, dw = convolution(plan, x_shape[2:], w), None, None
+    halo = conv.halo
+    if pays(plan, haloed, w, x_shape[2:]):
+        conv = conv.winograd
     images = _split(dy, len(w)), _split(haloed, len(w))
-    parts = zip(*images, w.unbind(), _filters(conv, w, filters, haloed.dtype), strict=True)
+    filters_of_groups = _filters(conv, w, filters, haloed.dtype)
+    parts = zip(*images, w.unbind(), filters_of_groups, strict=True)
     found = [conv.backward(*part, [needed.x, needed.w]) for part in parts]
     if needed.x:
-        dx = fold_halo(_joined([dx for dx, _ in found]), conv.halo)
+        dx = fold_halo(_joined([dx for dx, _ in found]), halo)
         dx = dx.contiguous(memory_format=result_format(haloed, w))
     if needed.w:
         dws = [dw for _, dw in found]
         dw = torch.stack(dws) if len(dws) > 1 else dws[0][None]
     if plan.corrects_border:
-        halo, (rows, columns) = conv.halo.halo, x_shape[2:]
-        x = haloed[:, :, halo : halo + rows, halo : halo + columns]
+        (rows, columns), first = x_shape[2:], halo.halo
+        x = haloed[:, :, first : first + rows, first : first + columns]
         phases.add_border_correction_backward(dy, x, w, dx, dw)
     return dx, None if dw is None else laid_out_as(w, dw)
 

@@ -18,11 +18,11 @@ from fastunit.kernels.common import checks, derivatives, eager, runtime
 from fastunit.kernels.common.checks import Form, Norm, PadMode
 from fastunit.kernels.common.frame import no_view
 from fastunit.kernels.common.runtime import Impl
-from fastunit.kernels.conv import arguments, aten, launch, linked
+from fastunit.kernels.conv import arguments, aten, launch, linked, plain
 from fastunit.kernels.conv.direct import needed_gradients
 from fastunit.kernels.conv.layouts import Direct, Filters
 from fastunit.kernels.conv.linked import Next, Padded
-from fastunit.kernels.conv.plain import split_block, splitting_pays
+from fastunit.kernels.conv.plain import Split
 from fastunit.kernels.conv.plan import Gradients, Kind, NeededGradients, Plan
 
 _IMPLEMENTATIONS = {"aten": aten, "triton": launch}
@@ -126,7 +126,8 @@ def apply(
             block's backward pass reads it: a pass over the image less in each direction.
     """
     image = x.image if isinstance(x, Padded) else x
-    if runtime.autocasts(image):
+    device = image.device.type
+    if device in checks.AUTOCAST and torch.is_autocast_enabled(device):
         image, residual = runtime.autocast(image), _autocast(residual)
         given = x if image is x or (isinstance(x, Padded) and image is x.image) else image
         with runtime.no_autocast(image):
@@ -134,7 +135,7 @@ def apply(
                 plan, given, w, b, gamma, beta, prelu, residual,
                 filters=filters, name=name, follow=follow,
             )  # fmt: skip
-    chosen = runtime.choose_impl(plan.impl, image)
+    chosen, auto = runtime.choose(plan.impl, image)
     if chosen == "triton" and plan.impl == "auto" and _is_oblong(plan.kind, w):
         chosen = "aten"
     tensors = image, w, b, gamma, beta, prelu
@@ -143,13 +144,16 @@ def apply(
         name = name or _NAMES.get(plan.kind, plan.kind)
         if derivatives.only_plain(plan.impl, name, *tensors, residual):
             chosen = "plain"
-    asked = plan.impl
-    plan = _resolved(plan, chosen) if direct else plan._replace(impl=chosen)
     forms: list[Any] = [None] * len(tensors)
     for place, tensor in enumerate(tensors):
         if tensor is not None:
             forms[place] = tensor.shape, tensor.dtype
-    result = (arguments.remembered_result if direct else arguments.result)(plan, *forms)
+    if direct:
+        result, how = _settled(plan, chosen, *forms)
+    else:  # torch.compile has no use for what is remembered
+        how = plain.composed(plan._replace(impl=chosen))
+        result = arguments.result(how.plan, *forms)
+    plan = how.plan
     if residual is not None and (residual.shape != result.shape or residual.dtype != result.dtype):
         residual = checks.residual(result, residual)
     into, laid_out = None, (None, None)
@@ -159,14 +163,15 @@ def apply(
             raise RuntimeError(
                 f"filters for {filters.of} in {filters.fprop.dtype} cannot serve {plan}"
             )
-    if into is None and (chosen == "plain" or (direct and splitting_pays(plan, asked, image, w))):
-        return split_block(plan, *tensors, residual)
+    small = auto and direct and device == "cpu" and how.values <= plain.SMALL
+    if into is None and (chosen == "plain" or small):
+        return plain.split_block(how, *tensors, residual, direct)
     if not direct and into is None:
         rows = arguments.grouped(w, b, gamma, beta)
         return _forward(image, *rows, prelu, residual, *laid_out, *plan)[0]
     if chosen == "triton" and (follow is not None or isinstance(x, Padded)):
         return linked.run(plan, x, *tensors, residual, laid_out, into, result.shape, follow)
-    auto, anchor = into is None and runtime.is_auto(asked), None if into is None else into.parameter
+    auto, anchor = into is None and auto, None if into is None else into.parameter
     again = auto and image.requires_grad and torch.is_grad_enabled()
     stand_in = derivatives.stand_in(image) if again else None
     return _Eager.apply(*tensors, residual, *laid_out, stand_in, plan, into, anchor, auto)
@@ -183,9 +188,13 @@ def _autocast(residual: Tensor | None) -> Tensor | None:
     return None if residual is None else runtime.autocast(residual)
 
 
-@functools.lru_cache
-def _resolved(plan: Plan, impl: str) -> Plan:
-    return plan._replace(impl=impl)
+@functools.lru_cache(4096)
+def _settled(plan: Plan, impl: str, *forms: Any) -> tuple[Form, Split]:
+    """Check arguments of these forms; return the result's, and how `split_block` runs the block."""
+    plan = plan._replace(impl=impl)
+    result = arguments.result(plan, *forms)
+    (x, _), (w, _), *_ = forms
+    return result, plain.split(plan, x, w, result.shape)
 
 
 def _is_oblong(kind: str, w: Tensor) -> bool:
@@ -337,7 +346,7 @@ def _gradients_again(ctx: Any, dy: Tensor, *tensors: Tensor | None) -> Sequence[
     if ctx.has_residual:  # its values do not matter
         residual = plan.without_halo(torch.zeros_like(dy), (2, 3)).requires_grad_()
     with runtime.no_autocast(dy):
-        run = functools.partial(split_block, plan)
+        run = functools.partial(plain.split_block, plain.composed(plan))
         needed = ctx.needs_input_grad[: _TENSORS - 2]
         found = derivatives.gradients(run, (*tensors, residual), needed, dy)
     return *found, None, None  # of the filters in their layouts

@@ -49,7 +49,7 @@ def phase_filters(w: Tensor, dtype: torch.dtype) -> Tensor:
     The result's channel 4 * k + 2 * i + j is row i and column j of each 2x2 square of channel k.
     Summed in fp32 or wider, channels_last.
     """
-    sums = _phase_sums(w)
+    sums = phase_sums(w)
     rows, columns = (taps // 2 + 1 for taps in w.shape[2:])
     found = torch.matmul(sums, w.to(sums.dtype).permute(0, 2, 3, 1).flatten(1, 2))
     return channels_last(found.to(dtype).view(-1, rows, columns, w.shape[1]))
@@ -57,12 +57,12 @@ def phase_filters(w: Tensor, dtype: torch.dtype) -> Tensor:
 
 def phase_filters_backward(dw: Tensor, w: Tensor) -> Tensor:
     """Return the gradient of w [K, C, R, S] from that of `phase_filters(w)`."""
-    sums = _phase_sums(w)
+    sums = phase_sums(w)
     dw = dw.to(sums.dtype).permute(0, 2, 3, 1).reshape(len(w), len(sums), -1)
     return channels_last(torch.matmul(sums.T, dw).unflatten(1, w.shape[2:]))
 
 
-def _phase_sums(w: Tensor) -> Tensor:
+def phase_sums(w: Tensor) -> Tensor:
     """Return ones and zeros [4 * rows * columns, R * S]: which taps of w make one of a phase."""
     found = []
     for taps in w.shape[2:]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastunit.kernels.common import checks, derivatives, eager
 from fastunit.kernels.common.checks import Activation, Form, Norm, PadMode
-from fastunit.kernels.common.runtime import Impl, choose_impl, is_auto
+from fastunit.kernels.common.runtime import Impl, choose
 from fastunit.kernels.common.spellings import takes_pytorch_arguments
 from fastunit.kernels.norm_act.aten import (
     NormActGradients,
@@ -121,21 +121,21 @@ def _run(
         residual = checks.residual(Form(x.shape, x.dtype), residual)
     learnt = slope if act == "prelu" and isinstance(slope, Tensor) else None
     tensors = x, gamma, beta, learnt, residual
-    chosen = choose_impl(impl, x)
+    chosen, auto = choose(impl, x)
     if norm == act == "none" and gamma is beta is residual is None and not halo:
         return x
     fixed = float(slope) if act == "lrelu" else 0.0
     options = NormActOptions(norm, float(eps), act, fixed, halo, pad_mode)
+    direct = eager.only_autograd(*tensors)
     # Without norm and halo there is nothing to recompute: autograd spares the operator's cost.
     if chosen == "plain" or (chosen == "aten" and norm == "none" and not halo):
-        return norm_act_plain(*tensors, options)
+        return norm_act_plain(*tensors, options, direct)
+    if direct:
+        if auto and x.device.type == "cpu" and pays(x.numel(), options):
+            return norm_act_plain(*tensors, options, direct)
+        return norm_act_eager(*tensors, options, chosen, auto)
     if derivatives.only_plain(impl, names[0], *tensors):
         return norm_act_plain(*tensors, options)
-    if eager.only_autograd(*tensors):
-        auto = is_auto(impl)
-        if auto and pays(x, options):
-            return norm_act_plain(*tensors, options)
-        return norm_act_eager(*tensors, options, chosen, auto)
     return norm_act_operator(*tensors, *options, chosen)[0]
 
 

@@ -7,7 +7,7 @@ without the dispatcher.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ def _bprop(
         if dresidual is not None:
             dresidual = owned(dresidual, memory_format(x), dy, dx)
     sums_of = ((found.dgamma, gamma), (found.dbeta, beta), (found.dslope, slope))
-    dgamma, dbeta, dslope = (None if g is None or p is None else per_row(g, p) for g, p in sums_of)
+    dgamma, dbeta, dslope = [None if g is None or p is None else per_row(g, p) for g, p in sums_of]
     if rows is not None and gamma is not None and rows.gamma is not None:
         dgamma = rows.gamma.view(gamma.shape)
     if rows is not None and beta is not None and rows.beta is not None:
@@ -140,7 +140,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> Non
     ctx.save_for_backward(x, *output[1:], gamma, beta, slope)
 
 
-def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, dy: Tensor) -> Sequence[Tensor | None]:
     """Return the gradients of the forward operator's tensors."""
     options, needs, saved = ctx.norm_act, ctx.needs_input_grad[:5], ctx.saved_tensors
     if ctx.auto and derivatives.differentiated_again():
@@ -152,7 +152,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     else:
         dx, dresidual, *parameters = _norm_act_backward(dy, *saved, *wanted, *options, ctx.impl)
     found = dx, *parameters, dresidual if options.halo else dy
-    return tuple(g if needed else None for g, needed in zip(found, needs, strict=True))
+    return [g if needed else None for g, needed in zip(found, needs, strict=True)]
 
 
 def _gradients_again(
@@ -164,12 +164,12 @@ def _gradients_again(
     gamma: Tensor | None,
     beta: Tensor | None,
     slope: Tensor | None,
-) -> tuple[Tensor | None, ...]:
+) -> Sequence[Tensor | None]:
     """Return the gradients of the forward operator's tensors, with graphs of their own."""
     residual = torch.zeros_like(x, requires_grad=True) if ctx.has_residual else None
     tensors = x, gamma, beta, slope, residual
     run = functools.partial(norm_act_plain, options=ctx.norm_act)
-    return tuple(derivatives.gradients(run, tensors, ctx.needs_input_grad[:5], dy))
+    return derivatives.gradients(run, tensors, ctx.needs_input_grad[:5], dy)
 
 
 def _backward(ctx: Any, dy: Tensor, *unused: Tensor) -> tuple:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastunit.kernels.common import derivatives
-from fastunit.kernels.common.eager import only_autograd, transformed
-from fastunit.kernels.common.frame import memory_format
+from fastunit.kernels.common.eager import transformed
+from fastunit.kernels.common.frame import eager_format
 from fastunit.kernels.norm_act.aten import PIXELS, NormActOptions, activate, planes
 
 # Values of a batch up to which it is the faster on a CPU. Instance norm and ReLU, forward and
@@ -19,13 +19,14 @@ from fastunit.kernels.norm_act.aten import PIXELS, NormActOptions, activate, pla
 SMALL = 1 << 14
 
 
-def pays(x: Tensor, options: NormActOptions) -> bool:
-    """Return whether "auto" takes this composition in place of the operator on ATen.
+def pays(values: int, options: NormActOptions) -> bool:
+    """Return whether "auto" takes this composition of an image of so many values on a CPU.
 
-    It saves more, and the result of a tanh, which may then not be changed in place.
+    In place of the operator on ATen. It saves more, and the result of a tanh, which may then not
+    be changed in place.
     """
     fits = options.norm == "none" or (options.norm == "in" and options.act != "tanh")
-    return fits and x.device.type == "cpu" and 0 < x.numel() <= SMALL
+    return fits and 0 < values <= SMALL
 
 
 def norm_act_plain(
@@ -35,15 +36,24 @@ def norm_act_plain(
     slope: Tensor | None,
     residual: Tensor | None,
     options: NormActOptions,
+    direct: bool = False,
+    cancelled: Tensor | None = None,
 ) -> Tensor:
     """Return ``pad(act(gamma * norm(x) + beta) + residual)`` of x's dtype, in fp32 or wider.
 
     Shapes are those of `norm_act`. Differentiable any number of times, forward mode included; the
-    result may be changed in place, but for that of a tanh, which PyTorch saves.
+    result may be changed in place, but for that of a tanh, which PyTorch saves. `direct` says that
+    autograd alone has to know of it (`eager.only_autograd`), which takes less time. An instance
+    norm then gives `cancelled`, a bias that was left out of x, the gradient 0.
     """
     y = wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    if options.norm == "in":
-        y = _instance_norm(wide, options.eps) if wide.numel() else wide
+    if options.norm == "in" and wide.numel():
+        if not direct:
+            y = _composed(wide, options.eps)
+        elif cancelled is not None or (wide.requires_grad and torch.is_grad_enabled()):
+            y = _Normalise.apply(wide, cancelled, options.eps)
+        else:
+            y, *_ = _normalised(wide, options.eps, eager_format(wide))
     elif options.norm == "ln":
         std, mean = torch.std_mean(wide, (1, *PIXELS), keepdim=True)
         y = (wide - mean) / (std + options.eps)
@@ -52,7 +62,7 @@ def norm_act_plain(
     if beta is not None:
         y = y + planes(beta, wide)
     if options.act == "relu":
-        y = F.threshold(y, 0.0, 0.0)  # F.relu saves its result
+        y = torch.threshold(y, 0.0, 0.0)  # F.relu saves its result
     elif options.act != "none":
         y = activate(y, options, None if slope is None else planes(slope, wide), inplace=False)
     if residual is not None:
@@ -63,23 +73,10 @@ def norm_act_plain(
     return y.to(x.dtype)
 
 
-def _instance_norm(x: Tensor, eps: float) -> Tensor:
+def _composed(x: Tensor, eps: float) -> Tensor:
     """Normalise each sample's channels, [N, C, H, W]."""
     if transformed() and torch.onnx.is_in_onnx_export():  # it has an operator for this
         return F.instance_norm(x, eps=eps)
-    if not only_autograd(x):
-        return _composed(x, eps)
-    if x.requires_grad and torch.is_grad_enabled():
-        return _Normalise.apply(x, eps)
-    return _image(_normalised(_columns(x), eps)[0], x)
-
-
-def _normalised(columns: Tensor, eps: float) -> tuple[Tensor, ...]:
-    """Return columns with mean 0 and variance 1, their means, and one over their deviations."""
-    return torch.native_batch_norm(columns, None, None, None, None, True, 0.0, eps)
-
-
-def _composed(x: Tensor, eps: float) -> Tensor:
     var, mean = torch.var_mean(x, PIXELS, correction=0, keepdim=True)
     return (x - mean) * torch.rsqrt(var + eps)
 
@@ -96,36 +93,37 @@ class _Normalise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        rows = _columns(x)
-        y, mean, rstd = _normalised(rows, eps)
-        ctx.save_for_backward(x, rows, mean, rstd)
-        ctx.eps = eps
-        return _image(y, x)
+    def forward(ctx: Any, x: Tensor, cancelled: Tensor | None, eps: float) -> Tensor:
+        ctx.eps, ctx.form = eps, eager_format(x)
+        y, *saved = _normalised(x, eps, ctx.form)
+        ctx.save_for_backward(x, cancelled, *saved)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None]:
-        x, rows, *statistics = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, cancelled, columns, *statistics = ctx.saved_tensors
+        nothing = None if cancelled is None else torch.zeros_like(cancelled)
         if derivatives.differentiated_again():
             run = functools.partial(_composed, eps=ctx.eps)
-            return derivatives.gradients(run, (x,), (True,), dy)[0], None
-        given = _columns(dy), rows, None, None, None, *statistics, True, ctx.eps
+            return derivatives.gradients(run, (x,), (True,), dy)[0], nothing, None
+        of_columns = dy.permute(2, 3, 0, 1).reshape(columns.shape).double()
+        given = of_columns, columns, None, None, None, *statistics, True, ctx.eps
         dx, *_ = torch.ops.aten.native_batch_norm_backward(*given, [True, False, False])
-        return _image(dx, x), None
+        return _image(dx, x, ctx.form), nothing, None
 
 
-def _columns(x: Tensor) -> Tensor:
-    """Return [N, C, H, W] as [H * W, N * C] in float64."""
-    samples, channels, height, width = x.shape
-    return x.permute(2, 3, 0, 1).reshape(height * width, samples * channels).double()
+def _normalised(x: Tensor, eps: float, form: torch.memory_format) -> tuple[Tensor, ...]:
+    """Return normalised images, and of their columns, [H * W, N * C], values, means and rstds."""
+    columns = x.permute(2, 3, 0, 1).reshape(x.shape[2] * x.shape[3], -1).double()
+    y, mean, rstd = torch.native_batch_norm(columns, None, None, None, None, True, 0.0, eps)
+    return _image(y, x, form), columns, mean, rstd
 
 
-def _image(columns: Tensor, like: Tensor) -> Tensor:
-    """Return what `_columns` was given, of the shape, dtype and memory format of an image."""
+def _image(columns: Tensor, like: Tensor, form: torch.memory_format) -> Tensor:
+    """Return columns, [H * W, N * C], as images [N, C, H, W] of an image's shape and dtype."""
     samples, channels, height, width = like.shape
-    y = columns.to(like.dtype)
     if samples == 1:  # the usual stride of samples, on which kernels of PyTorch's depend
-        y = y.view(1, height, width, channels).permute(0, 3, 1, 2)
+        y = columns.view(1, height, width, channels).permute(0, 3, 1, 2)
     else:
-        y = y.view(height, width, samples, channels).permute(2, 3, 0, 1)
-    return y.contiguous(memory_format=memory_format(like))
+        y = columns.view(height, width, samples, channels).permute(2, 3, 0, 1)
+    return y.to(like.dtype).contiguous(memory_format=form)

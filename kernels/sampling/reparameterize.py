@@ -73,7 +73,7 @@ def reparameterize(
     """
     _check(mu, raw_sigma, sigma, kl)
     _check_source(mu, noise, state)
-    chosen = runtime.choose_impl(impl, mu)
+    chosen, auto = runtime.choose(impl, mu)
     given = mu, raw_sigma, noise
     if chosen != "plain" and derivatives.only_plain(impl, "reparameterize", *given):
         chosen = "plain"
@@ -93,7 +93,7 @@ def reparameterize(
         source = aten.noise_of(source, torch.empty_like(mu))  # mu itself need not be dense
         return aten.fprop(mu, raw_sigma, source, sigma, _scale(mu, kl))
     if eager.only_autograd(*tensors):
-        return _Eager.apply(*tensors, sigma, kl, chosen, runtime.is_auto(impl))
+        return _Eager.apply(*tensors, sigma, kl, chosen, auto)
     return _reparameterize(*tensors, sigma, kl, chosen)
 
 
@@ -198,7 +198,7 @@ def _bprop(
     dgrad = _IMPLEMENTATIONS[impl].dgrad
     like = torch.empty_like(mu)
     dz, mu = _aligned(like, dz), _aligned(like, mu)
-    raw, source = (None if value is None else _aligned(like, value) for value in (raw, source))
+    raw, source = [None if value is None else _aligned(like, value) for value in (raw, source)]
     return dgrad(dz, dkl, mu, raw, source, sigma, _scale(mu, kl))
 
 

@@ -190,9 +190,12 @@ def test_it_takes_the_transforms_of_torch_func(case):
     assert torch.allclose(slope, sum(gradient.sum() for gradient in found))
 
 
-@pytest.mark.parametrize("impl", ["plain", "aten"])
-def test_a_bias_before_an_instance_norm_has_no_gradient(impl):
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("impl", ["plain", "aten", "auto"])
+def test_a_bias_before_an_instance_norm_has_no_gradient(impl, alone):
     given = block(affine=False)
+    if alone:  # nothing else has a gradient
+        given |= {name: given[name].detach() for name in ("x", "w")}
     y = conv_norm_act(**given, **REFLECT, norm="in", act="relu", impl=impl)
     (gradient,) = torch.autograd.grad(y.square().sum(), given["b"])
     assert torch.equal(gradient, torch.zeros(3, dtype=torch.float64))
@@ -202,10 +205,13 @@ def test_a_bias_before_an_instance_norm_has_no_gradient(impl):
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("samples", [1, 3])
-def test_an_instance_norm_keeps_the_memory_format(samples, memory_format):
-    x = torch.randn(samples, 8, 5, 6).contiguous(memory_format=memory_format)
-    y = norm_act(x, norm="in", act="relu", impl="plain")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_instance_norm_keeps_the_memory_format(samples, memory_format, dtype):
+    x = torch.randn(samples, 8, 5, 6, dtype=dtype).contiguous(memory_format=memory_format)
+    y = norm_act(x.requires_grad_(), norm="in", act="relu", impl="plain")
     assert y.stride() == x.stride()
+    dy = torch.randn(samples, 8, 5, 6, dtype=dtype)
+    assert torch.autograd.grad(y, x, dy)[0].stride() == x.stride()
 
 
 def test_a_state_draws_for_codes_that_are_not_dense():

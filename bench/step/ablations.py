@@ -1,7 +1,8 @@
 """Ablations of the training step: its optimizations, and how to switch each one off.
 
 Optimizations with a configuration key are switched off by it, the others by permanently replacing
-functions of fastunit: call `do_without` in a separate process, before anything is built.
+functions of fastunit: call `do_without` in a separate process, before anything is built. Those that
+are off by default are switched on there by `add`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastunit.kernels import conv_norm_act
+from fastunit.kernels.common import branches, dependent
 from fastunit.models import discriminator, layers
 from fastunit.models.packed import NetworkFilters
 from fastunit.models.unit import UNIT
@@ -34,6 +36,12 @@ def do_without(names: Iterable[str]) -> None:
     for name in names:
         if (replace := ABLATIONS[name].replace) is not None:
             replace()
+
+
+def add(names: Iterable[str]) -> None:
+    """Switch optimizations of `ADDITIONS` on, permanently in this process."""
+    for name in names:
+        ADDITIONS[name].ON = True
 
 
 def keys_without(names: Iterable[str]) -> list[str]:
@@ -91,3 +99,8 @@ GPU_ABLATIONS = {
 }
 if torch.cuda.is_available():
     ABLATIONS |= GPU_ABLATIONS
+# Off until a GPU has measured them: modules with a switch, `ON`.
+ADDITIONS: dict[str, Any] = {
+    "branches of the CUDA graph": branches,
+    "programmatic dependent launch": dependent,
+}

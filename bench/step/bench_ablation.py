@@ -1,8 +1,9 @@
 """Ablations of the training step: ``python -m pytest bench/step/bench_ablation.py [--full]``.
 
 The step of the release's networks with all optimizations of ablations.py, with none, without one
-at a time and, on the CPU, with one alone. Without any it still uses fastunit's blocks;
-bench_step.py compares with the release's step.
+at a time and, on the CPU, with one alone; on a GPU also with each of those that are off by default,
+and with both. Without any it still uses fastunit's blocks; bench_step.py compares with the
+release's step.
 """
 
 from __future__ import annotations
@@ -31,4 +32,8 @@ def bench_ablation(benchmark, compare, size, batch):
     for variant, names in variants.items():
         settings = config.resolve(dict(keys), ablations.keys_without(names), {})
         found[variant] = Contender("fastunit", settings, without=tuple(names))
+    for name in ablations.ADDITIONS if GPU else ():
+        found[f"with {name}"] = found["all on"]._replace(added=(name,))
+    if GPU:
+        found["with both"] = found["all on"]._replace(added=tuple(ablations.ADDITIONS))
     compare("step", found, 2 * batch, together=GPU)

@@ -36,11 +36,12 @@ Round = Mapping[str, float]  # an implementation's name: seconds of a run
 
 
 class Contender(NamedTuple):
-    """An implementation known to `tasks.begin`, its configuration, and optimizations left out."""
+    """An implementation known to `tasks.begin`, its configuration, and changes by ablations.py."""
 
     implementation: str
     settings: Config
     without: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
     def tiny(self) -> Contender:
         """Return the same with tiny networks, to check that it runs."""

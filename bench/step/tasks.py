@@ -34,10 +34,16 @@ _own = SimpleNamespace()  # this process's task: work, before (runs), implementa
 
 
 def begin(
-    task: str, implementation: str, settings: Config, without: Sequence[str], warm_up: int
+    task: str,
+    implementation: str,
+    settings: Config,
+    without: Sequence[str],
+    added: Sequence[str],
+    warm_up: int,
 ) -> None:
-    """Prepare a task of `TASKS`, without the given optimizations, for `seconds`; warm it up."""
+    """Prepare a task of `TASKS`, without and with optimizations, for `seconds`; warm it up."""
     ablations.do_without(without)
+    ablations.add(added)
     if implementation == "fastunit" and not GPU:
         allocator.keep_freed_memory()  # as in fastunit.train
     torch.backends.cudnn.benchmark = True  # as in the release

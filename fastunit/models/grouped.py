@@ -10,6 +10,7 @@ Only layers that are one fused operation (`chain.Operation`) are grouped.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from fastunit.kernels.common import branches
 from fastunit.kernels.conv.block import apply
 from fastunit.kernels.conv.linked import Next
 from fastunit.models.chain import (
@@ -66,6 +68,11 @@ class BatchPair:
             x, y = image_of(self._joined).split(self.counts)
             self._parts = x, y
         return self._parts
+
+    def tensors(self) -> list[Tensor]:
+        """Return the images as they are held: apart, concatenated or both."""
+        held = (*(self._parts or ()), *(() if self._joined is None else (self._joined,)))
+        return [image_of(each) for each in held]
 
     def joined(self) -> Image:
         """Return both batches concatenated."""
@@ -128,10 +135,16 @@ class GroupedExecution:
         a and b hold a network for each scale; `halve` downsamples the images from one to the next.
         """
         both, outputs = BatchPair(x, y), []
+        forks = branches.ON and self._forks(a, b, both)
+        if forks and both.fits_together():
+            both.joined()  # not in a branch: halve reads it too
         for scale, networks in enumerate(zip(a, b, strict=True)):
             if scale:
                 both = both.apply_shared(halve)
-            outputs.append(self.run(*networks, both))
+            with branches.branch(scale, both.tensors()) if forks else nullcontext():
+                outputs.append(self.run(*networks, both))
+        if forks:
+            branches.join(output for pair in outputs for output in pair)
         mine, others = zip(*outputs, strict=True)
         return mine, others
 
@@ -254,6 +267,18 @@ class GroupedExecution:
         parts, residuals = both.parts, (None, None) if given is None else given.parts
         x = call(a, self.filters, follow, parts[0], residuals[0])
         return BatchPair(x, call(b, self.filters, follow, parts[1], residuals[1]), both.counts)
+
+    def _forks(self, a: nn.ModuleList, b: nn.ModuleList, both: BatchPair) -> bool:
+        """Return whether each scale runs in a branch of a CUDA graph: they must share nothing."""
+        if not branches.may_fork(both.tensors()[0], len(a)):
+            return False
+        scales = [
+            {tensor for net in nets for tensor in (*net.parameters(), *net.buffers())}
+            for nets in zip(a, b, strict=True)
+        ]
+        shared = sum(map(len, scales)) > len(set[Tensor]().union(*scales))
+        grouping = both.is_cuda() if self.grouped is None else self.grouped
+        return grouping and not both.is_one() and not shared
 
 
 def _is_half(steps: Steps, place: int) -> bool:

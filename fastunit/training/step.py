@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import StepLR
 from fastunit.common import precision
 from fastunit.common.errors import ConfigError
 from fastunit.config import Config, MunitConfig
+from fastunit.kernels.common import branches
 from fastunit.models.domain_pair import TrainablePair
 from fastunit.models.grouped import GroupedExecution
 from fastunit.models.packed import NetworkFilters
@@ -187,9 +188,10 @@ class TrainStep:
         (gradients.zero if is_flat else optimizer.zero_grad)()
         with precision.matmul_settings(precision.resolve(self.config.precision, self.device)):
             for part in batch.parts(count):
-                with self._precision():
-                    each = losses(part)
-                (each[total] / count).backward()
+                with branches.joined():
+                    with self._precision():
+                        each = losses(part)
+                    (each[total] / count).backward()
                 found.append({name: torch.as_tensor(loss).detach() for name, loss in each.items()})
         if is_flat:
             gradients.gather()

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from triton import knobs
 
-from fastunit.kernels.common import optional_triton
+from fastunit.kernels.common import branches, dependent, optional_triton
 from fastunit.kernels.common.checks import AUTOCAST
 
 Impl = Literal["auto", "triton", "aten", "plain"]
@@ -178,28 +178,34 @@ def _properties(device: torch.device) -> Any:
     return torch.cuda.get_device_properties(device)
 
 
-_SLOT, _SLOTS = 4096, 256  # counters of a call; calls until they are used again
+# Counters of a call; calls until they are used again; calls likewise of a branch's stream.
+_SLOT, _SLOTS, _BRANCH_SLOTS = 4096, 192, 4
 _turn = itertools.count()
 
 
 def counters(count: int, device: torch.device) -> Tensor:
     """Return int32 zeros [count] for a launch, whose kernel must leave zeros behind.
 
-    On a GPU they are cut from a buffer, so that no launch fills them. Kernels on other streams and
-    branches of a CUDA graph have others: a slice comes up again after 256 calls, of which a launch
-    makes up to two, for its merge and for its rows.
+    On a GPU they are cut from a buffer, so that no launch fills them. Kernels on other streams have
+    others: a slice comes up again after 192 calls, of which a launch makes up to two, for its merge
+    and for its rows. Streams of a CUDA graph's branches, where more may come between, have slices
+    of their own.
     """
     if recording():
         return torch.empty(count, dtype=torch.int32, device=device)
     if device.type != "cuda" or count > _SLOT:
         return torch.zeros(count, dtype=torch.int32, device=device)
-    start = next(_turn) % _SLOTS * _SLOT
-    return _zeros(device)[start : start + count]
+    turn = next(_turn)
+    place = turn % _SLOTS
+    if branches.ON and (lane := branches.lane(device)):
+        place = _SLOTS + lane * _BRANCH_SLOTS + turn % _BRANCH_SLOTS
+    return _zeros(device)[place * _SLOT :][:count]
 
 
 @functools.cache
 def _zeros(device: torch.device) -> Tensor:
-    return torch.zeros(_SLOT * _SLOTS, dtype=torch.int32, device=device)
+    slots = _SLOTS + branches.LANES * _BRANCH_SLOTS
+    return torch.zeros(slots * _SLOT, dtype=torch.int32, device=device)
 
 
 def cdiv(a: int, b: int) -> int:
@@ -226,6 +232,8 @@ def launch(
     if _recorder is not None:
         _recorder.take(Launch(kernel, grid, args, constexprs, num_warps, num_stages))
         return
+    if dependent.ON:
+        constexprs |= dependent.options(arch(args[0].device))
     with torch.cuda.device_of(args[0]):
         kernel[grid](*args, num_warps=num_warps, num_stages=num_stages, **constexprs)
 

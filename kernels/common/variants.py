@@ -21,6 +21,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.cache import get_cache_key, get_cache_manager
 from triton.runtime.jit import create_function_from_signature
 
+from fastunit.kernels.common import dependent
 from fastunit.kernels.common.runtime import Launch
 
 try:
@@ -103,6 +104,8 @@ def specialise(launch: Launch, arch: int) -> Variant:
     kernel, target = launch.kernel, GPUTarget("cuda", arch, 32)
     backend = make_backend(target)
     given = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **launch.constexprs}
+    if dependent.ON:
+        given |= dependent.options(arch)
     # Three lines of JITFunction.run between the arguments and the compiler. They are internals of
     # Triton, but the only place where its specialization rules are written down.
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)

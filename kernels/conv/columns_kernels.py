@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from fastunit.kernels.common.activations import activate
+from fastunit.kernels.common.dependent import wait_for_previous
 from fastunit.kernels.common.runtime import COUNTS
 
 
@@ -24,6 +25,7 @@ def shift_add_kernel(
     ACT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    wait_for_previous()
     pid = tl.program_id(0)
     sample = (pid // blocks).to(tl.int64)
     offs = pid % blocks * BLOCK + tl.arange(0, BLOCK)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from fastunit.kernels.common.activations import activate
+from fastunit.kernels.common.dependent import wait_for_previous
 from fastunit.kernels.common.runtime import COUNTS
 from fastunit.kernels.norm_act.backward_kernels import activate_backward
 
@@ -32,6 +33,7 @@ def dot_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    wait_for_previous()
     pid = tl.program_id(0)
     sample = (pid // tiles).to(tl.int64)
     group = sample // samples_per_group
@@ -82,6 +84,7 @@ def dot_backward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    wait_for_previous()
     pid = tl.program_id(0)
     group = (pid // tiles_c).to(tl.int64)
     offs_c = pid % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastunit.kernels.common.dependent import wait_for_previous
 from fastunit.kernels.common.runtime import COUNTS
 
 
@@ -19,6 +20,7 @@ def pack_kernel(
     UNIT: tl.constexpr,  # of targets and of ld: stores are then known to be wide
     BLOCK: tl.constexpr,
 ):
+    wait_for_previous()
     # A program reads the channels of one tap once, for both layouts. In the first D1 lies along
     # pitch and D0 along ld, in the second it is the other way round.
     pid = tl.program_id(0)
@@ -131,6 +133,7 @@ def split_reduce_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    wait_for_previous()
     offs_k = (tl.program_id(0) % tiles_k) * BLOCK_K + tl.arange(0, BLOCK_K)
     offs_c = (tl.program_id(0) // tiles_k) * BLOCK_C + tl.arange(0, BLOCK_C)
     r = tl.program_id(1) // S

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from fastunit.kernels.common.activations import activate
+from fastunit.kernels.common.dependent import wait_for_previous
 from fastunit.kernels.common.last_program import is_last
 from fastunit.kernels.common.runtime import COUNTS
 from fastunit.kernels.norm_act.forward_kernels import source
@@ -77,6 +78,7 @@ def conv_gemm_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    wait_for_previous()
     # Neighbouring programs share their windows: column tiles vary fastest.
     pid = tl.program_id(0)
     column_tiles = tiles_n * (UP * UP // PHASES)
@@ -253,6 +255,7 @@ def wgrad_kernel(
     BLOCK_N: tl.constexpr,
     SUM_L: tl.constexpr,  # rows of a tile that the last program sums at a time
 ):
+    wait_for_previous()
     pid = tl.program_id(0)
     column_tile = pid % tiles_n
     run_tile = pid // tiles_n

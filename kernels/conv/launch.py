@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastunit.kernels.common import branches
 from fastunit.kernels.common.frame import channels_last, dense, laid_out_as
 from fastunit.kernels.conv import dot, gemm
 from fastunit.kernels.conv.direct import direct_rows, filters_gradient
@@ -170,24 +171,24 @@ def _conv_backward(
 
     That of x with its halo, [N, C, H + 2 * halo, W + 2 * halo], if `linked`.
     """
-    x, dx, dw = conv.x_frame.image(haloed, conv.size, conv.channels), None, None
-    if needed.x:
-        if filters is None:
-            filters = layouts(plan.kind, plan.stride, w.shape)[1].make(w, dy.dtype)
-        dxh = conv.dgrad(dy, filters)
-        if conv.halo and not linked:
-            options = _read_by(NormActOptions(), conv)
-            nones = None, None, None, None, None  # statistics, gamma, beta, slope
-            dxh = norm_act_backward_triton(dxh, x, *nones, options, sums=False).dx
-        dx = dxh
-    if needed.w:
+    x, dx, dw, add = conv.x_frame.image(haloed, conv.size, conv.channels), None, None, False
+    if needed.w and into is not None:
+        dw, add = filters_gradient(into)
+    elif needed.w:
         # In w's own layout, which autograd keeps; what is added to it below is added in fp32.
-        wide = torch.float32 if plan.corrects_border else w.dtype
-        if into is None:
-            dw, add = torch.empty_like(w, dtype=wide), False
-        else:
-            dw, add = filters_gradient(into)
-        conv.wgrad(haloed, dy, dw, add=add)
+        dw = torch.empty_like(w, dtype=torch.float32 if plan.corrects_border else w.dtype)
+    with branches.beside(dy, needed.x and needed.w) as branch:
+        if needed.x:
+            if filters is None:
+                filters = layouts(plan.kind, plan.stride, w.shape)[1].make(w, dy.dtype)
+            dx = conv.dgrad(dy, filters)
+            if conv.halo and not linked:
+                options = _read_by(NormActOptions(), conv)
+                nones = None, None, None, None, None  # statistics, gamma, beta, slope
+                dx = norm_act_backward_triton(dx, x, *nones, options, sums=False).dx
+        if dw is not None:
+            with branch:
+                conv.wgrad(haloed, dy, dw, add=add)
     if plan.corrects_border:
         plain = conv.dy_frame.image(dy, conv.out, conv.channels_out)
         inside = dx

@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastunit.kernels.common.dependent import wait_for_previous
 from fastunit.kernels.common.runtime import COUNTS
 from fastunit.kernels.norm_act.forward_kernels import source
 
@@ -74,6 +75,7 @@ def lines_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    wait_for_previous()
     pid = tl.program_id(0)
     tile_c = pid % (tiles_x + tiles_dy)
     tile_m = (pid // (tiles_x + tiles_dy)) % tiles_m
@@ -127,6 +129,7 @@ def lines_backward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    wait_for_previous()
     pid = tl.program_id(0)
     offs_c = (pid % tiles_c) * BLOCK_C + tl.arange(0, BLOCK_C)
     offs_m = (pid // tiles_c) % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -194,6 +197,7 @@ def taps_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    wait_for_previous()
     pid = tl.program_id(0)
     offs_k = (pid % tiles_k) * BLOCK_K + tl.arange(0, BLOCK_K)
     offs_c = (pid // tiles_k) % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -234,6 +238,7 @@ def taps_backward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    wait_for_previous()
     pid = tl.program_id(0)
     offs_k = (pid % tiles_k) * BLOCK_K + tl.arange(0, BLOCK_K)
     offs_c = (pid // tiles_k) % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from fastunit.kernels.common.activations import SELU_ALPHA, SELU_SCALE
+from fastunit.kernels.common.dependent import wait_for_previous
 from fastunit.kernels.common.last_program import is_last
 from fastunit.kernels.common.runtime import COUNTS
 from fastunit.kernels.norm_act.forward_kernels import (
@@ -110,6 +111,7 @@ def backward_reduce_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    wait_for_previous()
     sample, tile, offs_m, offs_c = locate(tiles, tiles_c, BLOCK_M, BLOCK_C)
     row = offs_m // (W + 2 * halo)
     column = offs_m % (W + 2 * halo)
@@ -290,6 +292,7 @@ def backward_apply_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    wait_for_previous()
     sample, tile, offs_m, offs_c = locate(tiles, tiles_c, BLOCK_M, BLOCK_C)
     # Programs beyond the images zero what precedes the first one.
     beyond = sample >= samples

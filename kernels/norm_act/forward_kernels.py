@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from fastunit.kernels.common.activations import activate
+from fastunit.kernels.common.dependent import wait_for_previous
 from fastunit.kernels.common.runtime import COUNTS
 from fastunit.kernels.norm_act.merge_kernels import finish_statistics
 
@@ -99,6 +100,7 @@ def statistics_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    wait_for_previous()
     sample, tile, offs_m, offs_c = locate(tiles, tiles_c, BLOCK_M, BLOCK_C)
     in_c = offs_c < C
     mask = (offs_m < pixels)[:, None] & in_c[None, :]
@@ -174,6 +176,7 @@ def fprop_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    wait_for_previous()
     sample, _, offs_m, offs_c = locate(tiles, tiles_c, BLOCK_M, BLOCK_C)
     h, in_h = source(offs_m // width - lead, H, halo, reflects)
     w, in_w = source(offs_m % width - lead, W, halo, reflects)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastunit.kernels.common.dependent import wait_for_previous
 from fastunit.kernels.common.last_program import is_last
 from fastunit.kernels.common.runtime import COUNTS
 from fastunit.kernels.norm_act.row_kernels import finish_rows
@@ -110,6 +111,7 @@ def merge_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    wait_for_previous()
     sample = tl.program_id(0) // tiles_c
     offs_c = (tl.program_id(0) % tiles_c) * BLOCK_C + tl.arange(0, BLOCK_C)
     merge_statistics(
@@ -207,6 +209,7 @@ def backward_merge_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    wait_for_previous()
     sample = tl.program_id(0) // tiles_c
     offs_c = (tl.program_id(0) % tiles_c) * BLOCK_C + tl.arange(0, BLOCK_C)
     merge_sums(

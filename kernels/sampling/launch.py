@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastunit.kernels.common import runtime
+from fastunit.kernels.common.dependent import wait_for_previous
 from fastunit.kernels.common.last_program import is_last
 from fastunit.kernels.sampling import philox
 
@@ -60,6 +61,7 @@ def _reparameterize_fprop_kernel(
     SIGMA: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    wait_for_previous()
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offs = tl.arange(0, BLOCK)
     mask = offs < n - start
@@ -99,6 +101,7 @@ def _reparameterize_dgrad_kernel(
     SIGMA: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    wait_for_previous()
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offs = tl.arange(0, BLOCK)
     mask = offs < n - start

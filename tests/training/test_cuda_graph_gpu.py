@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastunit.config import from_dict
+from fastunit.kernels.common import branches, dependent, runtime
 from fastunit.models.unit import networks
 from fastunit.training.cuda_graph import WARM_UP, GraphedStep
 from fastunit.training.objective import Batch
@@ -81,6 +82,41 @@ def test_replays_are_the_step(changes, make, batches):
         assert_same(*losses)
     assert replayed._graph is not None
     assert_same(weights(graphed), weights(eager))
+
+
+SWITCHES = {"branches": (branches,), "pdl": (dependent,), "both": (branches, dependent)}
+
+
+@pytest.mark.parametrize("switches", SWITCHES)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"precision": "fp32"}, {"accumulate": 2}, {"checkpoint_activations": True}, PAPER],
+)
+def test_what_is_off_by_default_changes_no_bits(
+    switches, changes, make, tiny, batches, monkeypatch
+):
+    modules = SWITCHES[switches]
+    if dependent in modules and runtime.arch(torch.device("cuda", 0)) < dependent.OLDEST:
+        pytest.skip("needs compute capability 9.0")
+    if "paper" not in changes:
+        changes = changes | {"dis": tiny["dis"] | {"num_scales": 3}, "pair_domains": "on"}
+    plain, switched = make(**changes), make(**changes)
+    with torch.no_grad():
+        code = plain.unit.gen_a.code(batches[0][0])
+    noise = {name: torch.randn_like(code) for name in ("a", "b", "ba", "ab")}
+    found = []
+    for step, is_on in ((plain, False), (switched, True)):
+        for module in modules:
+            monkeypatch.setattr(module, "ON", is_on)
+        step.use_graphs(required=True)
+        replayed = GraphedStep(lambda *x, of=step: of.updates(Batch(*x, noise)), required=True)
+        found.append([replayed(*images) for images in batches])
+        assert replayed._graph is not None
+    for losses in zip(*found, strict=True):
+        assert_same(*losses)
+    assert_same(weights(switched), weights(plain))
+    if branches in modules:
+        assert branches._lanes  # it has forked
 
 
 def test_every_replay_draws_fresh_noise(make, batches):

@@ -191,8 +191,9 @@ def test_what_is_left_out_has_its_reason(fake):
 
 def test_tiny_networks_keep_the_size_of_images():
     settings = config.from_dict({"crop_image_height": 64, "crop_image_width": 96})
-    tiny = contenders.Contender("fastunit", settings, ("x",)).tiny()
-    assert tiny.settings.crop == (64, 96) and tiny.settings.gen.dim == 4 and tiny.without == ("x",)
+    tiny = contenders.Contender("fastunit", settings, ("x",), ("y",)).tiny()
+    assert tiny.settings.crop == (64, 96) and tiny.settings.gen.dim == 4
+    assert (tiny.without, tiny.added) == (("x",), ("y",))
 
 
 @pytest.mark.slow

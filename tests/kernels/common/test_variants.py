@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 
 from bench.gpu import every_kernel
 from fastunit.kernels import conv_norm_act
-from fastunit.kernels.common import runtime
+from fastunit.kernels.common import dependent, runtime
 from fastunit.kernels.common.variants import compile_missing, folder, specialise, variants
 
 ARCH = 90
@@ -61,6 +61,7 @@ def run(monkeypatch):
                 grid=launch.grid,
                 num_warps=launch.num_warps,
                 num_stages=launch.num_stages,
+                **(dependent.options(ARCH) if dependent.ON else {}),
                 **launch.constexprs,
             )
             launch.kernel.device_caches.clear()
@@ -86,7 +87,9 @@ def block_launches():
 
 
 @pytest.mark.slow
-def test_a_launch_finds_what_was_compiled_ahead(cache, run):
+@pytest.mark.parametrize("is_dependent", [False, True])
+def test_a_launch_finds_what_was_compiled_ahead(is_dependent, cache, run, monkeypatch):
+    monkeypatch.setattr(dependent, "ON", is_dependent)
     launches = block_launches()
     found = variants(launches, ARCH)
     shown = []

@@ -49,12 +49,12 @@ def h100():
 @pytest.mark.parametrize(
     ("channels", "options", "columns"),
     [  # the most columns of a tile among the candidates
-        (64, {"phases": 4, "whole": True}, 256),
+        (64, {"phases": 4, "whole": True}, 128),
         (64, {"phases": 4, "whole": True, "border": True}, 128),
         (64, {"phases": 4}, 64),
         (24, {"phases": 16, "whole": True, "border": True}, 128),
         (24, {"phases": 9, "whole": True}, 32),
-        (384, {"phases": 4, "whole": True}, 128),  # 256 are not those of whole phases
+        (384, {"phases": 4, "whole": True}, 128),
         (64, {}, 64),
     ],
 )
@@ -190,7 +190,7 @@ def test_a_second_wave_costs_more_than_a_full_one():
 
 def test_large_tiles_load_less():
     each = product(results=1000)
-    small, large = (Choice(Tile(*sizes, 64, 8, 4)) for sizes in ((128, 128), (128, 256)))
+    small, large = (Choice(Tile(*sizes, 64, 8, 4)) for sizes in ((128, 128), (256, 128)))
     assert cost(each, large) < 0.85 * cost(each, small)
 
 

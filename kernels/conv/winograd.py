@@ -34,6 +34,7 @@ WINDOWS = 128  # of all images
 
 CACHED = 1 << 17  # windows at a time, times the channels of image and result
 SLACK = 4096  # values; see _Memory
+Index = tuple[slice, slice, slice]
 _ORDER = 0, 1, 2, 3  # of the values of a window, along an axis
 _FLIPPED = 3, 1, 2, 0  # those with which flipped filters are multiplied
 
@@ -165,9 +166,8 @@ def _multiply(
     b: Tensor | None = None,
 ) -> None:
     """Write to y, [N, P, Q, ...], what filters [16, channels, channels of y] make of x."""
-    for samples, rows in _parts(y, x.shape[3:].numel() + y.shape[3:].numel()):
-        part = y[samples, 2 * rows.start : 2 * rows.stop]
-        windows = _windows(x[samples, 2 * rows.start : 2 * rows.stop + 2], order, memory)
+    for of_x, of_y in _parts(y, x.shape[3:].numel() + y.shape[3:].numel()):
+        part, windows = y[of_y], _windows(x[of_x], order, memory)
         products = memory.take("products", (*windows.shape[:5], *y.shape[3:]))
         torch.bmm(_matrices(windows), filters, out=_matrices(products))
         _combine(products, part, order, memory)
@@ -179,9 +179,8 @@ def _correlate(x: Tensor, dy: Tensor, memory: _Memory) -> Tensor:
     """Return the gradient of the filters that made dy's result from x, [16, K, C]."""
     channels = dy.shape[3:].numel()
     found = memory.take("filters", (16, channels, x.shape[3])).zero_()
-    for samples, rows in _parts(dy, x.shape[3] + channels):
-        windows = _windows(x[samples, 2 * rows.start : 2 * rows.stop + 2], _ORDER, memory)
-        gradients = _spread(dy[samples, 2 * rows.start : 2 * rows.stop], memory)
+    for of_x, of_y in _parts(dy, x.shape[3] + channels):
+        windows, gradients = _windows(x[of_x], _ORDER, memory), _spread(dy[of_y], memory)
         found.baddbmm_(_matrices(gradients).transpose(1, 2), _matrices(windows))
     return found
 
@@ -191,15 +190,22 @@ def _matrices(values: Tensor) -> Tensor:
     return values.flatten(5).flatten(2, 4).flatten(0, 1)
 
 
-def _parts(y: Tensor, channels: int) -> Iterator[tuple[slice, slice]]:
-    """Yield samples and rows of windows, which fit into a processor's cache together."""
+def _parts(y: Tensor, channels: int) -> Iterator[tuple[Index, Index]]:
+    """Yield indices of image and result of windows that fit into a processor's cache together."""
     most = max(1, CACHED // channels)
     count, rows, columns = len(y), y.shape[1] // 2, y.shape[2] // 2
-    together = max(1, most // (rows * columns))
-    step = rows if together > 1 else max(1, most // columns)
+    across = min(columns, most)
+    down = min(rows, most // across)
+    together = max(1, most // (across * down))  # more than one if these are whole images
     for sample in range(0, count, together):
-        for row in range(0, rows, step):
-            yield slice(sample, min(count, sample + together)), slice(row, min(rows, row + step))
+        for row in range(0, rows, down):
+            for column in range(0, columns, across):
+                bottom, right = 2 * (row + down), 2 * (column + across)
+                of = slice(sample, sample + together)
+                yield (
+                    (of, slice(2 * row, bottom + 2), slice(2 * column, right + 2)),
+                    (of, slice(2 * row, bottom), slice(2 * column, right)),
+                )
 
 
 def _windows(x: Tensor, order: Sequence[int], memory: _Memory) -> Tensor:

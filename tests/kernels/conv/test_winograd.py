@@ -122,6 +122,24 @@ def test_other_types_formats_and_precisions_stay_direct(products):
         assert products == [2]
 
 
+@pytest.mark.parametrize("size", [(4, 400), (400, 4), (40, 40)])
+def test_the_memory_between_does_not_grow_with_the_image(size, monkeypatch):
+    sizes, own = {}, winograd._Memory.take
+
+    def noted(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        sizes[name] = max(sizes.get(name, 0), torch.Size(shape).numel())
+        return own(self, name, shape)
+
+    monkeypatch.setattr(winograd._Memory, "take", noted)
+    monkeypatch.setattr(winograd, "CACHED", 160)
+    monkeypatch.setattr(aten, "pays", lambda *_: True)
+    run(conv_norm_act, *draw((1, 4, *size), torch.Size((4, 4, 3, 3))), {"padding": 1})
+    assert sizes.pop("filters") == 16 * 4 * 4
+    # 20 windows at a time: 16 values of them; rows have pixels that windows beside each other share.
+    assert sizes == {"windows": 16 * 20 * 4, "products": 16 * 20 * 4, "rows": sizes["rows"]}
+    assert 2 * 20 * 4 * 4 < sizes["rows"] <= 16 * 20 * 4
+
+
 def test_values_that_are_not_finite_reach_the_windows_they_are_in():
     x, w, b = draw((1, 128, 32, 32), torch.Size((256, 128, 3, 3)))
     x[0, 5, 10, 20] = float("nan")

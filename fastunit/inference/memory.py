@@ -21,7 +21,9 @@ MARGIN = 1.35  # peaks over the forecast's: 1.01 to 1.28 measured, glibc keeps f
 FEW = 16  # an image's need over that of its layers in strips, at most
 MOST = 64  # images at once that are asked for
 _SIDE = 512  # of the image that the forecast runs, in pixels
-_STRIP = 8 * STRIP * 4  # bytes: copies of a strip's rows, in float32
+_COPIES = 9  # of a strip's rows at a time, in float32
+_OWN = 48 * 2**20  # bytes that libraries take for themselves while they run strips
+_LEAST = 2**18  # values of a strip
 
 
 class Memory:
@@ -73,10 +75,19 @@ class Memory:
 
     def keeps_in_files(self, direction: Direction, height: int, width: int) -> bool:
         """Return whether layers in strips are too large for the memory."""
+        return self._kept(direction, height, width) + 4 * _COPIES * STRIP > self.budget()
+
+    def strip_values(self, direction: Direction, height: int, width: int) -> int:
+        """Return the values that a strip may have: fewer than STRIP where memory is short."""
+        free = self.budget() - _OWN
+        if not self.keeps_in_files(direction, height, width):
+            free -= self._kept(direction, height, width)
+        return max(_LEAST, min(STRIP, free // (4 * _COPIES)))
+
+    def _kept(self, direction: Direction, height: int, width: int) -> int:
         strips = self.strips(direction)
         itemsize = 2 if self._precision == "bf16" else 4
-        kept = 0 if strips is None else strips.kept_bytes(height, width, itemsize)
-        return MARGIN * kept + _STRIP > self.budget()
+        return 0 if strips is None else int(MARGIN * strips.kept_bytes(height, width, itemsize))
 
     def whole_bytes(self, direction: Direction, height: int, width: int) -> int:
         """Return the bytes at the peak of translating one whole image, without the weights."""

@@ -263,6 +263,7 @@ class Translator:
             (height, width),
             write,
             rows=None if tile == "auto" else int(tile),
+            values=self.memory.strip_values(direction, height, width),
             files=self.memory.keeps_in_files(direction, height, width),
             device=self.device,
         )

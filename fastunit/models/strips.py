@@ -33,7 +33,7 @@ from fastunit.models.levels import (
 )
 from fastunit.models.unit2017_layers import ToImage, plan_of
 
-STRIP = 2**25  # values of a strip's input and result, where the caller gives no rows
+STRIP = 2**25  # values of a strip's input and result where there is memory enough
 LEAST = 4  # rows of a strip
 
 
@@ -74,6 +74,7 @@ class Strips:
         write: Callable[[int, Tensor], None],
         *,
         rows: int | None = None,
+        values: int = STRIP,
         files: bool = False,
         device: torch.device | None = None,
     ) -> None:
@@ -84,8 +85,8 @@ class Strips:
                 device, for (start, stop).
             size: the picture's height and width.
             write: takes the row where they start, and rows [1, K, h, W] of the translation.
-            rows: of the picture that a strip has; None: as many as make strips of about STRIP
-                values.
+            rows: of the picture that a strip has; None: as many as make strips of about `values`.
+            values: of a strip's input and result.
             files: keep layers in temporary files, not in memory.
             device: of the layers; None: the CPU.
 
@@ -101,7 +102,7 @@ class Strips:
         for at, layer in enumerate(self._layers):
             shape, last = shapes[at + 1], layer is self._layers[-1]
             keeps = not last and self._layers[at + 1].adds
-            count = _strip(shapes[at], shape, rows and rows * shape.height // extended)
+            count = _strip(shapes[at], shape, rows and rows * shape.height // extended, values)
             product, kept, found = None, None, Statistics()
             for start in range(0, shape.height, count):
                 stop = min(start + count, shape.height)
@@ -195,12 +196,12 @@ def _length(plan: Plan, size: int, reach: int) -> int:
     return (size - 1) * plan.stride - 2 * plan.padding + reach + plan.output_padding
 
 
-def _strip(given: Shape, result: Shape, rows: int | None) -> int:
+def _strip(given: Shape, result: Shape, rows: int | None, values: int) -> int:
     """Return how many rows of a result are computed at a time."""
     if rows is None:
         shrink = given.height / result.height
         row = result.channels * result.width + given.channels * given.width * shrink
-        rows = int(STRIP / row)
+        rows = int(values / row)
     return max(LEAST, rows)
 
 

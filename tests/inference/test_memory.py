@@ -18,7 +18,7 @@ from fastunit.data import image_io
 from fastunit.inference.memory import MARGIN, SHARE, Memory
 from fastunit.models.domain_pair import GeneratorPair
 from fastunit.models.levels import FileLevel
-from fastunit.models.strips import Strips
+from fastunit.models.strips import STRIP, Strips
 from fastunit.models.unit import networks
 from fastunit.translate import main
 from tests.support.processes import python
@@ -67,9 +67,7 @@ def test_the_margin_covers_what_the_heap_keeps():
 
 def test_an_image_beyond_the_memory_stays_within_it():
     limit = 60 * 2**20
-    small = "import fastunit.models.strips as s; s.STRIP = 2**19\n"
-    small += "import fastunit.inference.memory as m; m._STRIP = 8 * 4 * 2**19\n"
-    ran = python("-c", small + PEAK, limit)
+    ran = python("-c", PEAK, limit)
     assert ran.returncode == 0, ran.stderr
     grown, whole = map(int, ran.stdout.split())
     assert grown < limit < whole
@@ -133,9 +131,12 @@ def test_memory_decides_how_many_images_fit_and_where_layers_are_kept(monkeypatc
         )
         assert memory.images("a2b", 1000, 1000) == images
     assert memory.keeps_in_files("a2b", 1000, 1000)
+    monkeypatch.setattr(devices, "free_memory", lambda _: (36 * 2**20 + 48 * 2**20) / SHARE)
+    assert memory.strip_values("a2b", 1000, 1000) == 2**20  # nine copies in float32, and 48 MiB
     monkeypatch.setattr(devices, "free_memory", lambda _: 2**40)
     assert memory.images("a2b", 1000, 1000) == 64
     assert not memory.keeps_in_files("a2b", 1000, 1000)
+    assert memory.strip_values("a2b", 1000, 1000) == STRIP
 
 
 def test_free_memory_is_within_the_control_groups_limit(tmp_path, monkeypatch):

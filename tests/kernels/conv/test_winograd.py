@@ -135,7 +135,7 @@ def test_the_memory_between_does_not_grow_with_the_image(size, monkeypatch):
     monkeypatch.setattr(aten, "pays", lambda *_: True)
     run(conv_norm_act, *draw((1, 4, *size), torch.Size((4, 4, 3, 3))), {"padding": 1})
     assert sizes.pop("filters") == 16 * 4 * 4
-    # 20 windows at a time: 16 values of them; rows have pixels that windows beside each other share.
+    # 20 windows at a time, 16 values each; of rows those that neighbours share are there once.
     assert sizes == {"windows": 16 * 20 * 4, "products": 16 * 20 * 4, "rows": sizes["rows"]}
     assert 2 * 20 * 4 * 4 < sizes["rows"] <= 16 * 20 * 4
 
